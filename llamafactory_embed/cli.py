@@ -1,0 +1,5 @@
+"""The console script `llamafactory-embed`."""
+
+
+def main() -> None:
+    """Entry point."""

@@ -1,0 +1,138 @@
+"""Seam: the argument parser. The options of all stages join the host's `FinetuningArguments`."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from types import ModuleType
+from typing import Any
+
+from ..hparams.option import check_options
+from . import contract
+from .registry import Registry, load_registry
+from .stage import HOST_STAGES, Stage
+
+
+# Lists of argument classes in the host's parser module that hold FinetuningArguments.
+ARGUMENT_LISTS = ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MCA_ARGS")
+
+
+def apply(parser: ModuleType) -> None:
+    """Replace `FinetuningArguments` wherever the parser names it: unknown keys are refused as ever, and help lists
+    ours."""
+    host_class = contract.attribute(parser, "FinetuningArguments")
+    lists = [contract.attribute(parser, name) for name in ARGUMENT_LISTS]
+    contract.check_signature(contract.attribute(parser, "get_train_args"), "args")
+    if "stage" not in {field.name for field in dataclasses.fields(host_class)}:
+        raise contract.HostMismatchError("LLaMA-Factory's FinetuningArguments has no `stage` any more.")
+
+    registry = load_registry()
+    taken = {
+        field.name: argument_class.__name__
+        for argument_class in contract.attribute(parser, "_TRAIN_ARGS")
+        for field in dataclasses.fields(argument_class)
+    }
+    reject_conflicts(registry, taken)
+    registry.report_problems()
+
+    extended = extend_finetuning_arguments(host_class, registry)
+    for argument_classes in lists:
+        argument_classes[:] = [extended if each is host_class else each for each in argument_classes]
+    parser.FinetuningArguments = extended
+
+
+def reject_conflicts(registry: Registry, taken: dict[str, str]) -> None:
+    """An option may be shared by stages that declare it alike; anything else would change under a user's hands."""
+    declared: dict[str, tuple[Stage, Any]] = {}
+    for stage in list(registry.stages.values()):
+        hints = typing.get_type_hints(stage.options)
+        for field in dataclasses.fields(stage.options):
+            signature = (hints[field.name], field.default)
+            if field.name in taken:
+                registry.reject(
+                    stage.name,
+                    f"Stage {stage.name!r} of {registry.owner(stage.name)} cannot be used: its option "
+                    f"`{field.name}` is one of LLaMA-Factory's own ({taken[field.name]}).",
+                )
+                break
+            first, first_signature = declared.setdefault(field.name, (stage, signature))
+            if first_signature != signature:
+                registry.reject(
+                    stage.name,
+                    f"Stage {stage.name!r} of {registry.owner(stage.name)} cannot be used: stage {first.name!r} of "
+                    f"{registry.owner(first.name)} declares its option `{field.name}` differently.",
+                )
+                break
+
+
+def extend_finetuning_arguments(host_class: type, registry: Registry) -> type:
+    """A subclass of the host's dataclass with the new values of `stage` and the options of all stages."""
+    names = (*HOST_STAGES, *registry.stages)
+    stage_field = next(field for field in dataclasses.fields(host_class) if field.name == "stage")
+    fields: dict[str, tuple[str, Any, Any]] = {
+        "stage": (
+            "stage",
+            typing.Literal[names],
+            dataclasses.field(default=stage_field.default, metadata=dict(stage_field.metadata)),
+        )
+    }
+    for stage in registry.stages.values():
+        hints = typing.get_type_hints(stage.options)
+        for field in dataclasses.fields(stage.options):
+            fields.setdefault(field.name, (field.name, hints[field.name], _copy_field(field, stage)))
+
+    def post_init(self: Any) -> None:
+        host_class.__post_init__(self)  # type: ignore[attr-defined]
+        self.stage_options = read_stage_options(self, registry)
+
+    return dataclasses.make_dataclass(
+        host_class.__name__,
+        list(fields.values()),
+        bases=(host_class,),
+        namespace={"__post_init__": post_init, "__doc__": host_class.__doc__, "__module__": __name__},
+    )
+
+
+def read_stage_options(finetuning_args: Any, registry: Registry) -> Any:
+    """The chosen stage's options as its own dataclass, checked; options of other stages are refused."""
+    chosen = registry.find(finetuning_args.stage)
+    own = {field.name for field in dataclasses.fields(chosen.options)} if chosen is not None else set()
+    for stage in registry.stages.values():
+        for field in dataclasses.fields(stage.options):
+            if field.name not in own and getattr(finetuning_args, field.name) != _default(field):
+                raise ValueError(
+                    f"`{field.name}` is an option of {_stages_with(field.name, registry)}, "
+                    f"not of `stage: {finetuning_args.stage}`."
+                )
+
+    if chosen is None:
+        return None
+
+    if finetuning_args.use_mca or finetuning_args.use_hyper_parallel:
+        raise ValueError(f"`stage: {chosen.name}` does not run under `use_mca` or `use_hyper_parallel`: unset them.")
+
+    options = chosen.options(**{name: getattr(finetuning_args, name) for name in own})
+    check_options(options)
+    return options
+
+
+def _stages_with(option_name: str, registry: Registry) -> str:
+    stages = [
+        f"`stage: {stage.name}`"
+        for stage in registry.stages.values()
+        if option_name in {field.name for field in dataclasses.fields(stage.options)}
+    ]
+    return " and ".join(stages)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+
+
+def _copy_field(field: dataclasses.Field[Any], stage: Stage) -> Any:
+    """The same field for another class; argparse reads `%` in a help text as a format."""
+    help_text = field.metadata["help"].replace("%", "%%")
+    metadata = {**field.metadata, "help": f"[{stage.name}] {help_text}"}
+    if field.default is not dataclasses.MISSING:
+        return dataclasses.field(default=field.default, metadata=metadata)
+    return dataclasses.field(default_factory=field.default_factory, metadata=metadata)  # type: ignore[misc]

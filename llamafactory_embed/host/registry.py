@@ -1,0 +1,95 @@
+"""The stages that the installed packages register, and what is wrong with those that cannot be used."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import sys
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+
+from .stage import HOST_STAGES, Stage
+
+
+GROUP = "llamafactory.stages"
+
+
+class Registry:
+    """Stages by name. A stage that cannot be used never stops the others: it is remembered with a sentence that
+    is shown when the host starts, and raised when a recipe asks for it."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, Stage] = {}
+        self.problems: dict[str, str] = {}
+        self._owners: dict[str, str] = {}
+
+    def add(self, stage: Stage, owner: str) -> None:
+        """Take up a stage of the package `owner`."""
+        if stage.name in self._owners:
+            self.reject(
+                stage.name,
+                f"Stage {stage.name!r} is registered by two packages, {self._owners[stage.name]} and {owner}: "
+                "uninstall one of them.",
+            )
+        else:
+            self.stages[stage.name] = stage
+            self._owners[stage.name] = owner
+
+    def reject(self, name: str, sentence: str) -> None:
+        """Drop a stage and remember why."""
+        self.stages.pop(name, None)
+        self.problems[name] = sentence
+
+    def owner(self, name: str) -> str:
+        """The package that registered a stage."""
+        return self._owners[name]
+
+    def find(self, name: str) -> Stage | None:
+        """The plugin stage of that name, None for one of the host's own; a ValueError for anything else."""
+        if name in self.stages:
+            return self.stages[name]
+        if name in HOST_STAGES:
+            return None
+        if name in self.problems:
+            raise ValueError(self.problems[name])
+
+        known = [*HOST_STAGES, *self.stages]
+        nearest = difflib.get_close_matches(str(name), known, n=1)
+        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+        raise ValueError(f"Unknown `stage: {name}`; known stages are {', '.join(known)}.{hint}")
+
+    def report_problems(self) -> None:
+        """Say on stderr, once and from the first process only, what could not be loaded."""
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            for sentence in self.problems.values():
+                print(f"llamafactory-embed: {sentence}", file=sys.stderr)
+
+
+def read_registry(points: Iterable[EntryPoint]) -> Registry:
+    """Load every entry point; what fails is named with its package and the cause."""
+    registry = Registry()
+    for point in points:
+        owner = point.dist.name if point.dist is not None else point.value
+        try:
+            stage = point.load()
+            if not isinstance(stage, Stage):
+                raise TypeError(f"{point.value} is not a llamafactory_embed.host.Stage")
+            if stage.name != point.name:
+                raise ValueError(f"the entry point is named {point.name!r} but its stage {stage.name!r}")
+        except Exception as error:  # whatever another package's import raises must not take the other stages down
+            registry.reject(
+                point.name,
+                f"Stage {point.name!r} of the package {owner} could not be loaded "
+                f"({type(error).__name__}: {error}); the other stages are not affected.",
+            )
+        else:
+            registry.add(stage, owner)
+
+    return registry
+
+
+@functools.cache
+def load_registry() -> Registry:
+    """The registry of this process, read once."""
+    return read_registry(entry_points(group=GROUP))

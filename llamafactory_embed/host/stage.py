@@ -1,0 +1,67 @@
+"""What a training stage is to LLaMA-Factory: a small record that any package may register."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+# The host's own stages; a plugin may not take their names.
+HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
+
+# The arguments every `run` function takes, in the host's order.
+RUN_ARGUMENTS = ("model_args", "data_args", "training_args", "finetuning_args", "generating_args", "callbacks")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One value of `stage:` in a recipe.
+
+    Registered through an entry point of the group `llamafactory.stages`, whose name is the stage's name::
+
+        [project.entry-points."llamafactory.stages"]
+        contrastive = "llamafactory_embed.stages:CONTRASTIVE"
+    """
+
+    name: str
+    """The value of `stage:`; lower-case letters, digits, `-` and `_`."""
+
+    options: type
+    """A dataclass of the options that only this stage reads. Every field has a default and a `help`; they join the
+    host's parser, the help text and LLaMA Board, and reach `run` as `finetuning_args.stage_options`."""
+
+    run: str
+    """`package.module:function`, imported when the stage runs. It is called like the host's own workflows, with
+    (model_args, data_args, training_args, finetuning_args, generating_args, callbacks)."""
+
+    label: str
+    """How LLaMA Board lists the stage."""
+
+    formats: tuple[str, ...] = ()
+    """The values of `formatting` in `dataset_info.json` that the stage reads; empty means the host's own."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
+            raise ValueError(
+                f"A stage cannot be named {self.name!r}: use lower-case letters, digits, `-` and `_`, a letter first."
+            )
+        if self.name in HOST_STAGES:
+            raise ValueError(f"A stage cannot be named {self.name!r}: that is a stage of LLaMA-Factory itself.")
+        if not (isinstance(self.options, type) and dataclasses.is_dataclass(self.options)):
+            raise ValueError(f"The options of stage {self.name!r} must be a dataclass, not {self.options!r}.")
+        for field in dataclasses.fields(self.options):
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise ValueError(f"Option `{field.name}` of stage {self.name!r} needs a default value.")
+            if not field.metadata.get("help"):
+                raise ValueError(f'Option `{field.name}` of stage {self.name!r} needs metadata={{"help": …}}.')
+        if not re.fullmatch(r"[\w.]+:\w+", self.run):
+            raise ValueError(f"`run` of stage {self.name!r} must read `package.module:function`, not {self.run!r}.")
+
+    def load_run(self) -> Callable[..., Any]:
+        """Import the function behind `run`."""
+        module, _, function = self.run.partition(":")
+        return getattr(importlib.import_module(module), function)

@@ -1,0 +1,97 @@
+"""How an option is declared, and checked wherever it comes from: recipe, command line or LLaMA Board."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    label: str | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A dataclass field with what the help text, the checks and LLaMA Board need to know about it.
+
+    The choices of an option are its `Literal` annotation; bounds include their end points.
+    """
+    metadata = {"help": help, "label": label, "minimum": minimum, "maximum": maximum}
+    if isinstance(default, (list, dict, set)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of a (possibly optional) `Literal`, without None."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return typing.get_args(annotation)
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(value for part in typing.get_args(annotation) for value in choices(part))
+    return ()
+
+
+def is_optional(annotation: Any) -> bool:
+    """Whether None is a value of this type."""
+    return type(None) in typing.get_args(annotation)
+
+
+def scalar_type(annotation: Any) -> type | None:
+    """int, float, bool or str where the option is one of them (or None), otherwise None."""
+    parts = [part for part in (typing.get_args(annotation) or (annotation,)) if part is not type(None)]
+    return parts[0] if len(parts) == 1 and parts[0] in (int, float, bool, str) else None
+
+
+def check_options(options: Any) -> None:
+    """Check the values of an options dataclass against its own declaration; one ValueError with all problems."""
+    hints = typing.get_type_hints(type(options))
+    problems = []
+    for field in dataclasses.fields(options):
+        problem = find_problem(field, hints[field.name], getattr(options, field.name))
+        if problem is not None:
+            problems.append(problem)
+    if problems:
+        raise ValueError(" ".join(problems))
+
+
+def find_problem(field: dataclasses.Field[Any], annotation: Any, value: Any) -> str | None:
+    """What is wrong with one option's value, as a sentence."""
+    if value is None:
+        return None if is_optional(annotation) else f"`{field.name}` needs a value."
+
+    allowed = choices(annotation)
+    if allowed:
+        if value in allowed:
+            return None
+        nearest = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
+        hint = f"; did you mean `{nearest[0]}`?" if nearest else "."
+        return f"`{field.name}` must be one of {', '.join(map(str, allowed))}, not {value!r}{hint}"
+
+    wanted = scalar_type(annotation)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        wanted = int  # `temperature: 1` is a fine float
+    if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
+        return f"`{field.name}` must be {_TYPE_NAMES[wanted]}, not {value!r}."
+
+    minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
+    if wanted in (int, float) and (
+        (minimum is not None and value < minimum) or (maximum is not None and value > maximum)
+    ):
+        return f"`{field.name}` must be {_describe_range(minimum, maximum)}, not {value!r}."
+    return None
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _describe_range(minimum: float | None, maximum: float | None) -> str:
+    if minimum is None:
+        return f"at most {maximum}"
+    if maximum is None:
+        return f"at least {minimum}"
+    return f"between {minimum} and {maximum}"

@@ -1,0 +1,96 @@
+"""Padding-free forward: texts lie end to end in one row of tokens, and only attention knows where each one ends.
+
+Linear layers never see padding, so a batch whose rows are one third full costs one third. Attention runs text by text:
+varlen kernels on CUDA, grouped calls on a CPU (`attention_patch`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from attention_patch import packed_inputs
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Some of the given texts as one row of tokens. Equal lengths are neighbours: a CPU attends to them in one call."""
+
+    token_ids: Tensor  # [T], T = sum of lengths
+    lengths: tuple[int, ...]
+    text_indices: tuple[int, ...]  # which of the given texts each one is
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        return PackedBatch(self.token_ids.to(device, non_blocking=True), self.lengths, self.text_indices)
+
+
+def pack_texts(texts: Sequence[Sequence[int]], max_tokens: int | None = None) -> list[PackedBatch]:
+    """Lay out tokenized texts in rows of at most `max_tokens` tokens (one row without a limit), longest texts first,
+    so that a row which does not fit into memory fails at the start and not in the middle of an epoch.
+
+    A single text longer than `max_tokens` gets a row of its own.
+    """
+    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+    return [_pack(texts, indices) for indices in _fill_rows(texts, order, max_tokens)]
+
+
+def _fill_rows(texts: Sequence[Sequence[int]], order: Sequence[int], max_tokens: int | None) -> Iterator[list[int]]:
+    row: list[int] = []
+    tokens = 0
+    for index in order:
+        length = len(texts[index])
+        if length == 0:
+            raise ValueError(f"Text {index} of the batch has no tokens: a text needs at least one to be embedded.")
+        if row and max_tokens is not None and tokens + length > max_tokens:
+            yield row
+            row, tokens = [], 0
+        row.append(index)
+        tokens += length
+    if row:
+        yield row
+
+
+def _pack(texts: Sequence[Sequence[int]], indices: Sequence[int]) -> PackedBatch:
+    return PackedBatch(
+        token_ids=torch.tensor([token for index in indices for token in texts[index]], dtype=torch.long),
+        lengths=tuple(len(texts[index]) for index in indices),
+        text_indices=tuple(indices),
+    )
+
+
+def find_decoder(model: nn.Module) -> PreTrainedModel:
+    """The model below its language-model head, with LoRA layers in place if it has any: embeddings need no logits."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper has that method
+    if not isinstance(base, PreTrainedModel):
+        raise ValueError(f"{type(base).__name__} is not a transformers model: the packed forward cannot run it.")
+    return base.base_model
+
+
+def forward_packed(decoder: PreTrainedModel, batch: PackedBatch, all_layers: bool = False) -> tuple[Tensor, ...]:
+    """Run a packed batch through a decoder whose attention was set by `attention_patch.patch_attention`.
+
+    Returns the last hidden states, one tensor [T, d]; with `all_layers` one for the embedding and each layer.
+    """
+    device = decoder.get_input_embeddings().weight.device
+    batch = batch.to(device)
+    output = decoder(
+        input_ids=batch.token_ids.unsqueeze(0),  # [1, T]
+        use_cache=False,
+        output_hidden_states=all_layers,
+        return_dict=True,
+        **packed_inputs(batch.lengths, device=device),
+    )
+    states = output.hidden_states if all_layers else (output.last_hidden_state,)
+    return tuple(state.squeeze(0) for state in states)  # each [T, d]
+
+
+def split_texts(hidden: Tensor, batch: PackedBatch, count: int) -> list[Tensor]:
+    """Hidden states [T, d] → one tensor [length, d] for each of `count` texts, in the order they were given."""
+    texts: list[Tensor] = [hidden.new_empty(0, hidden.shape[-1])] * count
+    for index, states in zip(batch.text_indices, hidden.split(list(batch.lengths)), strict=True):
+        texts[index] = states
+    return texts
