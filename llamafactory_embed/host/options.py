@@ -130,9 +130,10 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _copy_field(field: dataclasses.Field[Any], stage: Stage) -> Any:
-    """The same field for another class; argparse reads `%` in a help text as a format."""
+    """The same field for the parser, which takes every key of the metadata for an argument of argparse's own and
+    reads `%` in a help text as a format."""
     help_text = field.metadata["help"].replace("%", "%%")
-    metadata = {**field.metadata, "help": f"[{stage.name}] {help_text}"}
+    metadata = {"help": f"[{stage.name}] {help_text}"}
     if field.default is not dataclasses.MISSING:
         return dataclasses.field(default=field.default, metadata=metadata)
     return dataclasses.field(default_factory=field.default_factory, metadata=metadata)  # type: ignore[misc]

@@ -31,20 +31,33 @@ def choices(annotation: Any) -> tuple[Any, ...]:
     """The values of a (possibly optional) `Literal`, without None."""
     if typing.get_origin(annotation) is typing.Literal:
         return typing.get_args(annotation)
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    if _is_union(annotation):
         return tuple(value for part in typing.get_args(annotation) for value in choices(part))
     return ()
 
 
 def is_optional(annotation: Any) -> bool:
     """Whether None is a value of this type."""
-    return type(None) in typing.get_args(annotation)
+    return _is_union(annotation) and type(None) in typing.get_args(annotation)
 
 
 def scalar_type(annotation: Any) -> type | None:
     """int, float, bool or str where the option is one of them (or None), otherwise None."""
-    parts = [part for part in (typing.get_args(annotation) or (annotation,)) if part is not type(None)]
-    return parts[0] if len(parts) == 1 and parts[0] in (int, float, bool, str) else None
+    parts = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    scalars = [part for part in parts if part is not type(None)]
+    return scalars[0] if len(scalars) == 1 and scalars[0] in (int, float, bool, str) else None
+
+
+def item_type(annotation: Any) -> type | None:
+    """The type of the items where the option is a list (or None), otherwise None."""
+    for part in typing.get_args(annotation) if _is_union(annotation) else (annotation,):
+        if typing.get_origin(part) is list:
+            return typing.get_args(part)[0]
+    return None
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
 def check_options(options: Any) -> None:
@@ -72,10 +85,14 @@ def find_problem(field: dataclasses.Field[Any], annotation: Any, value: Any) -> 
         hint = f"; did you mean `{nearest[0]}`?" if nearest else "."
         return f"`{field.name}` must be one of {', '.join(map(str, allowed))}, not {value!r}{hint}"
 
+    items = item_type(annotation)
+    if items is not None:
+        if isinstance(value, list) and all(_is_a(item, items) for item in value):
+            return None
+        return f"`{field.name}` must be a list of {_PLURALS[items]}, not {value!r}."
+
     wanted = scalar_type(annotation)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        wanted = int  # `temperature: 1` is a fine float
-    if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
+    if wanted is not None and not _is_a(value, wanted):
         return f"`{field.name}` must be {_TYPE_NAMES[wanted]}, not {value!r}."
 
     minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
@@ -86,6 +103,14 @@ def find_problem(field: dataclasses.Field[Any], annotation: Any, value: Any) -> 
     return None
 
 
+def _is_a(value: Any, wanted: type) -> bool:
+    """`temperature: 1` is a fine float, but `true` is no number."""
+    if isinstance(value, bool):
+        return wanted is bool
+    return isinstance(value, (int, float) if wanted is float else wanted)
+
+
+_PLURALS = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
