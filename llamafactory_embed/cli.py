@@ -1,5 +1,73 @@
-"""The console script `llamafactory-embed`."""
+"""The console script `llamafactory-embed`: what one does around a run. Training itself is `llamafactory-cli train`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+from . import __version__
 
 
-def main() -> None:
-    """Entry point."""
+class Command(NamedTuple):
+    """A subcommand lives in a module with `add_arguments(parser)` and `run(arguments) -> exit code`."""
+
+    module: str
+    help: str
+
+
+# One line a command. The module is imported only when its command is called.
+COMMANDS = {
+    "doctor": Command("llamafactory_embed.doctor", "check this installation: versions, plugin, attention, devices"),
+    "recipe": Command("llamafactory_embed.recipe", "check recipes without running them"),
+}
+
+DESCRIPTION = """\
+Turn any language model, autoregressive or diffusion, into a text embedder.
+
+Training stages run in LLaMA-Factory:   llamafactory-cli train RECIPE.yaml
+This command is for what happens around them."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 when all is well, 1 for a problem, 2 for wrong usage."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = build_parser(words[0] if words else None).parse_args(words)
+    try:
+        return importlib.import_module(COMMANDS[arguments.command].module).run(arguments)
+    except ValueError as error:
+        sentence = str(error)
+    except ImportError as error:
+        sentence = f"{error}: see what `llamafactory-embed doctor` says."
+    except KeyboardInterrupt:
+        return 130
+    print(f"llamafactory-embed: {sentence}", file=sys.stderr)
+    return 1
+
+
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser of all commands, with the arguments of the chosen one."""
+    parser = argparse.ArgumentParser(
+        prog="llamafactory-embed", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=describe_versions())
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name, help=command.help, description=command.help[0].upper() + command.help[1:] + "."
+        )
+        if name == chosen:
+            importlib.import_module(command.module).add_arguments(subparser)
+    return parser
+
+
+def describe_versions() -> str:
+    """This package's version and its host's."""
+    try:
+        host = f"LLaMA-Factory {version('llamafactory')}"
+    except PackageNotFoundError:
+        host = "LLaMA-Factory is not installed"
+    return f"llamafactory-embed {__version__} ({host})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,9 +15,7 @@ from transformers import modeling_flash_attention_utils as flash_utils
 import attention_patch
 
 
-def visible(
-    length: int, mode: str, window: int | None, draw: torch.Tensor | None = None, two_sided: bool = True
-) -> torch.Tensor:
+def visible(length: int, mode: str, window: int | None, draw: torch.Tensor | None = None) -> torch.Tensor:
     """[length, length], True where the query of that row may attend to the key of that column.
 
     A causal window of w holds w tokens, a two-sided one reaches w to both sides (transformers' definition).
@@ -91,10 +90,9 @@ class FlashReference:
         assert torch.equal(cu_seqlens_q, cu_seqlens_k)
         ends = cu_seqlens_q.tolist()
         self.calls.append(FlashCall(causal, tuple(window_size), ends, int(max_seqlen_q)))
-        assert int(max_seqlen_q) == int(max_seqlen_k) >= max(b - a for a, b in zip(ends, ends[1:], strict=False))
-        texts = zip(ends, ends[1:], strict=False)
+        assert int(max_seqlen_q) == int(max_seqlen_k) >= max(b - a for a, b in pairwise(ends))
         options = (softmax_scale, causal, window_size, softcap)
-        return torch.cat([_flash_row(q[a:b], k[a:b], v[a:b], *options) for a, b in texts])
+        return torch.cat([_flash_row(q[a:b], k[a:b], v[a:b], *options) for a, b in pairwise(ends)])
 
     def varlen_attn(
         self,

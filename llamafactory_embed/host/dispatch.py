@@ -32,6 +32,7 @@ def apply(tuner: ModuleType) -> None:
         parsed = host_get_train_args(args)
         finetuning_args = parsed[RUN_ARGUMENTS.index("finetuning_args")]
         if load_registry().find(finetuning_args.stage) is not None:
+            finetuning_args.recipe = recipe_of(args)  # a checkpoint keeps the recipe it was made with
             finetuning_args.plugin_stage = finetuning_args.stage
             finetuning_args.stage = CARRIER_STAGE
         return parsed
@@ -49,6 +50,13 @@ def apply(tuner: ModuleType) -> None:
     tuner.get_train_args = get_train_args
     tuner.run_sft = run_carrier_stage
     _apply_ray(tuner)
+
+
+def recipe_of(args: dict[str, Any] | list[str]) -> dict[str, Any]:
+    """The recipe as it was given: a YAML file's keys, or the flags of the command line."""
+    if isinstance(args, dict):
+        return dict(args)
+    return {"command_line": list(args)}
 
 
 def _apply_ray(tuner: ModuleType) -> None:

@@ -23,19 +23,29 @@ class PackedBatch:
     token_ids: Tensor  # [T], T = sum of lengths
     lengths: tuple[int, ...]
     text_indices: tuple[int, ...]  # which of the given texts each one is
+    pooled_tokens: Tensor | None = None  # [T] bool, the tokens that pooling counts; None: all
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        return PackedBatch(self.token_ids.to(device, non_blocking=True), self.lengths, self.text_indices)
+        """The same batch on another device."""
+        pooled_tokens = None if self.pooled_tokens is None else self.pooled_tokens.to(device, non_blocking=True)
+        return PackedBatch(
+            self.token_ids.to(device, non_blocking=True), self.lengths, self.text_indices, pooled_tokens
+        )
 
 
-def pack_texts(texts: Sequence[Sequence[int]], max_tokens: int | None = None) -> list[PackedBatch]:
+def pack_texts(
+    texts: Sequence[Sequence[int]], max_tokens: int | None = None, pooled_from: Sequence[int] | None = None
+) -> list[PackedBatch]:
     """Lay out tokenized texts in rows of at most `max_tokens` tokens (one row without a limit), longest texts first,
     so that a row which does not fit into memory fails at the start and not in the middle of an epoch.
 
-    A single text longer than `max_tokens` gets a row of its own.
+    A single text longer than `max_tokens` gets a row of its own. `pooled_from` names each text's first token that
+    pooling counts, where that is not its first token.
     """
+    if pooled_from is not None and not any(pooled_from):
+        pooled_from = None
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-    return [_pack(texts, indices) for indices in _fill_rows(texts, order, max_tokens)]
+    return [_pack(texts, indices, pooled_from) for indices in _fill_rows(texts, order, max_tokens)]
 
 
 def _fill_rows(texts: Sequence[Sequence[int]], order: Sequence[int], max_tokens: int | None) -> Iterator[list[int]]:
@@ -54,11 +64,19 @@ def _fill_rows(texts: Sequence[Sequence[int]], order: Sequence[int], max_tokens:
         yield row
 
 
-def _pack(texts: Sequence[Sequence[int]], indices: Sequence[int]) -> PackedBatch:
+def _pack(
+    texts: Sequence[Sequence[int]], indices: Sequence[int], pooled_from: Sequence[int] | None
+) -> PackedBatch:
+    lengths = tuple(len(texts[index]) for index in indices)
+    pooled_tokens = None
+    if pooled_from is not None:
+        starts = [pooled_from[index] for index in indices]
+        pooled_tokens = torch.cat([torch.arange(n) >= start for n, start in zip(lengths, starts, strict=True)])
     return PackedBatch(
         token_ids=torch.tensor([token for index in indices for token in texts[index]], dtype=torch.long),
-        lengths=tuple(len(texts[index]) for index in indices),
+        lengths=lengths,
         text_indices=tuple(indices),
+        pooled_tokens=pooled_tokens,
     )
 
 

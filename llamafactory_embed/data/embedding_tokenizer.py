@@ -1,0 +1,53 @@
+"""Texts of an embedder → tokens, the same way in training, evaluation and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from ..model.embedding_config import EmbeddingConfig
+from .prompts import parse_template, prompt_texts
+from .tokenization import TokenizedText, tokenize_texts
+
+
+class EmbeddingTokenizer:
+    """A tokenizer together with the prompts, lengths and EOS of an embedder."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: EmbeddingConfig) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        self._query_template = parse_template(config.query_template, "query_template")
+        self._document_template = parse_template(config.document_template, "document_template")
+
+    def queries(self, texts: Sequence[str], instructions: Sequence[str] | str = "") -> list[TokenizedText]:
+        """Tokenize queries, with one instruction each or one for all."""
+        return self._tokenize(texts, instructions, symmetric=True, max_length=self.config.query_max_length)
+
+    def documents(self, texts: Sequence[str], instructions: Sequence[str] | str = "") -> list[TokenizedText]:
+        """Tokenize documents. Those of symmetric tasks carry the task's instruction and are written like queries."""
+        limit = self.config.document_max_length
+        if isinstance(instructions, str):
+            return self._tokenize(texts, instructions, symmetric=bool(instructions), max_length=limit)
+
+        tokenized: list[TokenizedText] = [TokenizedText([])] * len(texts)
+        for symmetric in (True, False):
+            chosen = [index for index, each in enumerate(instructions) if bool(each) == symmetric]
+            part = self._tokenize(
+                [texts[index] for index in chosen], [instructions[index] for index in chosen], symmetric, limit
+            )
+            for index, text in zip(chosen, part, strict=True):
+                tokenized[index] = text
+        return tokenized
+
+    def _tokenize(
+        self, texts: Sequence[str], instructions: Sequence[str] | str, symmetric: bool, max_length: int
+    ) -> list[TokenizedText]:
+        template = self._query_template if symmetric else self._document_template
+        return tokenize_texts(
+            self.tokenizer,
+            prompt_texts(texts, instructions, template),
+            max_length=max_length,
+            append_eos=self.config.append_eos,
+            skip_instruction=self.config.skip_instruction,
+        )

@@ -1,0 +1,1 @@
+"""Retrieval data: rows of query, positives and negatives, read from many formats and drawn into batches by task."""

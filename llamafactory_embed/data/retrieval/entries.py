@@ -1,0 +1,123 @@
+"""Entries of `dataset_info.json` with `"formatting": "retrieval"`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .formats import ROLES
+
+
+HOST_KEYS = (
+    "file_name",
+    "hf_hub_url",
+    "ms_hub_url",
+    "om_hub_url",
+    "script_url",
+    "cloud_file_name",
+    "formatting",
+    "subset",
+    "split",
+    "folder",
+    "num_samples",
+    "columns",
+)
+OWN_KEYS = ("task", "instruction", "symmetric", "own_passages_only")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a data set lies and how it is to be read."""
+
+    name: str
+    location: str
+    """A file or folder, or a name on the Hugging Face hub."""
+    on_hub: bool = False
+    task: str = ""
+    instructions: tuple[str, ...] = ("",)
+    """Several are used in turn, by the number of the row, as LLM2Vec does with the E5 data."""
+    symmetric: bool = False
+    own_passages_only: bool | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    subset: str | None = None
+    split: str | None = None
+    folder: str | None = None
+    hub_files: str | None = None
+    """On the hub: the file, or the pattern of files, that belongs to this data set."""
+    num_samples: int | None = None
+
+
+def find_entries(dataset_names: Sequence[str] | str, dataset_dir: str | dict[str, Any]) -> list[Entry]:
+    """Look data sets up in the host's registry, as its own stages do."""
+    from llamafactory.data.parser import get_dataset_list  # late: it imports the whole host
+
+    names = dataset_names.split(",") if isinstance(dataset_names, str) else list(dataset_names)
+    names = [name.strip() for name in names]
+    found = get_dataset_list(names, dataset_dir)
+    folder = dataset_dir if isinstance(dataset_dir, str) else ""
+    entries = []
+    for name, attributes in zip(names, found, strict=True):
+        settings = attributes.entry
+        if settings is None:  # `dataset_dir: ONLINE`: the name is the whole entry
+            settings = {"hf_hub_url": name, "formatting": "retrieval"}
+        entries.append(make_entry(name, settings, folder))
+    return entries
+
+
+def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entry:
+    """Check one entry of `dataset_info.json`."""
+    formatting = settings.get("formatting", "alpaca")
+    if formatting != "retrieval":
+        raise ValueError(
+            f"Data set `{name}` has `formatting: {formatting}`; this stage reads `retrieval` (docs/data.md)."
+        )
+    known = HOST_KEYS + OWN_KEYS
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"Data set `{name}`: key `{key}` is not known{_suggest(key, known)}.")
+    columns = settings.get("columns") or {}
+    for role in columns:
+        if role not in ROLES:
+            raise ValueError(
+                f"Data set `{name}`: `columns` names a column for `{role}`; it can for {', '.join(ROLES)}"
+                f"{_suggest(role, ROLES)}."
+            )
+    instruction = settings.get("instruction") or ""
+    instructions = tuple(instruction) if isinstance(instruction, list) else (instruction,)
+    if not instructions or not all(isinstance(text, str) for text in instructions):
+        raise ValueError(f"Data set `{name}`: `instruction` must be text or a list of texts.")
+    for key in ("symmetric", "own_passages_only"):
+        if not isinstance(settings.get(key, False), bool):
+            raise ValueError(f"Data set `{name}`: `{key}` must be true or false, not {settings[key]!r}.")
+    location, on_hub = _find_location(name, settings, dataset_dir)
+    return Entry(
+        name=name,
+        location=location,
+        on_hub=on_hub,
+        task=settings.get("task") or name,
+        instructions=instructions,
+        symmetric=settings.get("symmetric", False),
+        own_passages_only=settings.get("own_passages_only"),
+        columns=dict(columns),
+        subset=settings.get("subset"),
+        split=settings.get("split"),
+        folder=settings.get("folder"),
+        hub_files=settings.get("file_name") if on_hub else None,
+        num_samples=settings.get("num_samples"),
+    )
+
+
+def _find_location(name: str, settings: Mapping[str, Any], dataset_dir: str) -> tuple[str, bool]:
+    if "hf_hub_url" in settings:
+        return settings["hf_hub_url"], True
+    if "file_name" in settings:
+        return os.path.normpath(os.path.join(dataset_dir, settings["file_name"])), False
+    raise ValueError(f"Data set `{name}` needs `file_name` or `hf_hub_url`; retrieval data is read from these.")
+
+
+def _suggest(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean `{nearest[0]}`?" if nearest else ""

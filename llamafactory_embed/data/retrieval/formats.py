@@ -1,0 +1,316 @@
+"""From a record, as a file or a hub holds it, to a `Row`: the shapes of retrieval data, known by their columns."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .problems import BadRowError
+from .rows import Row
+
+
+Record = Mapping[str, Any]
+
+# What a column is for, and the names it goes by in public data sets; the first name found is used.
+ROLES: dict[str, tuple[str, ...]] = {
+    "query": ("query", "anchor", "question", "sentence1"),
+    "positive": ("positive", "positives", "pos", "answer", "sentence2"),
+    "negative": ("negative", "negatives", "neg"),
+    "score": ("score", "scores", "similarity_score"),
+    "instruction": ("instruction",),
+    "text": ("text", "sentence"),
+}
+PASSAGE_COLUMNS = ("positive_passages", "negative_passages", "new_negatives")
+NLI_COLUMNS = ("premise", "hypothesis", "label")
+NUMBERED_NEGATIVE = re.compile(r"negative_?\d+")
+KNOWN_COLUMNS = (
+    "; ".join(f"{role} ({', '.join(f'`{name}`' for name in names)})" for role, names in ROLES.items())
+    + "; `negative_1` … `negative_n`; "
+    + ", ".join(f"`{name}`" for name in (*PASSAGE_COLUMNS, *NLI_COLUMNS))
+)
+
+# MS MARCO with instructions (Weller et al. 2024): so many of the generated negatives are taken before sampling.
+MOST_LEADING_NEGATIVES = 3
+
+# Labels of natural language inference, as numbers (the order of SNLI, MultiNLI and AllNLI) and as words.
+NLI_LABELS = {"0": "entailment", "1": "neutral", "2": "contradiction", "-1": "none", "-": "none", "": "none"}
+
+
+@dataclass(frozen=True, slots=True)
+class NliPair:
+    """One labelled pair; pairs of one premise become a row together, see `group_nli_pairs`."""
+
+    premise: str
+    hypothesis: str
+    label: str
+    instruction: str | None
+    file: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of a record play which role."""
+
+    shape: str
+    """`passages`, `nli`, `triple` (with or without negatives and score) or `text`."""
+    roles: Mapping[str, str]
+    numbered_negatives: tuple[str, ...] = ()
+
+
+def parse_record(record: Record, columns: Mapping[str, str], file: str, line: int) -> Row | NliPair:
+    """Turn a record into a row; `columns` maps a role to the column the user named for it."""
+    layout = find_layout(tuple(record), tuple(sorted(columns.items())))
+    instruction = _optional_text(record, layout.roles.get("instruction"))
+    if layout.shape == "nli":
+        return NliPair(
+            premise=_text(record, "premise"),
+            hypothesis=_text(record, "hypothesis"),
+            label=_nli_label(record["label"]),
+            instruction=instruction,
+            file=file,
+            line=line,
+        )
+    if layout.shape == "text":
+        text = _text(record, layout.roles["text"])
+        return Row(text, (text,), instruction=instruction, file=file, line=line)
+    if layout.shape == "passages":
+        return _parse_passages(record, layout, instruction, file, line)
+    return _parse_triple(record, layout, instruction, file, line)
+
+
+@functools.lru_cache(maxsize=1024)
+def find_layout(columns: tuple[str, ...], named: tuple[tuple[str, str], ...]) -> Layout:
+    """Recognise the shape of a record from its columns."""
+    roles = {}
+    for role, names in ROLES.items():
+        found = next((name for name in names if name in columns), None)
+        if found is not None:
+            roles[role] = found
+    for role, column in named:
+        if column in columns:
+            roles[role] = column
+        elif role in ("query", "positive", "text"):
+            raise BadRowError(f"there is no column `{column}`, which `columns` names as `{role}`")
+        else:
+            roles.pop(role, None)  # rows without a negative, score or instruction may leave the column out
+    numbered = tuple(sorted(filter(NUMBERED_NEGATIVE.fullmatch, columns), key=_number_in))
+
+    if "positive_passages" in columns:
+        if "query" not in roles and "text" in roles:
+            roles["query"] = roles["text"]  # the unprocessed files of tDRO
+        shape = "passages"
+    elif all(name in columns for name in NLI_COLUMNS):
+        shape = "nli"
+    elif "query" in roles and "positive" in roles:
+        shape = "triple"
+    elif "text" in roles and "query" not in roles and "positive" not in roles:
+        shape = "text"
+    else:
+        missing = [role for role in ("query", "positive") if role not in roles]
+        raise BadRowError(_explain_missing(missing, columns))
+    if shape == "passages" and "query" not in roles:
+        raise BadRowError(_explain_missing(["query"], columns))
+
+    layout = Layout(shape, roles, numbered)
+    _refuse_misspelt_columns(layout, columns)
+    return layout
+
+
+def group_nli_pairs(pairs: Iterator[Row | NliPair], consecutive_only: bool = False) -> Iterator[Row]:
+    """Rows from labelled pairs: a premise with its entailments as positives and its contradictions as negatives.
+
+    A premise that entails nothing makes no row. Other rows pass unchanged. In a stream, where the whole is never
+    held, only pairs that follow each other are grouped.
+    """
+    groups: dict[tuple[str, str | None], list[NliPair]] = {}
+    for item in pairs:
+        if isinstance(item, Row):
+            yield item
+            continue
+        key = (item.premise, item.instruction)
+        if consecutive_only and key not in groups:
+            yield from _rows_of_groups(groups)
+            groups = {}
+        groups.setdefault(key, []).append(item)
+    yield from _rows_of_groups(groups)
+
+
+def _rows_of_groups(groups: Mapping[tuple[str, str | None], list[NliPair]]) -> Iterator[Row]:
+    for (premise, instruction), pairs in groups.items():
+        positives = [pair for pair in pairs if pair.label == "entailment"]
+        if positives:
+            yield Row(
+                premise,
+                tuple(dict.fromkeys(pair.hypothesis for pair in positives)),
+                tuple(dict.fromkeys(pair.hypothesis for pair in pairs if pair.label == "contradiction")),
+                instruction=instruction,
+                file=positives[0].file,
+                line=positives[0].line,
+            )
+
+
+def _parse_triple(record: Record, layout: Layout, instruction: str | None, file: str, line: int) -> Row:
+    positives = _texts(record, layout.roles["positive"])
+    if not positives:
+        raise BadRowError(f"`{layout.roles['positive']}` is empty")
+    negatives: tuple[str, ...] = ()
+    for column in (layout.roles.get("negative"), *layout.numbered_negatives):
+        negatives += () if column is None else _texts(record, column, empty_is_none=True)
+    return Row(
+        _text(record, layout.roles["query"]),
+        positives,
+        negatives,
+        _scores(record, layout.roles.get("score"), len(positives) + len(negatives)),
+        instruction,
+        file=file,
+        line=line,
+    )
+
+
+def _parse_passages(record: Record, layout: Layout, instruction: str | None, file: str, line: int) -> Row:
+    positives = _passages(record, "positive_passages")
+    if not positives:
+        raise BadRowError("`positive_passages` is empty")
+    generated = _passages(record, "new_negatives")
+    leading, further = generated[:MOST_LEADING_NEGATIVES], generated[MOST_LEADING_NEGATIVES:]
+    passages = [*positives, *leading, *_passages(record, "negative_passages"), *further]
+    texts = tuple(text for text, _ in passages)
+    scores = tuple(score for _, score in passages if score is not None)
+    if scores and len(scores) < len(passages):
+        raise BadRowError("`ce_score` is given for some passages but not for all")
+    return Row(
+        _text(record, layout.roles["query"]),
+        texts[: len(positives)],
+        texts[len(positives) :],
+        scores or None,
+        instruction,
+        leading_negatives=len(leading),
+        file=file,
+        line=line,
+    )
+
+
+def _passages(record: Record, column: str) -> list[tuple[str, float | None]]:
+    """The texts of a list of passages, with their teacher scores.
+
+    As in tDRO, a title (even an empty one) goes before the text with one space between.
+    """
+    value = record.get(column)
+    if value is None:
+        return []
+    if isinstance(value, Mapping):  # a struct of lists, as older Arrow files store a list of structs
+        value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+    if not isinstance(value, (list, tuple)):
+        raise BadRowError(f"`{column}` must be a list of passages, not {_type_name(value)}")
+    passages: list[tuple[str, float | None]] = []
+    for passage in value:
+        if isinstance(passage, str):
+            passage = {"text": passage}
+        if not isinstance(passage, Mapping) or not isinstance(passage.get("text"), str):
+            raise BadRowError(f"a passage of `{column}` must be text or have a `text`, not {_type_name(passage)}")
+        title, text = passage.get("title"), passage["text"]
+        if title is not None and not isinstance(title, str):
+            raise BadRowError(f"the `title` of a passage of `{column}` must be text, not {_type_name(title)}")
+        if not f"{title or ''}{text}".strip():
+            raise BadRowError(f"a passage of `{column}` is empty")
+        score = passage.get("ce_score")
+        passages.append((text if title is None else f"{title} {text}", None if score is None else _number(score)))
+    return passages
+
+
+def _text(record: Record, column: str) -> str:
+    value = record[column]
+    if value is None:
+        raise BadRowError(f"`{column}` is missing")
+    if not isinstance(value, str):
+        raise BadRowError(f"`{column}` must be text, not {_type_name(value)}")
+    if not value.strip():
+        raise BadRowError(f"`{column}` is empty")
+    return value
+
+
+def _optional_text(record: Record, column: str | None) -> str | None:
+    value = None if column is None else record.get(column)
+    if value is None or isinstance(value, str):
+        return value
+    raise BadRowError(f"`{column}` must be text, not {_type_name(value)}")
+
+
+def _texts(record: Record, column: str, empty_is_none: bool = False) -> tuple[str, ...]:
+    """A column that holds one text or a list of them; the empty cell of a table is no negative."""
+    value = record[column]
+    if empty_is_none and (value is None or value == ""):
+        return ()
+    if isinstance(value, (list, tuple)):
+        return tuple(_text({column: item}, column) for item in value)
+    return (_text(record, column),)
+
+
+def _scores(record: Record, column: str | None, count: int) -> tuple[float, ...] | None:
+    value = None if column is None else record.get(column)
+    if value is None or value == "":
+        return None
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if len(values) != count:
+        raise BadRowError(f"`{column}` has {len(values)} numbers for {count} passages")
+    return tuple(_number(item, str(column)) for item in values)
+
+
+def _number(value: Any, column: str = "ce_score") -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRowError(f"`{column}` must be a number, not {value!r}")
+    return number
+
+
+def _nli_label(value: Any) -> str:
+    label = str("" if value is None else value).strip().lower()
+    label = NLI_LABELS.get(label, label)
+    if label not in NLI_LABELS.values():
+        raise BadRowError(f"`label` must be entailment, neutral or contradiction (0, 1, 2), not {value!r}")
+    return label
+
+
+def _type_name(value: Any) -> str:
+    names = {type(None): "nothing", list: "a list", dict: "an object", bool: "true or false"}
+    return names.get(type(value), f"the number {value!r}" if isinstance(value, (int, float)) else repr(value))
+
+
+def _number_in(column: str) -> int:
+    return int(re.sub(r"\D", "", column))
+
+
+def _explain_missing(roles: list[str], columns: tuple[str, ...]) -> str:
+    parts = []
+    for role in roles:
+        nearest = _nearest_column(role, columns, 0.7)
+        hint = f" (is `{nearest}` a misspelt `{role}`?)" if nearest else ""
+        parts.append(f"`{role}`{hint}")
+    return f"there is no column {' and no '.join(parts)} among {', '.join(f'`{name}`' for name in columns)}"
+
+
+def _refuse_misspelt_columns(layout: Layout, columns: tuple[str, ...]) -> None:
+    """A misspelt optional column would silently lose data, such as `negatve`."""
+    if layout.shape != "triple":
+        return
+    unused = tuple(name for name in columns if name not in layout.roles.values())
+    for role in ("negative", "score", "instruction"):
+        if role not in layout.roles and not (role == "negative" and layout.numbered_negatives):
+            nearest = _nearest_column(role, unused, 0.85)
+            if nearest:
+                raise BadRowError(f"column `{nearest}` is not known, is it a misspelt `{role}`?")
+
+
+def _nearest_column(role: str, columns: tuple[str, ...], likeness: float) -> str | None:
+    unknown = [name for name in columns if not any(name in names for names in ROLES.values())]
+    nearest = difflib.get_close_matches(role, unknown, n=1, cutoff=likeness)
+    return nearest[0] if nearest else None

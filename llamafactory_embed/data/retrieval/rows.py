@@ -1,0 +1,158 @@
+"""The data model of the retrieval stages: rows, tasks, and the example that a row becomes in one epoch."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A query with the texts that answer it and texts that do not."""
+
+    query: str
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...] = ()
+
+    scores: tuple[float, ...] | None = None
+    """A teacher's score for each of (*positives, *negatives); a single one is the score of a scored pair."""
+
+    instruction: str | None = None
+    """The row's own instruction; it goes before the task's."""
+
+    leading_negatives: int = 0
+    """So many of the first negatives are taken before the others are sampled (MS MARCO with instructions)."""
+
+    file: str = ""
+    line: int = 0
+
+    @property
+    def where(self) -> str:
+        """File and line, as error messages name a row."""
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set with its instruction; in-batch negatives are meaningful inside one task."""
+
+    name: str
+    rows: Sequence[Row]
+    instruction: str = ""
+
+    symmetric: bool = False
+    """Query and passage are the same kind of text, so the instruction goes in front of both."""
+
+    own_passages_only: bool = False
+    """A query is compared with its own passages only: in classification and clustering data, another row's
+    positive may well be a right answer."""
+
+    distractors: tuple[str, ...] = ()
+    """Further passages of the evaluation corpus that belong to no row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What a row contributes to one batch: one positive and the chosen negatives."""
+
+    task: str
+    task_index: int
+    row_index: int
+    query: str
+    positive: str
+    negatives: tuple[str, ...]
+    scores: tuple[float, ...] | None
+    """Teacher scores of (positive, *negatives)."""
+    query_instruction: str
+    passage_instruction: str
+    own_passages_only: bool
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text that the example brings into its batch."""
+        return (self.query, self.positive, *self.negatives)
+
+
+def sees_own_passages_only(task_name: str) -> bool:
+    """The naming rule of tDRO: its classification and clustering tasks are known by their names."""
+    return "clustering" in task_name or "classification" in task_name
+
+
+def choose_negatives(row: Row, count: int, rng: random.Random) -> tuple[int, ...]:
+    """The positions of `count` negatives of a row: leading ones first, the rest sampled.
+
+    Where a row has fewer, each is taken once before any is taken twice, so that all rows of a batch bring the same
+    number. A row without negatives brings none.
+    """
+    if count <= 0 or not row.negatives:
+        return ()
+    leading = range(min(row.leading_negatives, count))
+    pool = range(row.leading_negatives, len(row.negatives)) or range(len(row.negatives))
+    missing = count - len(leading)
+    sampled = rng.sample(pool, min(missing, len(pool)))
+    repeated = rng.choices(pool, k=missing - len(sampled))
+    return (*leading, *sampled, *repeated)
+
+
+def row_random(seed: int, epoch: int, row_index: int) -> random.Random:
+    """A row's own random stream in an epoch: the same in every process and worker, whatever was drawn before."""
+    return random.Random(f"{seed}/{epoch}/{row_index}")
+
+
+class RetrievalDataset:
+    """All rows of all tasks behind one index; an item is drawn anew in each epoch.
+
+    The key is `(epoch, row_index)`, as `GlobalBatchSampler` yields it, so that workers need no state.
+    """
+
+    def __init__(self, tasks: Sequence[Task], num_negatives: int = 0, seed: int = 42) -> None:
+        self.tasks = list(tasks)
+        self.num_negatives = num_negatives
+        self.seed = seed
+        self._ends = list(itertools.accumulate(len(task.rows) for task in self.tasks))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Example:
+        epoch, index = (0, key) if isinstance(key, int) else key
+        task_index, row = self.locate(index)
+        return draw_example(
+            self.tasks[task_index], task_index, row, index, self.num_negatives, row_random(self.seed, epoch, index)
+        )
+
+    def locate(self, index: int) -> tuple[int, Row]:
+        """The task's position and the row behind an index."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"Row {index} of {len(self)}.")
+        task_index = bisect.bisect_right(self._ends, index)
+        start = self._ends[task_index] - len(self.tasks[task_index].rows)
+        return task_index, self.tasks[task_index].rows[index - start]
+
+
+def draw_example(
+    task: Task, task_index: int, row: Row, row_index: int, num_negatives: int, rng: random.Random
+) -> Example:
+    """Draw one positive and `num_negatives` negatives of a row, with their teacher scores."""
+    positive = rng.randrange(len(row.positives)) if len(row.positives) > 1 else 0
+    negatives = choose_negatives(row, num_negatives, rng)
+    scores = None
+    if row.scores is not None:
+        first = len(row.positives)
+        scores = (row.scores[positive], *(row.scores[first + number] for number in negatives))
+    instruction = row.instruction if row.instruction is not None else task.instruction
+    return Example(
+        task=task.name,
+        task_index=task_index,
+        row_index=row_index,
+        query=row.query,
+        positive=row.positives[positive],
+        negatives=tuple(row.negatives[number] for number in negatives),
+        scores=scores,
+        query_instruction=instruction,
+        passage_instruction=instruction if task.symmetric else "",
+        own_passages_only=task.own_passages_only,
+    )

@@ -1,0 +1,63 @@
+"""Options of `stage: contrastive`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .embedding import EmbeddingOptions
+from .option import option
+
+
+@dataclass
+class RetrievalDataOptions:
+    """How rows of retrieval tasks become batches."""
+
+    num_negatives: int = option(1, "Hard negatives a row brings to its batch.", minimum=0)
+    task_batching: Literal["homogeneous", "mixed"] = option(
+        "homogeneous", "Whether one global batch holds rows of one task or of all."
+    )
+    dataset_weights: str = option(
+        "proportional",
+        "How often a task is drawn: proportional to its rows, uniform, temperature, or the path of a weights JSON.",
+    )
+    dataset_sampling_temperature: float = option(
+        2.0, "Tasks are drawn in proportion to rows^(1/temperature) (`dataset_weights: temperature`).", minimum=1.0
+    )
+    skip_bad_rows: bool = option(False, "Count and leave out rows that cannot be read instead of refusing the data.")
+
+
+@dataclass
+class ContrastiveOptions(RetrievalDataOptions, EmbeddingOptions):
+    """Loss, negatives and memory."""
+
+    contrastive_loss: Literal[
+        "info_nce", "repllama", "kl_distillation", "margin_distillation", "cosent", "angle"
+    ] = option("info_nce", "What is minimized; the distillations and the last two need a `score` column.")
+    similarity: Literal["cosine", "dot"] = option("cosine", "How a query and a document are compared.")
+    loss_temperature: float = option(
+        0.05, "Similarities are divided by it; 1/temperature is the `scale` of other tools.", minimum=1e-6
+    )
+    teacher_temperature: float = option(
+        1.0, "Teacher scores are divided by it (kl_distillation).", minimum=1e-6
+    )
+    both_directions: bool = option(False, "Let documents also find their queries (info_nce).")
+    cross_device_negatives: bool = option(True, "Use the documents of all processes as negatives (info_nce).")
+    false_negative_margin: float | None = option(
+        None,
+        "Leave out documents of other rows that are more similar to a query than its positive by this much (info_nce).",
+        minimum=0.0,
+    )
+    scale_by_dim: bool = option(False, "Divide the dot product by the size of the embedding (repllama).")
+    matryoshka_dims: list[int] | None = option(
+        None, "Sizes to which embeddings may be cut; the loss is summed over all of them."
+    )
+    simcse_dropout: float | None = option(
+        None,
+        "Attention dropout under which a text is its own positive (SimCSE, for plain texts).",
+        minimum=0.0,
+        maximum=0.99,
+    )
+    grad_cache_tokens: int | None = option(
+        None, "Tokens of one chunk when the batch is too large for the memory (GradCache); empty: off.", minimum=1
+    )

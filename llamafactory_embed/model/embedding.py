@@ -1,0 +1,76 @@
+"""A language model and a pooler: tokenized texts in, one vector a text out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_patch import patch_attention
+
+from .embedding_config import EmbeddingConfig
+from .packed import PackedBatch, find_decoder, forward_packed
+from .pooling import Pooler, build_pooler
+
+
+class EmbeddingModel(nn.Module):
+    """The module that trainers wrap and that `Encoder` serves.
+
+    `backbone` is a causal language model or a bare decoder, with PEFT's wrapper around it if it has LoRA layers. Its
+    language-model head is never run, and frozen so that no optimizer and no DDP waits for it.
+    """
+
+    def __init__(self, backbone: nn.Module, config: EmbeddingConfig, backend: str | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.embedding_config = config
+        decoder = find_decoder(backbone)
+        self._decoder = [decoder]  # in a list: the decoder's parameters are registered once, under `backbone`
+        self.attention = patch_attention(
+            backbone, config.attention, sliding_window=config.sliding_window, backend=backend
+        )
+        self.pooler: Pooler = build_pooler(
+            config.pooling,
+            hidden_size=decoder.config.hidden_size,
+            num_layers=decoder.config.num_hidden_layers,
+            causal=config.causal,
+            latents=config.latents,
+            heads=config.latent_heads,
+            head_size=config.latent_head_size,
+        )
+        self._freeze_head()
+
+    @property
+    def decoder(self) -> Any:
+        """The transformer below the language-model head."""
+        return self._decoder[0]
+
+    @property
+    def config(self) -> Any:
+        """The backbone's configuration, where trainers and DeepSpeed look for it."""
+        return self.decoder.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.get_input_embeddings().weight.device
+
+    def forward(self, batches: Sequence[PackedBatch]) -> Tensor:
+        """Embeddings [N, d] of the N texts of all batches, in the order in which they were given to `pack_texts`.
+
+        All forwards of a step happen in one call, which is what DDP, FSDP and ZeRO expect of the module they wrap.
+        """
+        pooled = []
+        for batch in batches:
+            batch = batch.to(self.device)
+            states = forward_packed(self.decoder, batch, all_layers=self.pooler.uses_all_layers)
+            pooled.append(self.pooler(states, batch.lengths, batch.pooled_tokens))
+        order = torch.tensor([index for batch in batches for index in batch.text_indices], device=pooled[0].device)
+        return torch.cat(pooled)[order.argsort()]
+
+    def _freeze_head(self) -> None:
+        used = {id(parameter) for parameter in self.decoder.parameters()}
+        for parameter in self.backbone.parameters():
+            if id(parameter) not in used:
+                parameter.requires_grad_(False)

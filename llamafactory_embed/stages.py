@@ -1,0 +1,13 @@
+"""The stages of this package, as entry points register them (pyproject.toml)."""
+
+from .hparams.contrastive import ContrastiveOptions
+from .host import Stage
+
+
+CONTRASTIVE = Stage(
+    name="contrastive",
+    options=ContrastiveOptions,
+    run="llamafactory_embed.train.embed.contrastive.workflow:run_contrastive",
+    label="Contrastive Embedding",
+    formats=("retrieval",),
+)

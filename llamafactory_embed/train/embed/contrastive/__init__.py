@@ -1,0 +1,1 @@
+"""`stage: contrastive`: train an embedder on rows of query, positive and negatives."""

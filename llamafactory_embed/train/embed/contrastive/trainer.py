@@ -1,0 +1,118 @@
+"""The training step of `stage: contrastive`, and retrieval as its evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from ....data.retrieval.evalset import RetrievalEval
+from ....encoder import Encoder
+from ....evaluation.in_training import evaluate_retrieval
+from ....hparams.contrastive import ContrastiveOptions
+from ....model.packed import PackedBatch
+from ..gather import world_size
+from ..grad_cache import cached_backward, split_batches
+from ..trainer import EmbeddingTrainer
+from .batch import ContrastiveBatch
+from .objective import ContrastiveObjective
+
+
+class ContrastiveTrainer(EmbeddingTrainer):
+    """Plain or cached steps; `evaluate` searches the held-out tasks."""
+
+    def __init__(self, *, options: ContrastiveOptions, retrieval_evals: Sequence[RetrievalEval], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.options = options
+        self.objective = ContrastiveObjective(options)
+        self.retrieval_evals = retrieval_evals
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The loss of one batch, with its graph."""
+        batch: ContrastiveBatch = inputs["batch"]
+        loss = self._checked(self.objective(model(self._equal_forwards(batch.packed)), batch))
+        return (loss, {}) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The Trainer's own step, or GradCache's."""
+        if self.options.grad_cache_tokens is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+
+        model.train()
+        batch: ContrastiveBatch = inputs["batch"]
+        steps = self.current_gradient_accumulation_steps
+
+        def embed(chunks: Sequence[PackedBatch]) -> Tensor:
+            with self.compute_loss_context_manager():
+                return model(chunks)
+
+        return cached_backward(
+            embed,
+            self._equal_forwards(batch.packed),
+            lambda embeddings: self._checked(self.objective(embeddings, batch)) / steps,
+            self._backward,
+            device=self.embedding_model.device,
+            no_sync=lambda: self._no_sync(model),
+        )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """nDCG@10, MRR@10 and recall of every held-out task and their mean."""
+        encoder = Encoder(self.embedding_model, self.processing_class)
+        found = evaluate_retrieval(encoder, self.retrieval_evals, share_over_ranks=not self.is_sharded)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _backward(self, loss: Tensor) -> None:
+        kwargs = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
+        self.accelerator.backward(loss, **kwargs)
+
+    def _no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+        return _NoSync(self.accelerator, model)
+
+    def _equal_forwards(self, batches: list[PackedBatch]) -> list[PackedBatch]:
+        if not self.is_sharded or world_size() == 1:
+            return batches
+        count = torch.tensor(len(batches), device=self.embedding_model.device)
+        torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
+        return split_batches(batches, int(count))
+
+    def _checked(self, loss: Tensor) -> Tensor:
+        """A loss that can teach nothing has a cause: name it at the first step instead of after a day."""
+        if self.state.global_step == 0 and not math.isfinite(value := float(loss.detach())):
+            cause = f"`loss_temperature: {self.options.loss_temperature}` may be too small for "
+            cause += "`fp16: true`" if self.args.fp16 else "this model"
+            raise ValueError(f"The loss of the first step is {value}: {cause}; raise it or use `bf16: true`.")
+        return loss
+
+
+class _NoSync:
+    """accelerate's `no_sync` for DDP, and for DeepSpeed "this is no boundary": neither averages before the last chunk."""
+
+    def __init__(self, accelerator: Any, model: nn.Module) -> None:
+        self.accelerator = accelerator
+        self.context = accelerator.no_sync(model)
+        self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+
+    def __enter__(self) -> None:
+        self.sync_gradients = self.accelerator.sync_gradients
+        if self.is_deepspeed:
+            self.accelerator.gradient_state._set_sync_gradients(False)
+        else:
+            self.context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self.is_deepspeed:
+            self.accelerator.gradient_state._set_sync_gradients(self.sync_gradients)
+        else:
+            self.context.__exit__(*error)

@@ -1,0 +1,134 @@
+"""`stage: contrastive`, from the recipe to the checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llamafactory.extras import logging
+from llamafactory.extras.ploting import plot_loss
+from llamafactory.model import load_tokenizer
+from llamafactory.train.trainer_utils import create_modelcard_and_push
+
+from ....data.embedding_tokenizer import EmbeddingTokenizer
+from ....data.retrieval.evalset import build_retrieval_eval
+from ....data.retrieval.rows import RetrievalDataset, Task
+from ....data.retrieval.sampler import GlobalBatchSampler, SamplingOptions
+from ....hparams.contrastive import ContrastiveOptions
+from ..card import write_model_card
+from ..loading import embedding_config, load_embedding_model_for_training, set_attention_dropout
+from ..tasks import load_train_and_eval_tasks
+from .batch import ContrastiveCollator
+from .trainer import ContrastiveTrainer
+
+
+logger = logging.get_logger(__name__)
+
+
+def run_contrastive(
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    finetuning_args: Any,
+    generating_args: Any,
+    callbacks: list[Any] | None = None,
+) -> None:
+    """Train and evaluate an embedder; called by the host's tuner."""
+    options: ContrastiveOptions = finetuning_args.stage_options
+    tasks, eval_tasks = load_train_and_eval_tasks(options, model_args, data_args, training_args)
+    retrieval_evals = [build_retrieval_eval(task) for task in eval_tasks]
+    check_contrast(options, tasks, training_args)
+
+    tokenizer_module = load_tokenizer(model_args)
+    tokenizer = tokenizer_module["tokenizer"]
+    config = embedding_config(
+        options,
+        data_args.cutoff_len,
+        model_args,
+        tasks or eval_tasks,
+        similarity=options.similarity,
+        matryoshka_dims=options.matryoshka_dims,
+    )
+    model = load_embedding_model_for_training(
+        tokenizer, config, model_args, finetuning_args, is_trainable=training_args.do_train
+    )
+    if options.simcse_dropout is not None:
+        set_attention_dropout(model.decoder, options.simcse_dropout)
+
+    dataset = RetrievalDataset(tasks, num_negatives=options.num_negatives, seed=training_args.seed)
+    trainer = ContrastiveTrainer(
+        model=model,
+        options=options,
+        retrieval_evals=retrieval_evals,
+        args=training_args,
+        finetuning_args=finetuning_args,
+        data_collator=ContrastiveCollator(
+            EmbeddingTokenizer(tokenizer, config), options.grad_cache_tokens or options.max_tokens_per_batch
+        ),
+        batch_sampler=make_batch_sampler(dataset, options, training_args, finetuning_args) if tasks else None,
+        recipe=finetuning_args.recipe,
+        train_dataset=dataset if tasks else None,
+        eval_dataset=retrieval_evals or None,
+        callbacks=callbacks,
+        **tokenizer_module,
+    )
+
+    # Training
+    if training_args.do_train:
+        train_result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        trainer.save_model()
+        trainer.log_metrics("train", train_result.metrics)
+        trainer.save_metrics("train", train_result.metrics)
+        trainer.save_state()
+        if trainer.is_world_process_zero() and finetuning_args.plot_loss:
+            plot_loss(training_args.output_dir, keys=["loss", "eval_ndcg@10"])
+
+    # Evaluation
+    metrics: dict[str, float] = {}
+    if training_args.do_eval and retrieval_evals:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    # Create model card
+    create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
+    if training_args.do_train and trainer.is_world_process_zero():
+        write_model_card(training_args.output_dir, config, model_args.model_name_or_path, tasks, metrics)
+
+
+def make_batch_sampler(
+    dataset: RetrievalDataset, options: ContrastiveOptions, training_args: Any, finetuning_args: Any
+) -> GlobalBatchSampler:
+    """The plan of global batches, this rank's part of it."""
+    return GlobalBatchSampler(
+        dataset,
+        batch_size=training_args.per_device_train_batch_size * training_args.world_size,
+        options=SamplingOptions(
+            task_batching=options.task_batching,
+            task_weights=options.dataset_weights,
+            sampling_temperature=options.dataset_sampling_temperature,
+            shuffle_rows=not finetuning_args.disable_shuffling,
+        ),
+        seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
+        rank=training_args.process_index,
+        world_size=training_args.world_size,
+    )
+
+
+def check_contrast(options: ContrastiveOptions, tasks: list[Task], training_args: Any) -> None:
+    """Refuse what could only give a loss of 0: a query that has nothing but its positive to choose from."""
+    if options.contrastive_loss != "info_nce" or not tasks:
+        return
+    others = training_args.per_device_train_batch_size - 1
+    if options.cross_device_negatives:
+        others += training_args.per_device_train_batch_size * (training_args.world_size - 1)
+    has_negatives = options.num_negatives > 0 and all(task.rows[0].negatives for task in tasks)
+    if others == 0 and not has_negatives:
+        raise ValueError(
+            "`per_device_train_batch_size: 1` without negatives leaves a query nothing to be compared with, and a "
+            "loss of 0: raise it, or use data with negatives and `num_negatives` of at least 1."
+        )
+    if options.simcse_dropout is None and all(row.positives == (row.query,) for task in tasks for row in task.rows[:8]):
+        raise ValueError(
+            "The data are plain texts, each its own positive, which a model without dropout cannot tell apart: set "
+            "`simcse_dropout` (LLM2Vec uses 0.3), or use rows of query and positive."
+        )

@@ -1,0 +1,44 @@
+"""Tensors of all ranks, with gradients that flow back to the rank each part came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number; 0 without torch.distributed."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenate the tensors [n, …] of all ranks, in rank order. Every rank must bring the same shape.
+
+    In backward the gradients that all ranks have for a part are summed. With DDP's averaging that makes the mean of
+    the ranks' losses, whose rows may refer to any rank's part, exactly the loss of one process with the joined batch.
+    """
+    if world_size() == 1:
+        return tensor
+    return _Gather.apply(tensor)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[rank()]

@@ -1,0 +1,93 @@
+"""GradCache: the gradient of a loss over a large batch in the memory of a small one (Gao et al. 2021).
+
+Every chunk is embedded without a graph, the loss gives the gradient of the embeddings, and every chunk is embedded
+again, under the same random numbers, to carry its part of that gradient to the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from ...model.packed import PackedBatch
+
+
+EmbedFunction = Callable[[Sequence[PackedBatch]], Tensor]
+
+
+class RandomState:
+    """The random numbers that a forward is about to draw, so that it can draw them again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
+
+
+def cached_backward(
+    embed: EmbedFunction,
+    chunks: Sequence[PackedBatch],
+    loss_function: Callable[[Tensor], Tensor],
+    backward: Callable[[Tensor], None],
+    *,
+    device: torch.device,
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Tensor:
+    """Run one step's backward and return its loss.
+
+    `backward` takes a scalar and carries its gradient to the parameters (the Trainer's, which knows about scaling and
+    DeepSpeed); `no_sync` keeps DDP from averaging before the last chunk.
+    """
+    states, parts = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            states.append(RandomState(device))
+            parts.append(embed([chunk]))
+    after = RandomState(device)
+    rows = [torch.tensor(sorted(chunk.text_indices), device=device) for chunk in chunks]
+    embeddings = torch.cat(parts)[torch.cat(rows).argsort()].float().requires_grad_()  # [N, d]
+
+    with torch.enable_grad():
+        loss = loss_function(embeddings)
+    (gradient,) = torch.autograd.grad(loss, embeddings)
+
+    for number, (chunk, state, own_rows) in enumerate(zip(chunks, states, rows, strict=True)):
+        state.restore()
+        is_last = number == len(chunks) - 1
+        with nullcontext() if is_last else no_sync():
+            # A scalar whose gradient with respect to the parameters is the chunk's part of the loss's.
+            backward((embed([chunk]).float() * gradient[own_rows]).sum())
+    after.restore()
+    return loss.detach()
+
+
+def split_batches(batches: Sequence[PackedBatch], count: int) -> list[PackedBatch]:
+    """Cut packed batches further until there are `count`: engines that gather parameters in every forward (FSDP,
+    ZeRO-3) wait for ever if one rank runs fewer forwards than another."""
+    result = list(batches)
+    while len(result) < count:
+        largest = max(range(len(result)), key=lambda index: len(result[index].lengths))
+        batch = result[largest]
+        texts = len(batch.lengths)
+        if texts == 1:
+            raise ValueError(
+                f"One process has {len(result)} texts for {count} forwards of another: raise `max_tokens_per_batch`."
+            )
+        result[largest : largest + 1] = [_slice(batch, 0, texts // 2), _slice(batch, texts // 2, texts)]
+    return result
+
+
+def _slice(batch: PackedBatch, first: int, last: int) -> PackedBatch:
+    start, end = sum(batch.lengths[:first]), sum(batch.lengths[:last])
+    pooled_tokens = None if batch.pooled_tokens is None else batch.pooled_tokens[start:end]
+    return PackedBatch(
+        batch.token_ids[start:end], batch.lengths[first:last], batch.text_indices[first:last], pooled_tokens
+    )
