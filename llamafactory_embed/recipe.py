@@ -34,10 +34,12 @@ from .hparams.option import choices, find_problem, is_optional
 
 
 # Options of the host that name one thing or several: text with commas, or a list.
-COMMA_LISTS = (
-    *("dataset", "eval_dataset", "interleave_probs", "lora_target", "oft_target", "additional_target"),
-    *("freeze_trainable_modules", "freeze_extra_modules", "galore_target", "apollo_target"),
-)
+COMMA_LISTS: dict[str, Any] = {
+    "interleave_probs": list[float | str],
+    **dict.fromkeys(("dataset", "eval_dataset", "lora_target", "oft_target", "additional_target"), list[str]),
+    **dict.fromkeys(("freeze_trainable_modules", "freeze_extra_modules"), list[str]),
+    **dict.fromkeys(("galore_target", "apollo_target"), list[str]),
+}
 # Options whose text is the path of a file that the run opens (or JSON).
 FILE_OPTIONS = ("deepspeed", "fsdp_config", "accelerator_config", "hyper_parallel_args", "new_special_tokens_config")
 # What people write into recipes although LLaMA-Factory reads it from the environment.
@@ -300,7 +302,7 @@ def find_host_problem(declared: dataclasses.Field[Any], annotation: Any, value: 
             hint = f": YAML reads {plain} as {str(value).lower()}, put it in quotes."
         return f"`{name}` must be one of {', '.join(map(str, allowed))}, not {value!r}{hint}"
 
-    if fits(annotation, value) or (name in COMMA_LISTS and fits(list[str], value)):
+    if fits(annotation, value) or (name in COMMA_LISTS and fits(COMMA_LISTS[name], value)):
         return None
     hint = "."
     if isinstance(value, str) and fits(annotation, 1) and is_number(value):

@@ -34,7 +34,9 @@ WELL_KNOWN = 12  # negatives are drawn from so many of the most frequent relativ
 
 BLANK = "___"
 ENDING = "(s|es|d|ed|ing|er|est)?"
-UNKIND = re.compile(r"slur|offensive|derogat|disparag|obscen|vulgar|pejorat|contempt|sexual|copulat|genital|pudend|erotic|prostitut")
+UNKIND = re.compile(
+    r"slur|offensive|derogat|disparag|obscen|vulgar|pejorat|contempt|sexual|copulat|genital|pudend|erotic|prostitut"
+)
 GOOD_WORD = re.compile(r"[a-z][a-z'-]+( [a-z][a-z'-]+)?")
 PARTS_OF_SPEECH = {"noun": "n", "verb": "v", "adj": "a"}
 SENSE_TYPES = {"1": "n", "2": "v", "3": "a", "5": "a"}  # noun, verb, adjective, satellite adjective

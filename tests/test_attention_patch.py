@@ -770,10 +770,14 @@ def test_encoders_stay_what_they_are_and_pack(model_type: str, overrides: dict[s
             patch_attention(model, "causal")
 
 
-OTHERS = {"gpt_neox": {}, "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32}, "olmo2": {}, "cohere2": {}, "phi": {},
-          "starcoder2": {}, "granite": {}, "mixtral": {"num_local_experts": 4, "num_key_value_heads": 2}, "gpt_bigcode": {}, "electra": {},
-          "gpt_oss": {"num_local_experts": 4, "head_dim": 8, "num_key_value_heads": 2},
-          "eurobert": {"num_key_value_heads": 2}}  # fmt: skip
+OTHERS: dict[str, dict[str, Any]] = dict.fromkeys(
+    ("gpt_neox", "olmo2", "cohere2", "phi", "starcoder2", "granite", "gpt_bigcode", "electra"), {}
+) | {
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "mixtral": {"num_local_experts": 4, "num_key_value_heads": 2},
+    "gpt_oss": {"num_local_experts": 4, "num_key_value_heads": 2, "head_dim": 8},
+    "eurobert": {"num_key_value_heads": 2},
+}
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])

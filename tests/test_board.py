@@ -40,8 +40,8 @@ class EveryKind:
     ceiling: float | None = option(1.5, "At most.")
     prefix: str = option("query: ", "In front.")
     suffix: str | None = option(None, "Behind.")
-    sizes: list[int] = option([64, 32], "Sizes.")
-    names: list[str] = option([], "Names.")
+    sizes: list[int] = option([64, 32], "Sizes.")  # noqa: RUF009
+    names: list[str] = option([], "Names.")  # noqa: RUF009
 
     def __post_init__(self) -> None:
         if self.rounds == 9:
@@ -235,6 +235,8 @@ def test_each_option_has_the_widget_of_its_type(page: Page) -> None:
         assert {name for name, widget in widgets.items() if type(widget) is widget_class} == names
     assert [value for _, value in widgets["kind"].choices] == ["one", "two"]
     assert [value for _, value in widgets["size_class"].choices] == ["", 1, 2]
+    empty = {name for name, widget in widgets.items() if type(widget) is gr.Number and widget.placeholder == "none"}
+    assert empty == {"limit", "ceiling"}  # the browser shows an empty number as 0 if it has no placeholder
     assert widgets["rate"].label == "The rate"
     assert widgets["size_class"].label == "Size class"
     assert widgets["rounds"].info == "How often. (1 to 10)"
@@ -260,7 +262,7 @@ def test_showing_and_reading_are_inverse(changes: dict[str, tuple[Any, Any]]) ->
 def test_mapping_is_written_as_in_a_recipe() -> None:
     @dataclass
     class Mapped:
-        weights: dict[str, float] | str | None = option(None, "Weights.")
+        weights: dict[str, float] | str | None = option(None, "Weights.")  # noqa: RUF009
 
     (field,) = option_fields(Mapped)
     assert field.read("") is None

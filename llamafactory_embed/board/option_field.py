@@ -73,9 +73,11 @@ class OptionField:
             return gr.Dropdown(choices=none + [(str(value), value) for value in self.allowed], **common)
         if scalar is bool:
             return gr.Checkbox(**common)
+
+        placeholder = "none" if is_optional(self.annotation) else None  # without one, an empty number shows as 0
         if scalar in (int, float):
-            return gr.Number(step=1 if scalar is int else 0.01, **common)
-        return gr.Textbox(placeholder="none" if is_optional(self.annotation) else None, **common)
+            return gr.Number(step=1 if scalar is int else 0.01, placeholder=placeholder, **common)
+        return gr.Textbox(placeholder=placeholder, **common)
 
     def show(self, value: Any) -> Any:
         """The option's value as its widget holds it."""

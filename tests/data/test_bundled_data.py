@@ -26,7 +26,9 @@ def read(names: list[str]) -> list[Task]:
     return tasks_of_entries([entry(name) for name in names], None, False, 1, 42, HubOptions())
 
 
-@pytest.mark.parametrize("name", [name for name, settings in INFO.items() if settings.get("formatting") == "retrieval"])
+@pytest.mark.parametrize(
+    "name", [name for name, settings in INFO.items() if settings.get("formatting") == "retrieval"]
+)
 def test_entries_are_sound(name: str) -> None:
     found = entry(name)
     if not found.on_hub and "cache" not in Path(found.location).parts:

@@ -145,7 +145,9 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
 
 def test_a_named_column_that_is_absent_is_a_bad_row(tmp_path: Path) -> None:
     (tmp_path / "named.jsonl").write_text('{"query": "a", "positive": "b"}')
-    with pytest.raises(ValueError, match="named.jsonl:1: there is no column `sent0`, which `columns` names as `query`"):
+    with pytest.raises(
+        ValueError, match=r"named\.jsonl:1: there is no column `sent0`, which `columns` names as `query`"
+    ):
         read_task("named.jsonl", tmp_path, columns={"query": "sent0"})
 
 

@@ -20,7 +20,6 @@ from llamafactory_embed.data.retrieval.rows import Row, Task
 from .test_formats import FILES, json_lines, read_task, without_place
 
 
-DATA = Path(__file__).parents[2] / "data"
 BROKEN_LINES = (2, 3, 4, 5, 6, 7, 8, 9)
 
 
@@ -99,7 +98,11 @@ def test_no_more_than_twenty_bad_rows_are_told(tmp_path: Path) -> None:
     [
         ("empty.jsonl", "\n", "has no rows"),
         ("table.xlsx", "x", "is of no known type; known types are .jsonl"),
-        ("array.json", '[{"query": "a", "positive": "b"},\n {"query": "a" "positive"}]', r"array\.json:2: this is not"),
+        (
+            "array.json",
+            '[{"query": "a", "positive": "b"},\n {"query": "a" "positive"}]',
+            r"array\.json:2: this is not",
+        ),
         ("cells.csv", "query,positive\na,b,c\n", r"cells\.csv:2: this row has 3 cells, the header has 2"),
         ("quote.csv", 'query,positive\na,"b\n', r"quote\.csv:2: this is not a table"),
         ("latin.txt", "caf\xe9", "is not UTF-8"),
@@ -112,7 +115,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: str, prob
 
 
 def test_a_missing_file_and_an_empty_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no file `.*nowhere.jsonl`"):
+    with pytest.raises(ValueError, match=r"there is no file `.*nowhere\.jsonl`"):
         read_task("nowhere.jsonl", tmp_path)
     with pytest.raises(ValueError, match="has no data file"):
         read_task(".", tmp_path)
@@ -205,7 +208,7 @@ def test_bad_rows_of_all_data_sets_are_told_together(tmp_path: Path) -> None:
 def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = make_entry("far", {"hf_hub_url": "nobody/nothing", "formatting": "retrieval"}, "")
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(ValueError, match="Data set `far`: `nobody/nothing` .* cannot be loaded from the hub"):
+    with pytest.raises(ValueError, match=r"Data set `far`: `nobody/nothing` .* cannot be loaded from the hub"):
         tasks_of_entries([entry], None, False, 0, 42, HubOptions())
 
 

@@ -23,7 +23,10 @@ from .conftest import SCRIPTS, read_losses
 
 pytestmark = pytest.mark.process
 
-CHROMIUM_FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
+CHROMIUM_FLAGS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
+    " --disable-sync --no-first-run"
+)
 
 
 @pytest.fixture

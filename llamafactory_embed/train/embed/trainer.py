@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class EmbeddingTrainer(CustomTrainer):
         super().__init__(**kwargs)
         self.batch_sampler = batch_sampler
         self.recipe = recipe
+        self.write_card: Callable[[], None] = lambda: None
 
     @property
     def is_sharded(self) -> bool:
@@ -72,6 +74,18 @@ class EmbeddingTrainer(CustomTrainer):
         temporary = folder / f"{RECIPE_NAME}.tmp"
         temporary.write_text(yaml.safe_dump(self.recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
         os.replace(temporary, folder / RECIPE_NAME)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The stage's own card, also when the Trainer asks for one before it pushes."""
+        if self.is_world_process_zero():
+            self.write_card()
+
+    def publish(self) -> None:
+        """Write the card, and push the checkpoint if the recipe says so."""
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        else:
+            self.create_model_card()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:

@@ -7,7 +7,6 @@ from typing import Any
 from llamafactory.extras import logging
 from llamafactory.extras.ploting import plot_loss
 from llamafactory.model import load_tokenizer
-from llamafactory.train.trainer_utils import create_modelcard_and_push
 
 from ....data.embedding_tokenizer import EmbeddingTokenizer
 from ....data.retrieval.evalset import build_retrieval_eval
@@ -90,9 +89,11 @@ def run_contrastive(
         trainer.save_metrics("eval", metrics)
 
     # Create model card
-    create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
-    if training_args.do_train and trainer.is_world_process_zero():
-        write_model_card(training_args.output_dir, config, model_args.model_name_or_path, tasks, metrics)
+    if training_args.do_train:
+        trainer.write_card = lambda: write_model_card(
+            training_args.output_dir, config, model_args.model_name_or_path, tasks, metrics
+        )
+        trainer.publish()
 
 
 def make_batch_sampler(
