@@ -1,9 +1,9 @@
 """Bring the plugin into every Python process of the environment, and cost those that never use LLaMA-Factory nothing.
 
-`llamafactory_embed.pth` imports this module when the interpreter starts: that is the one place that `llamafactory-cli`,
-the processes of torchrun, Ray's workers and the children of LLaMA Board have in common. It may use the standard library
-only, and little of it: what it does is to put an import hook in place that waits for a few modules of the host and,
-right after one of them has been executed, lets the room `llamafactory_embed.host` adjust it.
+`llamafactory_embed.pth` imports this module when the interpreter starts: that is the one place that
+`llamafactory-cli`, the processes of torchrun, Ray's workers and the children of LLaMA Board have in common. It may use
+the standard library only, and little of it: it puts an import hook in place that waits for a few modules of the host
+and, right after one of them has been executed, lets the room `llamafactory_embed.host` adjust it.
 
 `LLAMAFACTORY_EMBED_DISABLE=1` leaves everything as it was.
 """

@@ -6,13 +6,15 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from attention_patch import Backend
 
 from .data.embedding_tokenizer import EmbeddingTokenizer
 from .model.checkpoint import load_embedding_model
@@ -44,7 +46,7 @@ class Encoder:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        backend: str | None = None,
+        backend: Backend | None = None,
     ) -> None:
         if isinstance(model, EmbeddingModel):
             if tokenizer is None:
@@ -62,12 +64,6 @@ class Encoder:
         """The size of an embedding."""
         return self.model.config.hidden_size
 
-    @overload
-    def encode(self, texts: str | Sequence[str], *, convert_to: Literal["numpy"] = ..., **kwargs: Any) -> np.ndarray: ...
-
-    @overload
-    def encode(self, texts: str | Sequence[str], *, convert_to: Literal["torch"], **kwargs: Any) -> Tensor: ...
-
     def encode(
         self,
         texts: str | Sequence[str],
@@ -80,7 +76,7 @@ class Encoder:
         convert_to: Literal["numpy", "torch"] = "numpy",
         show_progress_bar: bool = False,
         output_file: str | Path | None = None,
-    ) -> np.ndarray | Tensor:
+    ) -> Any:
         """Embed texts [N] → [N, d] in their order, or one text → [d].
 
         With a `prompt` (an instruction, or one for each text) or a `task` (whose instruction was trained) texts are

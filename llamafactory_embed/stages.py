@@ -1,7 +1,7 @@
 """The stages of this package, as entry points register them (pyproject.toml)."""
 
-from .hparams.contrastive import ContrastiveOptions
 from .host import Stage
+from .hparams.contrastive import ContrastiveOptions
 
 
 CONTRASTIVE = Stage(

@@ -1,1 +1,1 @@
-"""The quick start: a real embedder from a real language model on a CPU in minutes, with nothing but a package index."""
+"""The quick start: a real embedder from a real language model on a CPU in minutes, without a model hub."""

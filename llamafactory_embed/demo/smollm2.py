@@ -33,7 +33,7 @@ def prepare_smollm2(folder: Path, layers: int = LAYERS, cache: Path | None = Non
     if (folder / "config.json").is_file():
         return folder
     if not 1 <= layers <= LAYERS:
-        raise ValueError(f"SmolLM2-135M has {LAYERS} layers: `--layers` must lie between 1 and {LAYERS}, not {layers}.")
+        raise ValueError(f"`--layers` must lie between 1 and the {LAYERS} layers of SmolLM2-135M, not {layers}.")
 
     gguf = fetch_gguf(cache or default_cache())
 
@@ -66,7 +66,8 @@ def read_tokenizer(gguf: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     fields = GGUFReader(str(gguf)).fields
-    tokens, kinds, merges = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type", "merges"))
+    names = ("tokens", "token_type", "merges")
+    tokens, kinds, merges = (fields[f"tokenizer.ggml.{name}"].contents() for name in names)
     bpe = models.BPE({token: index for index, token in enumerate(tokens)}, [tuple(pair.split(" ")) for pair in merges])
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

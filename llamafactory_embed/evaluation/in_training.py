@@ -1,4 +1,4 @@
-"""Retrieval on held-out rows while a model trains: every task is searched with its queries, none mixes with another."""
+"""Retrieval on held-out rows while a model trains, each task in a corpus of its own."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def evaluate_retrieval(
     """
     by_task: dict[str, dict[str, float]] = {}
     for task in tasks:
+
         def embed(texts: Sequence[str], prompt: Any, role: Role) -> torch.Tensor:
             return _encode(encoder, texts, prompt, role, share_over_ranks, show_progress_bar)
 
@@ -33,7 +34,8 @@ def evaluate_retrieval(
         documents = embed(task.corpus, task.corpus_instruction, "document")
         by_task[task.task] = retrieval_metrics(rank_documents(queries, documents, DEPTH), task.relevant)
 
-    metrics = {name: sum(each[name] for each in by_task.values()) / len(by_task) for name in next(iter(by_task.values()))}
+    names = list(next(iter(by_task.values())))
+    metrics = {name: sum(each[name] for each in by_task.values()) / len(by_task) for name in names}
     if len(by_task) > 1:
         metrics |= {f"{task}_{name}": value for task, values in by_task.items() for name, value in values.items()}
     return metrics
@@ -44,9 +46,7 @@ def _encode(
 ) -> torch.Tensor:
     world_size = dist.get_world_size() if share_over_ranks and dist.is_initialized() else 1
     if world_size == 1:
-        return encoder.encode(
-            texts, prompt=prompt, role=role, convert_to="torch", show_progress_bar=show_progress_bar
-        )
+        return encoder.encode(texts, prompt=prompt, role=role, convert_to="torch", show_progress_bar=show_progress_bar)
 
     rank = dist.get_rank()
     mine = slice(rank, None, world_size)

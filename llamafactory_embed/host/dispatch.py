@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 from . import contract
@@ -15,7 +14,7 @@ from .stage import RUN_ARGUMENTS
 CARRIER_STAGE = "sft"
 
 
-def apply(tuner: ModuleType) -> None:
+def apply(tuner: Any) -> None:
     """Send our stages through the host's own dispatcher.
 
     `_training_function` parses, assembles the callbacks and then compares `finetuning_args.stage` with the stages it
@@ -59,7 +58,7 @@ def recipe_of(args: dict[str, Any] | list[str]) -> dict[str, Any]:
     return {"command_line": list(args)}
 
 
-def _apply_ray(tuner: ModuleType) -> None:
+def _apply_ray(tuner: Any) -> None:
     host_ray_training_function = contract.attribute(tuner, "_ray_training_function")
     host_get_placement_group = contract.attribute(tuner, "get_placement_group")
     contract.check_signature(host_ray_training_function, "ray_args", "config")

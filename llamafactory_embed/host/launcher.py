@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from types import ModuleType
+from typing import Any
 
 from . import contract
 from .registry import load_registry
 
 
-def apply(launcher: ModuleType) -> None:
+def apply(launcher: Any) -> None:
     """List the new stages in the usage text; let FORCE_TORCHRUN=1 start one process where there is no accelerator."""
     host_launch = contract.attribute(launcher, "launch")
     usage: str = contract.attribute(launcher, "USAGE")

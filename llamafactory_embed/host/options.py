@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from types import ModuleType
 from typing import Any
 
 from ..hparams.option import check_options
@@ -17,7 +16,7 @@ from .stage import HOST_STAGES, Stage
 ARGUMENT_LISTS = ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MCA_ARGS")
 
 
-def apply(parser: ModuleType) -> None:
+def apply(parser: Any) -> None:
     """Replace `FinetuningArguments` wherever the parser names it: unknown keys are refused as ever, and help lists
     ours."""
     host_class = contract.attribute(parser, "FinetuningArguments")
@@ -126,7 +125,9 @@ def _stages_with(option_name: str, registry: Registry) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _copy_field(field: dataclasses.Field[Any], stage: Stage) -> Any:
@@ -134,6 +135,6 @@ def _copy_field(field: dataclasses.Field[Any], stage: Stage) -> Any:
     reads `%` in a help text as a format."""
     help_text = field.metadata["help"].replace("%", "%%")
     metadata = {"help": f"[{stage.name}] {help_text}"}
-    if field.default is not dataclasses.MISSING:
-        return dataclasses.field(default=field.default, metadata=metadata)
-    return dataclasses.field(default_factory=field.default_factory, metadata=metadata)  # type: ignore[misc]
+    if field.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=field.default_factory, metadata=metadata)
+    return dataclasses.field(default=field.default, metadata=metadata)

@@ -31,21 +31,19 @@ class RetrievalDataOptions:
 class ContrastiveOptions(RetrievalDataOptions, EmbeddingOptions):
     """Loss, negatives and memory."""
 
-    contrastive_loss: Literal[
-        "info_nce", "repllama", "kl_distillation", "margin_distillation", "cosent", "angle"
-    ] = option("info_nce", "What is minimized; the distillations and the last two need a `score` column.")
+    contrastive_loss: Literal["info_nce", "repllama", "kl_distillation", "margin_distillation", "cosent", "angle"] = (
+        option("info_nce", "What is minimized; the distillations and the last two need a `score` column.")
+    )
     similarity: Literal["cosine", "dot"] = option("cosine", "How a query and a document are compared.")
     loss_temperature: float = option(
         0.05, "Similarities are divided by it; 1/temperature is the `scale` of other tools.", minimum=1e-6
     )
-    teacher_temperature: float = option(
-        1.0, "Teacher scores are divided by it (kl_distillation).", minimum=1e-6
-    )
+    teacher_temperature: float = option(1.0, "Teacher scores are divided by it (kl_distillation).", minimum=1e-6)
     both_directions: bool = option(False, "Let documents also find their queries (info_nce).")
     cross_device_negatives: bool = option(True, "Use the documents of all processes as negatives (info_nce).")
     false_negative_margin: float | None = option(
         None,
-        "Leave out documents of other rows that are more similar to a query than its positive by this much (info_nce).",
+        "Leave out other rows' documents that are more similar to a query than its positive by this much (info_nce).",
         minimum=0.0,
     )
     scale_by_dim: bool = option(False, "Divide the dot product by the size of the embedding (repllama).")

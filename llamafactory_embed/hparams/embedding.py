@@ -24,7 +24,7 @@ class EmbeddingOptions:
     latents: int = option(512, "Number of learned latents (latent pooling).", minimum=1)
     latent_heads: int = option(8, "Attention heads of the latents (latent pooling).", minimum=1)
     latent_head_size: int | None = option(
-        None, "Size of one head of the latents (latent pooling); empty: the hidden size divided by the heads.", minimum=1
+        None, "Size of a head of the latents (latent pooling); empty: the hidden size divided by the heads.", minimum=1
     )
     skip_instruction: bool = option(False, "Leave the tokens of the instruction out of the pooling.")
     query_template: str = option(

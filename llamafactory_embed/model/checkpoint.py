@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
+from attention_patch import Backend
+
 from .embedding import EmbeddingModel
 from .embedding_config import EmbeddingConfig
 
@@ -52,7 +54,7 @@ def load_embedding_model(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    backend: str | None = None,
+    backend: Backend | None = None,
 ) -> EmbeddingModel:
     """Load a checkpoint for inference, its adapters merged in their order."""
     config = EmbeddingConfig.load(folder)

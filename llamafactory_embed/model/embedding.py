@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_patch import patch_attention
+from attention_patch import Backend, patch_attention
 
 from .embedding_config import EmbeddingConfig
 from .packed import PackedBatch, find_decoder, forward_packed
@@ -22,7 +22,7 @@ class EmbeddingModel(nn.Module):
     language-model head is never run, and frozen so that no optimizer and no DDP waits for it.
     """
 
-    def __init__(self, backbone: nn.Module, config: EmbeddingConfig, backend: str | None = None) -> None:
+    def __init__(self, backbone: nn.Module, config: EmbeddingConfig, backend: Backend | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.embedding_config = config

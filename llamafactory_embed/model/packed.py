@@ -18,7 +18,7 @@ from attention_patch import packed_inputs
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Some of the given texts as one row of tokens. Equal lengths are neighbours: a CPU attends to them in one call."""
+    """Some of the given texts as one row of tokens; equal lengths are neighbours, which a CPU attends to at once."""
 
     token_ids: Tensor  # [T], T = sum of lengths
     lengths: tuple[int, ...]
@@ -64,9 +64,7 @@ def _fill_rows(texts: Sequence[Sequence[int]], order: Sequence[int], max_tokens:
         yield row
 
 
-def _pack(
-    texts: Sequence[Sequence[int]], indices: Sequence[int], pooled_from: Sequence[int] | None
-) -> PackedBatch:
+def _pack(texts: Sequence[Sequence[int]], indices: Sequence[int], pooled_from: Sequence[int] | None) -> PackedBatch:
     lengths = tuple(len(texts[index]) for index in indices)
     pooled_tokens = None
     if pooled_from is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import processors
-from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PythonBackend
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, PythonBackend
 
 from llamafactory_embed.data.prompts import TEMPLATES, PromptedText, parse_template, prompt_texts
 from llamafactory_embed.data.tokenization import (
@@ -16,6 +17,7 @@ from llamafactory_embed.data.tokenization import (
     shorten_documents,
     tokenize_texts,
 )
+from tests import tiny_models
 from tests.tiny_models import tiny_tokenizer
 
 
@@ -34,6 +36,28 @@ def with_special_tokens(template: str) -> PreTrainedTokenizerBase:
         single=template, pair=f"{template} $B", special_tokens=[(BOS, 0), (EOS, 1), ("<pad>", 2)]
     )
     return tokenizer
+
+
+def with_trimmed_offsets() -> PreTrainedTokenizerBase:
+    """Like Llama-3's: a token's characters leave out the space in front."""
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    template = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[(BOS, 0)])
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([processors.ByteLevel(), template])
+    return tokenizer
+
+
+def with_metaspace() -> PreTrainedTokenizerBase:
+    """Like Llama-2's and Mistral's: spaces are ▁, and a text gets one in front that it does not have."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()])
+    special = [BOS, EOS, "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(Path(tiny_models.__file__).with_name("prose.txt").read_text().splitlines(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[(BOS, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, unk_token="<unk>")
 
 
 class SlowTokenizer(PythonBackend):
@@ -112,18 +136,19 @@ def test_slow_and_fast_tokenizers_agree(max_length: int) -> None:
     assert fast == slow
 
 
-def test_pooling_starts_where_the_text_starts() -> None:
+@pytest.mark.parametrize("make_tokenizer", [tiny_tokenizer, with_trimmed_offsets, with_metaspace])
+def test_pooling_starts_where_the_text_starts(make_tokenizer: Any) -> None:
     """What lies before holds characters of the instruction only, what lies behind holds the whole text."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = make_tokenizer()
     prompts = all_prompts()
     rows = tokenize_texts(tokenizer, prompts, max_length=500, skip_instruction=True)
     for prompt, row in zip(prompts, rows, strict=True):
         before = tokenizer.decode(row.token_ids[1 : row.pooled_from])
         pooled = tokenizer.decode(row.token_ids[row.pooled_from :])
         if prompt.text:
-            assert prompt.prefix.startswith(before), prompt
-            assert pooled.endswith(prompt.text), prompt
-            # a token that holds both is the text's; at most one more character of the prefix than is needed
+            assert prompt.prefix.startswith(before.lstrip(" ")), prompt
+            assert pooled.strip(" ").endswith(prompt.text.strip(" ")), prompt
+            # a token that holds both is the text's: here at most one character of the prefix
             assert len(pooled) - len(prompt.text) <= 1, (prompt, pooled)
         else:
             assert row.pooled_from == len(row.token_ids)

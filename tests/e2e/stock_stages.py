@@ -17,7 +17,10 @@ LABELLED = [
 DATA = {
     "text": ([{"text": row["output"]} for row in ALPACA], {"columns": {"prompt": "text"}}),
     "alpaca": (ALPACA, {}),
-    "pairs": (PAIRS, {"ranking": True, "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}}),
+    "pairs": (
+        PAIRS,
+        {"ranking": True, "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}},
+    ),
     "labelled": (
         LABELLED,
         {

@@ -10,10 +10,10 @@ import pytest
 from llamafactory.hparams.finetuning_args import FinetuningArguments
 from transformers import HfArgumentParser
 
-from llamafactory_embed.hparams import option
 from llamafactory_embed.host import Stage
 from llamafactory_embed.host.options import extend_finetuning_arguments, reject_conflicts
 from llamafactory_embed.host.registry import Registry
+from llamafactory_embed.hparams import option
 
 
 @dataclass
@@ -39,7 +39,8 @@ def make_registry(*pairs: tuple[str, type]) -> Registry:
 
 @pytest.fixture(scope="module")
 def extended() -> type:
-    return extend_finetuning_arguments(FinetuningArguments, make_registry(("warmth", WarmthOptions), ("cold", ColdOptions)))
+    registry = make_registry(("warmth", WarmthOptions), ("cold", ColdOptions))
+    return extend_finetuning_arguments(FinetuningArguments, registry)
 
 
 def parse(extended: type, **recipe: Any) -> Any:
@@ -64,9 +65,10 @@ def test_command_line_and_recipe_agree(extended: type) -> None:
     (arguments,) = HfArgumentParser(extended).parse_args_into_dataclasses(
         ["--stage", "warmth", "--warmth", "0.25", "--color", "orange", "--layers", "3", "--names", "a", "b"]
     )
-    assert arguments.stage_options == parse(
-        extended, stage="warmth", warmth=0.25, color="orange", layers=3, names=["a", "b"]
-    ).stage_options
+    assert (
+        arguments.stage_options
+        == parse(extended, stage="warmth", warmth=0.25, color="orange", layers=3, names=["a", "b"]).stage_options
+    )
 
 
 def test_help_shows_stages_and_options(extended: type) -> None:
@@ -116,7 +118,8 @@ class HostName:
 
 def test_conflicting_options_reject_the_later_stage_only() -> None:
     registry = make_registry(("warmth", WarmthOptions), ("other", OtherColor), ("host-name", HostName))
-    reject_conflicts(registry, {field.name: "FinetuningArguments" for field in dataclasses.fields(FinetuningArguments)})
+    taken = {field.name: "FinetuningArguments" for field in dataclasses.fields(FinetuningArguments)}
+    reject_conflicts(registry, taken)
     assert list(registry.stages) == ["warmth"]
     assert "package-warmth declares its option `color` differently" in registry.problems["other"]
     assert "`lora_rank` is one of LLaMA-Factory's own (FinetuningArguments)" in registry.problems["host-name"]

@@ -8,9 +8,9 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from llamafactory_embed.hparams import option
 from llamafactory_embed.host import Stage
 from llamafactory_embed.host.registry import GROUP, read_registry
+from llamafactory_embed.hparams import option
 
 
 @dataclass
@@ -41,7 +41,9 @@ def test_stages_are_found_by_name_and_host_stages_are_left_alone() -> None:
 
 def test_an_unknown_stage_lists_the_known_ones_and_suggests() -> None:
     registry = read_registry([point("warmth", "WARMTH")])
-    with pytest.raises(ValueError, match=r"Unknown `stage: warmt`; known stages are .*kto, warmth\. Did you mean `warmth`"):
+    with pytest.raises(
+        ValueError, match=r"Unknown `stage: warmt`; known stages are .*kto, warmth\. Did you mean `warmth`"
+    ):
         registry.find("warmt")
 
 

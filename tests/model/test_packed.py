@@ -58,7 +58,9 @@ def test_packed_equals_separate_forwards_and_gradients(family: str, backend: str
             (hidden,) = forward_packed(decoder, batch)
             for index in batch.text_indices:
                 packed[index] = split_texts(hidden, batch, len(texts))[index]
-        sum((state.mean(0) @ weight for state, weight in zip(packed, weights, strict=True)), torch.zeros(())).backward()
+        sum(
+            (state.mean(0) @ weight for state, weight in zip(packed, weights, strict=True)), torch.zeros(())
+        ).backward()
 
     for index in range(len(texts)):
         torch.testing.assert_close(packed[index], alone[index], atol=1e-5, rtol=1e-5)

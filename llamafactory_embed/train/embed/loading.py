@@ -11,6 +11,8 @@ from llamafactory.model import load_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from attention_patch import Backend
+
 from ...data.retrieval.rows import Task
 from ...hparams.embedding import EmbeddingOptions
 from ...model.embedding import EmbeddingModel
@@ -46,10 +48,10 @@ def load_embedding_model_for_training(
     return EmbeddingModel(backbone, config, backend=attention_backend(model_args.flash_attn))
 
 
-def attention_backend(flash_attn: str) -> str | None:
+def attention_backend(flash_attn: str) -> Backend | None:
     """The back-end that `flash_attn:` asks for. The host leaves the model on sdpa where the flash-attn package is
     missing; `patch_attention` then uses torch's own kernel, or says why it cannot."""
-    names = {
+    names: dict[AttentionFunction, Backend] = {
         AttentionFunction.DISABLED: "eager",
         AttentionFunction.SDPA: "sdpa",
         AttentionFunction.FA2: "flash_attention_2",

@@ -29,9 +29,7 @@ class ContrastiveBatch:
 
     def split(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Embeddings [2B + B*K, d] → queries [B, d], positives [B, d] and negatives [B, K, d]."""
-        queries, positives, negatives = embeddings.split(
-            [self.rows, self.rows, self.rows * self.negatives_per_row]
-        )
+        queries, positives, negatives = embeddings.split([self.rows, self.rows, self.rows * self.negatives_per_row])
         if self.negatives_per_row == 0:
             return queries, positives, None
         return queries, positives, negatives.view(self.rows, self.negatives_per_row, -1)
@@ -55,9 +53,7 @@ class ContrastiveCollator:
             [example.query for example in examples], [example.query_instruction for example in examples]
         )
         texts += self.tokenizer.documents(documents, instructions)
-        packed = pack_texts(
-            [text.token_ids for text in texts], self.max_tokens, [text.pooled_from for text in texts]
-        )
+        packed = pack_texts([text.token_ids for text in texts], self.max_tokens, [text.pooled_from for text in texts])
         batch = ContrastiveBatch(
             packed=packed,
             rows=len(examples),

@@ -128,7 +128,8 @@ def check_contrast(options: ContrastiveOptions, tasks: list[Task], training_args
             "`per_device_train_batch_size: 1` without negatives leaves a query nothing to be compared with, and a "
             "loss of 0: raise it, or use data with negatives and `num_negatives` of at least 1."
         )
-    if options.simcse_dropout is None and all(row.positives == (row.query,) for task in tasks for row in task.rows[:8]):
+    first_rows = [row for task in tasks for row in task.rows[:8]]
+    if options.simcse_dropout is None and all(row.positives == (row.query,) for row in first_rows):
         raise ValueError(
             "The data are plain texts, each its own positive, which a model without dropout cannot tell apart: set "
             "`simcse_dropout` (LLM2Vec uses 0.3), or use rows of query and positive."

@@ -1,0 +1,45 @@
+# `make demo` and `make test` work on a fresh machine: each makes the environment it needs first.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# CPU runs: fp32, no model hub.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test quality style bench docs clean
+
+demo: $(VENV)/.demo  ## train, evaluate and query an embedder on this machine, in minutes
+	$(BIN)/llamafactory-embed demo
+
+test: $(VENV)/.dev  ## everything that needs no GPU
+	$(BIN)/python -m pytest -n $${TEST_WORKERS:-2} --dist loadgroup $(TEST_ARGS)
+
+quality: $(VENV)/.dev  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(VENV)/.dev  ## mend what lint and format can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## side-by-side runs; writes benchmarks/results and docs/benchmarks.md
+	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.dev  ## write the generated pages of docs/
+	$(BIN)/python -m benchmarks --only-docs
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[demo,dev,eval,deepspeed,ray]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache

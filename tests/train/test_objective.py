@@ -1,0 +1,80 @@
+"""The objective on a real batch: which texts are compared, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llamafactory_embed.hparams.contrastive import ContrastiveOptions
+from llamafactory_embed.train.embed.contrastive.batch import ContrastiveCollator
+from llamafactory_embed.train.embed.contrastive.objective import ContrastiveObjective
+from tests.embedders import make_embedder, make_examples, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_embedder("llama")
+
+
+def collate(model, examples):
+    return ContrastiveCollator(make_tokenizer(model), max_tokens=100)(examples)["batch"]
+
+
+def test_embeddings_come_in_the_order_of_the_rows(model) -> None:
+    examples = make_examples(4, 2)
+    batch = collate(model, examples)
+    with torch.no_grad():
+        queries, positives, negatives = batch.split(model(batch.packed))
+        tokenizer = make_tokenizer(model)
+        for row, example in enumerate(examples):
+            alone = collate(model, [example])
+            query, positive, own_negatives = alone.split(model(alone.packed))
+            torch.testing.assert_close(queries[row], query[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(positives[row], positive[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(negatives[row], own_negatives[0], atol=1e-5, rtol=1e-5)
+    assert tokenizer.queries(["a"], "b")[0].token_ids != tokenizer.documents(["a"])[0].token_ids
+
+
+def test_info_nce_is_cross_entropy_over_all_documents(model) -> None:
+    batch = collate(model, make_examples(5, 1))
+    embeddings = torch.randn(15, 8, generator=torch.Generator().manual_seed(0))
+    loss = ContrastiveObjective(ContrastiveOptions(loss_temperature=0.1))(embeddings, batch)
+    queries, documents = F.normalize(embeddings[:5], dim=1), F.normalize(embeddings[5:], dim=1)
+    expected = F.cross_entropy(queries @ documents.T / 0.1, torch.arange(5))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_negative_that_is_another_rows_positive_text_is_left_out_for_that_row(model) -> None:
+    examples = make_examples(3, 1)
+    twin = dataclasses.replace(examples[0], negatives=(examples[1].positive,))
+    batch = collate(model, [twin, *examples[1:]])
+    embeddings = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
+    loss = ContrastiveObjective(ContrastiveOptions(loss_temperature=1.0))(embeddings, batch)
+    queries, documents = F.normalize(embeddings[:3], dim=1), F.normalize(embeddings[3:], dim=1)
+    scores = queries @ documents.T
+    scores[1, 3] = -torch.inf  # row 0's negative is row 1's positive
+    torch.testing.assert_close(loss, F.cross_entropy(scores, torch.arange(3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "negatives", "sentence"),
+    [
+        ({"contrastive_loss": "repllama"}, 0, "`num_negatives` to at least 1"),
+        ({"contrastive_loss": "kl_distillation"}, 1, "needs data with a `score` column"),
+        ({"contrastive_loss": "cosent"}, 0, "needs data with a `score` column"),
+        ({"matryoshka_dims": [64]}, 1, "`matryoshka_dims` must lie between 1 and the embedding's size 8"),
+    ],
+)
+def test_data_that_do_not_suit_the_loss_are_refused(model, options, negatives, sentence) -> None:
+    batch = collate(model, make_examples(3, negatives))
+    embeddings = torch.randn(6 + 3 * negatives, 8)
+    with pytest.raises(ValueError, match=sentence):
+        ContrastiveObjective(ContrastiveOptions(**options))(embeddings, batch)
+
+
+def test_uneven_negatives_in_a_batch_are_refused(model) -> None:
+    with pytest.raises(ValueError, match="different numbers of negatives"):
+        collate(model, [*make_examples(2, 1), *make_examples(2, 0)])
