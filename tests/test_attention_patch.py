@@ -613,7 +613,7 @@ def test_compiled() -> None:
     mask[1, 5:] = 0
     with patch_attention(model), torch.no_grad():
         compiled = torch.compile(model, backend="eager")
-        for inputs in ({}, {"attention_mask": mask}, annealed_inputs(model, 0.5, attention_mask=mask)):
+        for inputs in ({"attention_mask": mask}, annealed_inputs(model, 0.5, attention_mask=mask)):
             assert_close(compiled(tokens, **inputs)[0], model(tokens, **inputs)[0])
         row = random_tokens(1, sum(LENGTHS))
         inputs = packed_inputs(LENGTHS)
@@ -770,9 +770,15 @@ def test_encoders_stay_what_they_are_and_pack(model_type: str, overrides: dict[s
             patch_attention(model, "causal")
 
 
-OTHERS: dict[str, dict[str, Any]] = dict.fromkeys(
-    ("gpt_neox", "olmo2", "cohere2", "phi", "starcoder2", "granite", "gpt_bigcode", "electra"), {}
-) | {
+OTHERS: dict[str, dict[str, Any]] = {
+    "gpt_neox": {},
+    "olmo2": {},
+    "cohere2": {},
+    "phi": {},
+    "starcoder2": {},
+    "granite": {},
+    "gpt_bigcode": {},
+    "electra": {},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "mixtral": {"num_local_experts": 4, "num_key_value_heads": 2},
     "gpt_oss": {"num_local_experts": 4, "num_key_value_heads": 2, "head_dim": 8},
@@ -833,6 +839,12 @@ class OwnModel(PreTrainedModel):
         return self.attention(self.embed(input_ids))
 
 
+def llama_with_a_convolution() -> PreTrainedModel:
+    model = copy.deepcopy(shared_model("llama"))
+    model.model.layers[0].short = nn.Conv1d(4, 4, 3)
+    return model
+
+
 def refused_models() -> dict[str, tuple[Any, str]]:
     conv = {"layer_types": ["full_attention", "conv"], "num_key_value_heads": 2}
     hybrid = {"num_key_value_heads": 2, "head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}
@@ -847,7 +859,13 @@ def refused_models() -> dict[str, tuple[Any, str]]:
         "bloom": (lambda: model_of_type("bloom", n_layer=2, n_head=4), "computes its attention itself"),
         "deberta-v2": (lambda: model_of_type("deberta-v2"), "computes its attention itself"),
         "conv-layers": (lambda: model_of_type("lfm2", **conv), "mixes tokens by other means"),
+        "convolution": (llama_with_a_convolution, "mixes tokens by other means"),
         "state-space": (lambda: model_of_type("falcon_h1", **hybrid), "mixes tokens by other means"),
+        "chunks": (
+            lambda: model_of_type("llama4_text", num_key_value_heads=2, head_dim=8),
+            "mixes tokens by other means",
+        ),
+        "cross-attention": (lambda: model_of_type("gpt2", add_cross_attention=True), "mixes tokens by other means"),
         "text-and-image": (lambda: model_of_type("gemma3", **both), "reads more than text"),
         "encoder-decoder": (lambda: model_of_type("bart", **bart), "is an encoder-decoder"),
     }

@@ -40,8 +40,8 @@ class EveryKind:
     ceiling: float | None = option(1.5, "At most.")
     prefix: str = option("query: ", "In front.")
     suffix: str | None = option(None, "Behind.")
-    sizes: list[int] = option([64, 32], "Sizes.")  # noqa: RUF009
-    names: list[str] = option([], "Names.")  # noqa: RUF009
+    sizes: list[int] = option([64, 32], "Sizes.")
+    names: list[str] = option([], "Names.")
 
     def __post_init__(self) -> None:
         if self.rounds == 9:
@@ -262,7 +262,7 @@ def test_showing_and_reading_are_inverse(changes: dict[str, tuple[Any, Any]]) ->
 def test_mapping_is_written_as_in_a_recipe() -> None:
     @dataclass
     class Mapped:
-        weights: dict[str, float] | str | None = option(None, "Weights.")  # noqa: RUF009
+        weights: dict[str, float] | str | None = option(None, "Weights.")
 
     (field,) = option_fields(Mapped)
     assert field.read("") is None
@@ -470,6 +470,17 @@ def test_each_stage_lists_the_data_sets_it_reads(page: Page, tmp_path: Path) -> 
     assert listed(train, "DPO (other)") == ["plain", "chats", "typo"]  # declares no formats: the host's own
     assert listed(evaluation) == ["plain", "chats", "typo"]
     assert train.fn(str(tmp_path / "nowhere"), "Every Kind").choices == []
+
+
+def test_a_format_of_the_host_stays_in_its_lists_when_a_plugin_stage_reads_it_too() -> None:
+    registry = Registry()
+    registry.add(Stage("both", OtherOptions, "nowhere:run", "Both", formats=("sharegpt", "retrieval")), "a package")
+    reads = board.format_filter(None, registry, {"alpaca", "sharegpt"})
+    assert {name: reads(name) for name in ("alpaca", "sharegpt", "retrieval")} == {
+        "alpaca": True,
+        "sharegpt": True,
+        "retrieval": False,
+    }
 
 
 def test_only_the_users_choice_forgets_the_data_sets(page: Page) -> None:

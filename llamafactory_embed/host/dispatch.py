@@ -44,11 +44,22 @@ def apply(tuner: Any) -> None:
             host_run_sft(*args, **kwargs)
         else:
             finetuning_args.stage = stage.name
+            tell_deepspeed(args[RUN_ARGUMENTS.index("training_args")])
             stage.load_run()(*args, **kwargs)
 
     tuner.get_train_args = get_train_args
     tuner.run_sft = run_carrier_stage
     _apply_ray(tuner)
+
+
+def tell_deepspeed(training_args: Any) -> None:
+    """Let DeepSpeed know of the other processes. On a CPU the Trainer starts torch.distributed without it, and ZeRO-3,
+    which cuts a model into shards while it is loaded, would take this process for the only one."""
+    if training_args.deepspeed and training_args.use_cpu:
+        from deepspeed import comm
+
+        if not comm.is_initialized():
+            comm.init_distributed(dist_backend="gloo")
 
 
 def recipe_of(args: dict[str, Any] | list[str]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def with_trimmed_offsets() -> PreTrainedTokenizerBase:
 def with_metaspace() -> PreTrainedTokenizerBase:
     """Like Llama-2's and Mistral's: spaces are ▁, and a text gets one in front that it does not have."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()])
     special = [BOS, EOS, "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)

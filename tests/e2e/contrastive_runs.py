@@ -118,11 +118,29 @@ def perform(recipe: dict[str, Any], is_sharded: bool = False) -> RunResult:
     return result
 
 
+def let_accelerate_shard_on_a_cpu() -> None:
+    """Accelerate ignores FSDP where there is no accelerator, but FSDP2 itself runs on gloo."""
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    host_init = AcceleratorState.__init__
+
+    def init(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        host_init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        self.fsdp_plugin = fsdp_plugin or vars(self).get("fsdp_plugin")
+        if self.fsdp_plugin is not None:
+            self.distributed_type = DistributedType.FSDP
+
+    AcceleratorState.__init__ = init
+
+
 def main(folder: Path) -> None:
     runs: dict[str, dict[str, Any]] = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
     dist.init_process_group("gloo")
     from llamafactory.train import tuner
 
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        let_accelerate_shard_on_a_cpu()
     tuner.dist.destroy_process_group = lambda: None  # the next run needs it
     for name, options in runs.items():
         model = options.pop("model")

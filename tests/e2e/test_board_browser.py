@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -30,7 +31,17 @@ CHROMIUM_FLAGS = (
 
 
 @pytest.fixture
-def board(third_party_site: Path, tmp_path: Path) -> Iterator[str]:
+def chromium() -> str:
+    """Debian's browser."""
+    pytest.importorskip("playwright", reason="no Playwright: pip install playwright")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    return path
+
+
+@pytest.fixture
+def board(chromium: str, third_party_site: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a Board that runs in a working folder of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -64,7 +75,7 @@ def board(third_party_site: Path, tmp_path: Path) -> Iterator[str]:
             process.wait(timeout=20)
 
 
-def wait_for(address: str, process: subprocess.Popen[Any], log_path: Path, seconds: float = 90) -> None:
+def wait_for(address: str, process: subprocess.Popen[Any], log_path: Path, seconds: float = 180) -> None:
     """Until the page answers, or the reason why it never will."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.poll() is None:
@@ -78,16 +89,14 @@ def wait_for(address: str, process: subprocess.Popen[Any], log_path: Path, secon
 
 
 @pytest.fixture
-def page(board: str) -> Iterator[Any]:
-    """The Board's page in Debian's Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
+def page(board: str, chromium: str) -> Iterator[Any]:
+    """The Board's page in the browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, headless=True, args=CHROMIUM_FLAGS.split())
         page = browser.new_page(viewport={"width": 1500, "height": 1300}, locale="en-US")
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(30_000)
         page.goto(board)
         yield page
         browser.close()
@@ -130,7 +139,13 @@ def test_choose_set_preview_run_and_see(page: Any, tiny_llama: Path, prose_data:
     choose(page, "Dataset", "prose")
     page.keyboard.press("Escape")
     page.get_by_text("Extra configurations").click()
-    type_into(page, "Extra arguments", '{"max_steps": 3, "logging_steps": 1, "preprocessing_num_workers": 1}')
+    extra_arguments = {
+        "max_steps": 3,
+        "logging_steps": 1,
+        "gradient_accumulation_steps": 1,
+        "preprocessing_num_workers": 1,
+    }
+    type_into(page, "Extra arguments", json.dumps(extra_arguments))
     expect(field(page, "Loss scale")).to_have_value("1")
 
     # set an option and preview it
@@ -171,12 +186,12 @@ def test_choose_set_preview_run_and_see(page: Any, tiny_llama: Path, prose_data:
     # run, and see the loss picture
     type_into(page, "Output dir", "scaled")
     click(page, "Start")
-    expect(page.get_by_text("Finished.").last).to_be_visible(timeout=90_000)
+    expect(page.get_by_text("Finished.").last).to_be_visible(timeout=180_000)
     expect(page.locator("img[alt='Plot'], .matplotlib img, [data-testid=matplotlib] img").first).to_be_visible()
 
     output = tmp_path / "saves" / "Custom" / "lora" / "scaled"
     saved = yaml.safe_load((output / "training_args.yaml").read_text(encoding="utf-8"))
     assert (saved["stage"], saved["loss_scale"], saved["loss_sign"]) == ("scaled-pt", 2.5, "minus")
     losses = read_losses(output)
-    assert len(losses) == 3
+    assert len(losses) == extra_arguments["max_steps"]
     assert all(loss < 0 for loss in losses)  # the sign has reached the loss

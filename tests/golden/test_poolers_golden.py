@@ -68,8 +68,9 @@ def load_design(case: GoldenCase, design: str) -> torch.nn.Module:
         state = {}
         for description in case.data["parameters"][parameters]:
             value = make_parameter(description)
-            first_values = torch.tensor(case.data["parameters"]["first_values"][parameters][description["name"]])
-            torch.testing.assert_close(value.flatten()[: len(first_values)], first_values.double(), rtol=0, atol=1e-6)
+            first_values = case.data["parameters"]["first_values"][parameters][description["name"]]
+            wanted = torch.tensor(first_values, dtype=torch.float64)
+            torch.testing.assert_close(value.flatten()[: len(wanted)], wanted, rtol=0, atol=1e-12)
             state[PARAMETER_NAMES[description["name"]]] = value
         if "layer_embeddings" in state:
             state["layer_embeddings"] = state["layer_embeddings"][: config["layers_used"]]

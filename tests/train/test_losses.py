@@ -86,7 +86,7 @@ def test_two_candidates_cost_the_softplus_of_their_margin() -> None:
 def test_a_single_candidate_costs_nothing_and_teaches_nothing() -> None:
     query, positive, _ = batch(rows=1)
     loss = info_nce(query.requires_grad_(), positive, temperature=0.05)
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert torch.autograd.grad(loss, query)[0].abs().max() == 0
 
 

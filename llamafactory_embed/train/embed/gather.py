@@ -39,6 +39,6 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].contiguous()
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)  # others may hold the same tensor
         dist.all_reduce(gradient)
         return gradient.chunk(world_size())[rank()]

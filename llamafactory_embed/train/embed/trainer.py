@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import yaml
 from accelerate.utils import DistributedType
 from llamafactory.train.pt.trainer import CustomTrainer
+from peft import PeftModel
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -24,29 +29,74 @@ from ...model.embedding import EmbeddingModel
 RECIPE_NAME = "recipe.yaml"
 
 
+class EvenEpochs:
+    """The sampler's batches, as many in every epoch as in the first. Rows that find no place in an epoch, for their
+    texts are in its batches already, are more in one epoch than in another; but the Trainer counts steps by the first
+    epoch's length, also to find the place where a checkpoint was saved. What is too short starts again."""
+
+    def __init__(self, sampler: GlobalBatchSampler) -> None:
+        self.sampler = sampler
+        self.length = len(sampler)
+        self.batch_size = sampler.batch_size
+        self.drop_last = sampler.drop_last
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return itertools.islice(itertools.cycle(self.sampler), self.length)
+
+
 class EpochDataLoader(DataLoader):
     """A data loader whose batch sampler is told the epoch, as the Trainer tells samplers of accelerate."""
 
+    def __init__(self, dataset: Dataset, sampler: GlobalBatchSampler, **kwargs: Any) -> None:
+        super().__init__(dataset, batch_sampler=EvenEpochs(sampler), **kwargs)
+        self.global_batches = sampler
+
     def set_epoch(self, epoch: int) -> None:
-        sampler: Any = self.batch_sampler
-        while not isinstance(sampler, GlobalBatchSampler):  # accelerate wraps it when it skips batches to resume
-            sampler = sampler.batch_sampler
-        sampler.set_epoch(epoch)
+        self.global_batches.set_epoch(epoch)
+
+
+class ResumedEpoch(TrainerCallback):
+    """Tells the sampler the epoch in which training goes on. To skip the batches it has seen, the Trainer puts a plain
+    data loader around the sampler, to which it cannot tell the epoch."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        data_loader: EpochDataLoader = kwargs["train_dataloader"]
+        steps_per_epoch = math.ceil(len(data_loader) / args.gradient_accumulation_steps)
+        data_loader.set_epoch(state.global_step // steps_per_epoch)
 
 
 class EmbeddingTrainer(CustomTrainer):
     """The host's trainer (optimizers, schedulers, callbacks) around an `EmbeddingModel`."""
 
-    def __init__(self, *, batch_sampler: GlobalBatchSampler | None, recipe: dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        model: EmbeddingModel,
+        args: TrainingArguments,
+        batch_sampler: GlobalBatchSampler | None,
+        recipe: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        prepare_for_engines(model, args)
+        super().__init__(model=model, args=args, **kwargs)
         self.batch_sampler = batch_sampler
         self.recipe = recipe
         self.write_card: Callable[[], None] = lambda: None
+        self.add_callback(ResumedEpoch())
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the engine gathers parameters in every forward, so that all ranks must run equally many."""
+        """Whether each rank holds a part of the parameters and gathers them in every forward."""
         return self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+
+    @property
+    def is_in_lockstep(self) -> bool:
+        """Whether the ranks exchange something in every forward or, as ZeRO-2 does, in every backward: they wait for
+        ever if one of them runs fewer than another."""
+        return self.is_sharded or self.is_deepspeed_enabled
 
     @property
     def embedding_model(self) -> EmbeddingModel:
@@ -58,7 +108,7 @@ class EmbeddingTrainer(CustomTrainer):
         assert self.batch_sampler is not None
         return EpochDataLoader(
             self.train_dataset,
-            batch_sampler=self.batch_sampler,
+            self.batch_sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=False,  # a batch is moved by the model, row by row
@@ -98,3 +148,18 @@ class EmbeddingTrainer(CustomTrainer):
             super()._load_best_model()
         else:
             load_checkpoint_weights(self.embedding_model, self.state.best_model_checkpoint)
+
+
+def prepare_for_engines(model: EmbeddingModel, args: TrainingArguments) -> None:
+    """What DDP, DeepSpeed and FSDP have to know of an embedder before they wrap it."""
+    model._no_split_modules = model.decoder._no_split_modules  # FSDP's units
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # every parameter that learns is used in every forward
+    if dist.is_initialized():
+        # A step may run several forwards. Under reentrant checkpointing every layer of each of them runs a backward
+        # of its own, and DDP averages a gradient when only the first of them has reached it.
+        language_model: Any = model.backbone
+        if isinstance(language_model, PeftModel):
+            language_model = language_model.get_base_model()
+        if language_model.is_gradient_checkpointing:
+            language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,7 +26,9 @@ from .objective import ContrastiveObjective
 class ContrastiveTrainer(EmbeddingTrainer):
     """Plain or cached steps; `evaluate` searches the held-out tasks."""
 
-    def __init__(self, *, options: ContrastiveOptions, retrieval_evals: Sequence[RetrievalEval], **kwargs: Any) -> None:
+    def __init__(
+        self, *, options: ContrastiveOptions, retrieval_evals: Sequence[RetrievalEval], **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.options = options
         self.objective = ContrastiveObjective(options)
@@ -46,6 +48,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
 
         model.train()
+        self.optimizer.train()  # for schedule-free optimizers
         batch: ContrastiveBatch = inputs["batch"]
         steps = self.current_gradient_accumulation_steps
 
@@ -58,7 +61,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
             self._equal_forwards(batch.packed),
             lambda embeddings: self._checked(self.objective(embeddings, batch)) / steps,
             self._backward,
-            device=self.embedding_model.device,
+            device=self.args.device,
             no_sync=lambda: self._no_sync(model),
         )
 
@@ -66,6 +69,8 @@ class ContrastiveTrainer(EmbeddingTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """nDCG@10, MRR@10 and recall of every held-out task and their mean."""
+        if self.optimizer is not None:
+            self.optimizer.eval()
         encoder = Encoder(self.embedding_model, self.processing_class)
         found = evaluate_retrieval(encoder, self.retrieval_evals, share_over_ranks=not self.is_sharded)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
@@ -78,12 +83,27 @@ class ContrastiveTrainer(EmbeddingTrainer):
         self.accelerator.backward(loss, **kwargs)
 
     def _no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
-        return _NoSync(self.accelerator, model)
+        """Keep the engine from averaging gradients, or from stepping, before the last chunk."""
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return self._no_boundary()
+        if self.is_fsdp_enabled:
+            return nullcontext()  # without averaging, each rank would hold the gradients of the whole model
+        return self.accelerator.no_sync(model)
+
+    @contextmanager
+    def _no_boundary(self) -> Iterator[None]:
+        state = self.accelerator.gradient_state
+        is_boundary = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            yield
+        finally:
+            state._set_sync_gradients(is_boundary)
 
     def _equal_forwards(self, batches: list[PackedBatch]) -> list[PackedBatch]:
-        if not self.is_sharded or world_size() == 1:
+        if not self.is_in_lockstep or world_size() == 1:
             return batches
-        count = torch.tensor(len(batches), device=self.embedding_model.device)
+        count = torch.tensor(len(batches), device=self.args.device)
         torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
         return split_batches(batches, int(count))
 
@@ -94,25 +114,3 @@ class ContrastiveTrainer(EmbeddingTrainer):
             cause += "`fp16: true`" if self.args.fp16 else "this model"
             raise ValueError(f"The loss of the first step is {value}: {cause}; raise it or use `bf16: true`.")
         return loss
-
-
-class _NoSync:
-    """accelerate's `no_sync` for DDP, and for DeepSpeed "this is no boundary": neither averages before the last chunk."""
-
-    def __init__(self, accelerator: Any, model: nn.Module) -> None:
-        self.accelerator = accelerator
-        self.context = accelerator.no_sync(model)
-        self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-
-    def __enter__(self) -> None:
-        self.sync_gradients = self.accelerator.sync_gradients
-        if self.is_deepspeed:
-            self.accelerator.gradient_state._set_sync_gradients(False)
-        else:
-            self.context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        if self.is_deepspeed:
-            self.accelerator.gradient_state._set_sync_gradients(self.sync_gradients)
-        else:
-            self.context.__exit__(*error)
