@@ -22,6 +22,7 @@ class Command(NamedTuple):
 # One line a command. The module is imported only when its command is called.
 COMMANDS = {
     "doctor": Command("llamafactory_embed.doctor", "check this installation: versions, plugin, attention, devices"),
+    "demo": Command("llamafactory_embed.demo.run", "train, evaluate and query a small embedder on this machine"),
     "recipe": Command("llamafactory_embed.recipe", "check recipes without running them"),
 }
 

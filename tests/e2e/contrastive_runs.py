@@ -1,7 +1,7 @@
 """Runs of `stage: contrastive` on a tiny model, in this process or in each rank of torchrun, and what came of them.
 
-`torchrun --nproc-per-node 2 contrastive_runs.py FOLDER` reads `FOLDER/runs.json` (name → recipe), performs one run
-after the other, so that the host is imported once, and leaves `FOLDER/<name>.pt`.
+`torchrun --nproc-per-node 2 contrastive_runs.py FOLDER` reads `FOLDER/runs.json` (name → what the recipe says beyond
+`recipe`), performs one run after the other, so that the host is imported once, and leaves `FOLDER/<name>.pt`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,56 +18,65 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 
-REPOSITORY = Path(__file__).parents[2]
+WORDNET = Path(__file__).parents[2] / "data" / "wordnet"
+
+LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all"}
+LATENT = {"pooling": "latent", "latents": 6, "latent_heads": 4}
 
 
 @dataclass
 class RunResult:
-    """What a run leaves behind; losses, norms and metrics are those of the Trainer's own log."""
+    """What a run leaves behind; losses and metrics are those of the Trainer's own log."""
 
     losses: list[float] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     """Those of the first step."""
     parameters: dict[str, Tensor] = field(default_factory=dict)
-    """All that were trained, after the last step."""
+    """All that learn, after the last step."""
     rank_difference: float = 0.0
-    """The largest difference of a trained parameter between two ranks."""
-    error: str = ""
+    """The largest difference of a parameter between this rank and another."""
 
 
 class Recorder(TrainerCallback):
-    """Reads gradients and parameters that no engine has cut into shards."""
+    """Copies the log, and gradients and parameters where no engine has cut them into shards."""
 
-    def __init__(self, result: RunResult, is_sharded: bool) -> None:
-        self.result = result
-        self.is_sharded = is_sharded
+    def __init__(self) -> None:
+        self.result = RunResult()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0 and not self.is_sharded:
+        if not self.result.gradients:
             self.result.gradients = {
-                name: parameter.grad.clone() for name, parameter in trained(kwargs["model"]) if parameter.grad is not None
+                name: parameter.grad.clone()
+                for name, parameter in learning(kwargs["model"])
+                if parameter.grad is not None
             }
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.result.losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        self.result.metrics = [entry for entry in state.log_history if any(key.startswith("eval_") for key in entry)]
-        if self.is_sharded:
-            return
-        self.result.parameters = {
-            name: parameter.detach().clone() for name, parameter in trained(kwargs["model"])
-        }
-        self.result.rank_difference = max(map(difference_of_ranks, self.result.parameters.values()))
+        self.result.metrics = [
+            {name: value for name, value in entry.items() if name.startswith("eval_")}
+            for entry in state.log_history
+            if "eval_ndcg@10" in entry
+        ]
+        self.result.parameters = {name: each.detach().clone() for name, each in learning(kwargs["model"])}
+        self.result.rank_difference = max(map(difference_of_ranks, self.result.parameters.values()), default=0.0)
 
 
-def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [
-        (name.removeprefix("module."), parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    ]
+def learning(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that learn, unless they are in shards."""
+    if is_fsdp() or is_deepspeed_zero3_enabled():
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter
+
+
+def is_fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def difference_of_ranks(tensor: Tensor) -> float:
@@ -77,8 +87,29 @@ def difference_of_ranks(tensor: Tensor) -> float:
     return max(float((part - tensor).abs().max()) for part in parts)
 
 
-def recipe(model: Path | str, output_dir: Path | str, **options: Any) -> dict[str, Any]:
-    """Three steps on two WordNet tasks; `batch_size` is that of all ranks together."""
+def write_data(folder: Path) -> Path:
+    """A `dataset_dir`: two retrieval tasks, held-out rows of one of them, scored pairs, and texts that repeat."""
+    rows = {}
+    for name, file in {"nouns": "gloss_to_noun", "words": "example_to_word"}.items():
+        lines = (WORDNET / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows[name] = [json.loads(line) for line in lines[:64]]
+        rows[f"{name}_heldout"] = [json.loads(line) for line in lines[64:104]]
+    queries = [row["query"] for row in rows["nouns"]]
+    rows["scored"] = [
+        {"query": query, "positive": queries[number - 1], "score": number % 7 / 7}
+        for number, query in enumerate(queries)
+    ]
+    rows["repeating"] = [{"query": query, "positive": f"answer {number % 9}"} for number, query in enumerate(queries)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in rows.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, content)), encoding="utf-8")
+    info = {name: {"file_name": f"{name}.jsonl", "formatting": "retrieval"} for name in rows}
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    return folder
+
+
+def recipe(model: Path | str, data: Path | str, output_dir: Path | str, **options: Any) -> dict[str, Any]:
+    """Three steps on two tasks; `batch_size` is that of all ranks together."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     batch_size = options.pop("batch_size", 8)
     return {
@@ -86,10 +117,9 @@ def recipe(model: Path | str, output_dir: Path | str, **options: Any) -> dict[st
         "stage": "contrastive",
         "do_train": True,
         "finetuning_type": "full",
-        "dataset": "wordnet_gloss_to_noun,wordnet_example_to_word",
-        "dataset_dir": str(REPOSITORY / "data"),
+        "dataset": "nouns,words",
+        "dataset_dir": str(data),
         "template": "default",
-        "max_samples": 64,
         "cutoff_len": 48,
         "output_dir": str(output_dir),
         "logging_steps": 1,
@@ -98,7 +128,7 @@ def recipe(model: Path | str, output_dir: Path | str, **options: Any) -> dict[st
         "per_device_train_batch_size": batch_size // world_size,
         "max_steps": 3,
         # Steps as large as the gradient, so that an error of the gradient is one of the parameters; Adam divides by
-        # the gradient's size and would turn rounding into differences.
+        # the gradient's size and would make differences of rounding.
         "optim": "sgd",
         "learning_rate": 0.05,
         "lr_scheduler_type": "constant",
@@ -109,29 +139,29 @@ def recipe(model: Path | str, output_dir: Path | str, **options: Any) -> dict[st
     }
 
 
-def perform(recipe: dict[str, Any], is_sharded: bool = False) -> RunResult:
+def perform(recipe: dict[str, Any]) -> RunResult:
     """Train by a recipe through the host, in this process."""
     from llamafactory.train.tuner import run_exp
 
-    result = RunResult()
-    run_exp(dict(recipe), callbacks=[Recorder(result, is_sharded)])
-    return result
+    recorder = Recorder()
+    run_exp(dict(recipe), callbacks=[recorder])
+    return recorder.result
 
 
 def let_accelerate_shard_on_a_cpu() -> None:
-    """Accelerate ignores FSDP where there is no accelerator, but FSDP2 itself runs on gloo."""
+    """accelerate ignores FSDP where it finds no accelerator, but FSDP2 itself runs on gloo."""
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
 
-    host_init = AcceleratorState.__init__
+    own_init = AcceleratorState.__init__
 
     def init(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
-        host_init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        own_init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         self.fsdp_plugin = fsdp_plugin or vars(self).get("fsdp_plugin")
         if self.fsdp_plugin is not None:
             self.distributed_type = DistributedType.FSDP
 
-    AcceleratorState.__init__ = init
+    AcceleratorState.__init__ = init  # type: ignore[method-assign]
 
 
 def main(folder: Path) -> None:
@@ -139,23 +169,14 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     from llamafactory.train import tuner
 
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if is_fsdp():
         let_accelerate_shard_on_a_cpu()
     tuner.dist.destroy_process_group = lambda: None  # the next run needs it
     for name, options in runs.items():
-        model = options.pop("model")
-        is_sharded = options.pop("is_sharded", False)
-        try:
-            result = perform(recipe(model, folder / f"out-{name.replace('/', '-')}", **options), is_sharded)
-        except Exception as error:
-            import traceback
-
-            traceback.print_exc()
-            result = RunResult(error=f"{type(error).__name__}: {error}")
+        result = perform(recipe(output_dir=folder / name, **options))
         if dist.get_rank() == 0:
-            torch.save(asdict(result), folder / f"{name.replace('/', '-')}.pt")
+            torch.save(asdict(result), folder / f"{name}.pt")
         dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

