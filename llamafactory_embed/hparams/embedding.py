@@ -29,7 +29,8 @@ class EmbeddingOptions:
     skip_instruction: bool = option(False, "Leave the tokens of the instruction out of the pooling.")
     query_template: str = option(
         "e5",
-        "How an instruction and a query are written: e5, llm2vec, or a text with {instruction} and {text}.",
+        "How an instruction and a query are written: e5, llm2vec, llm2vec_e5_data, or a text with {text} and "
+        "{instruction}.",
     )
     document_template: str = option(
         "{text}", "How a document is written; documents of symmetric tasks are written like queries."

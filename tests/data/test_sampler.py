@@ -315,7 +315,7 @@ def test_a_single_stream_is_read_to_its_last_full_batch_without_duplicates() -> 
 
 
 def test_streams_cannot_be_weighted_by_their_size() -> None:
-    with pytest.raises(ValueError, match="`task_weights: proportional` needs the sizes of the tasks"):
+    with pytest.raises(ValueError, match="`dataset_weights: proportional` needs the sizes of the tasks"):
         StreamedBatches([stream(task) for task in TASKS], 6)
 
 

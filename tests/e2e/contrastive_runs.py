@@ -96,10 +96,10 @@ def write_data(folder: Path) -> Path:
         rows[f"{name}_heldout"] = [json.loads(line) for line in lines[64:104]]
     queries = [row["query"] for row in rows["nouns"]]
     rows["scored"] = [
-        {"query": query, "positive": queries[number - 1], "score": number % 7 / 7}
-        for number, query in enumerate(queries)
+        {"query": query, "positive": other, "score": number % 7 / 7}
+        for number, (query, other) in enumerate(zip(queries, reversed(queries), strict=True))
     ]
-    rows["repeating"] = [{"query": query, "positive": f"answer {number % 9}"} for number, query in enumerate(queries)]
+    rows["repeating"] = [{"query": query, "positive": f"answer {n % 9}"} for n, query in enumerate(queries)]
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in rows.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, content)), encoding="utf-8")

@@ -48,10 +48,18 @@ DDP_RUNS: dict[str, dict[str, Any]] = {
 # Compared with DDP: losses, metrics, and what the checkpoint embeds; then a checkpoint is resumed.
 ENGINE_RUNS: dict[str, dict[str, Any]] = {
     "cached": {"grad_cache_tokens": 64},
-    "lora-latent": {**LORA, **LATENT, **EVALUATED, **CHECKPOINTS, "max_tokens_per_batch": 64},
+    "lora-latent": {
+        **LORA,
+        **LATENT,
+        **EVALUATED,
+        **CHECKPOINTS,
+        "max_tokens_per_batch": 64,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "linear",
+    },
     "lora-cached-accumulated": {**LORA, "grad_cache_tokens": 64, "gradient_accumulation_steps": 2},
 }
-ENGINES = ("z2", "z3", "fsdp2")
 
 
 TEXTS = ["the study of stars", "a young horse", "to run away", "an instrument with strings", "blue"]
@@ -74,14 +82,13 @@ def settings(tiny_llama: Path, folder: Path) -> dict[str, Any]:
 def one_process(settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
     return {
         name: perform(recipe(output_dir=folder / "one" / name, **settings, **options))
-        for name, options in (DDP_RUNS | {"engine-cached": ENGINE_RUNS["cached"]}).items()
+        for name, options in DDP_RUNS.items()
     }
 
 
 @pytest.fixture(scope="module")
 def ddp(settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
-    engine_runs = {f"engine-{name}": options for name, options in ENGINE_RUNS.items()}
-    return run_on_two_ranks(folder / "ddp", settings, DDP_RUNS | engine_runs)
+    return run_on_two_ranks(folder / "ddp", settings, DDP_RUNS | engine_runs(folder / "ddp", "ddp"))
 
 
 def run_on_two_ranks(
@@ -99,23 +106,35 @@ def run_on_two_ranks(
         timeout=TIME_LIMIT,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     return {name: RunResult(**torch.load(folder / f"{name}.pt")) for name in runs}
 
 
-def run_engine(engine: str, settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
-    """All runs of an engine with the configuration that users get; the last one goes on from a checkpoint."""
-    variables: dict[str, str] = {}
-    if engine == "fsdp2":  # as `accelerate launch` hands it over
-        config = yaml.safe_load((EXAMPLES / "accelerate" / "fsdp2_config.yaml").read_text(encoding="utf-8"))
-        variables = {name.upper(): str(value) for name, value in config["fsdp_config"].items()}
-        variables["ACCELERATE_USE_FSDP"] = "true"
-    else:
-        pytest.importorskip("deepspeed")
-        settings = settings | {"deepspeed": str(EXAMPLES / "deepspeed" / f"ds_{engine}_config.json")}
-    checkpoint = folder / engine / "lora-latent" / "checkpoint-2"
+@pytest.fixture(scope="module")
+def deepspeed(settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
+    pytest.importorskip("deepspeed")
+    runs = {}
+    for stage in ("z2", "z3"):
+        config = {"deepspeed": str(EXAMPLES / "deepspeed" / f"ds_{stage}_config.json")}
+        runs |= {name: config | options for name, options in engine_runs(folder / "deepspeed", stage).items()}
+    return run_on_two_ranks(folder / "deepspeed", settings, runs)
+
+
+@pytest.fixture(scope="module")
+def fsdp2(settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
+    config = yaml.safe_load((EXAMPLES / "accelerate" / "fsdp2_config.yaml").read_text(encoding="utf-8"))
+    variables = {
+        name.upper(): str(value) for name, value in config["fsdp_config"].items()
+    }  # as `accelerate launch` does
+    runs = engine_runs(folder / "fsdp2", "fsdp2")
+    return run_on_two_ranks(folder / "fsdp2", settings, runs, ACCELERATE_USE_FSDP="true", **variables)
+
+
+def engine_runs(folder: Path, prefix: str) -> dict[str, dict[str, Any]]:
+    """All runs of an engine, and one that goes on from another's checkpoint."""
+    checkpoint = folder / f"{prefix}-lora-latent" / "checkpoint-2"
     resumed = ENGINE_RUNS["lora-latent"] | {"resume_from_checkpoint": str(checkpoint)}
-    return run_on_two_ranks(folder / engine, settings, ENGINE_RUNS | {"resumed": resumed}, **variables)
+    return {f"{prefix}-{name}": options for name, options in (ENGINE_RUNS | {"resumed": resumed}).items()}
 
 
 def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -138,21 +157,38 @@ def test_two_ranks_train_as_one_process(
 
 def test_evaluation_on_two_ranks(ddp: dict[str, RunResult], one_process: dict[str, RunResult]) -> None:
     found, expected = ddp["lora"].metrics, one_process["lora"].metrics
-    assert len(expected) == 1
+    assert expected
     assert found == [pytest.approx(metrics, abs=1e-6) for metrics in expected]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("prefix", "engine"), [("z2", "deepspeed"), ("z3", "deepspeed"), ("fsdp2", "fsdp2")])
 def test_an_engine_trains_as_ddp(
-    engine: str, settings: dict[str, Any], folder: Path, ddp: dict[str, RunResult]
+    prefix: str, engine: str, request: pytest.FixtureRequest, folder: Path, ddp: dict[str, RunResult]
 ) -> None:
-    results = run_engine(engine, settings, folder)
+    results: dict[str, RunResult] = request.getfixturevalue(engine)
+
+    def embed(run: str) -> Any:
+        return Encoder(folder / run).encode(TEXTS)
+
     for name in ENGINE_RUNS:
-        expected = ddp[f"engine-{name}"]
-        assert results[name].losses == pytest.approx(expected.losses, abs=1e-4), name
-        assert results[name].metrics == [pytest.approx(each, abs=1e-4) for each in expected.metrics], name
-        embeddings = [Encoder(folder / each).encode(TEXTS) for each in (f"{engine}/{name}", f"ddp/engine-{name}")]
-        np.testing.assert_allclose(*embeddings, atol=1e-4)
-    assert results["resumed"].losses == pytest.approx(results["lora-latent"].losses, abs=1e-6)
-    embeddings = [Encoder(folder / engine / name).encode(TEXTS) for name in ("resumed", "lora-latent")]
-    np.testing.assert_allclose(*embeddings, atol=1e-6)
+        found, expected = results[f"{prefix}-{name}"], ddp[f"ddp-{name}"]
+        assert found.losses == pytest.approx(expected.losses, abs=1e-4), name
+        assert found.metrics == [pytest.approx(each, abs=1e-4) for each in expected.metrics], name
+        np.testing.assert_allclose(embed(f"{engine}/{prefix}-{name}"), embed(f"ddp/ddp-{name}"), atol=1e-4)
+
+    assert results[f"{prefix}-resumed"].losses == pytest.approx(results[f"{prefix}-lora-latent"].losses, abs=1e-6)
+    np.testing.assert_allclose(embed(f"{engine}/{prefix}-resumed"), embed(f"{engine}/{prefix}-lora-latent"), atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["z2", "z3"])
+def test_a_checkpoint_of_deepspeed_holds_no_base_model(
+    stage: str, deepspeed: dict[str, RunResult], folder: Path
+) -> None:
+    checkpoint = folder / "deepspeed" / f"{stage}-lora-latent" / "checkpoint-2"
+    (file,) = (
+        checkpoint.glob("global_step2/*mp_rank_00_model_states.pt")
+        if stage == "z2"
+        else (sorted(checkpoint.glob("global_step2/zero_pp_rank_0_mp_rank_00_model_states.pt")))
+    )
+    saved = torch.load(file, weights_only=False)
+    assert all("lora_" in name or name.startswith("pooler.") for name in saved["module"])

@@ -347,7 +347,7 @@ def test_angle_of_equal_and_of_turned_vectors() -> None:
     turned = torch.cat([(real + imaginary), (imaginary - real)], dim=-1)  # times 1 - i: an angle of 45 degrees
     expected = torch.full((ROWS,), math.sqrt(2), dtype=torch.float64)
     torch.testing.assert_close(angle_similarity(vectors, turned), expected)
-    with pytest.raises(ValueError, match="`loss: angle` needs embeddings of an even size, not 5"):
+    with pytest.raises(ValueError, match="`contrastive_loss: angle` needs embeddings of an even size, not 5"):
         angle_similarity(vectors[:, :5], vectors[:, :5])
 
 

@@ -39,7 +39,7 @@ class StreamedBatches:
         sized = self.options.task_weights in (PROPORTIONAL, "temperature")
         if sized and len(tasks) > 1:
             raise ValueError(
-                f"`task_weights: {self.options.task_weights}` needs the sizes of the tasks, which a stream does not "
+                f"`dataset_weights: {self.options.task_weights}` needs the sizes of the tasks, which a stream does not "
                 "tell; use `uniform` or give weights."
             )
         self.tasks = list(tasks)

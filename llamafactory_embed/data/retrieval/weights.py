@@ -25,12 +25,12 @@ def task_shares(
         return [1 / len(names)] * len(names)
     if weights == "temperature":
         if temperature <= 0:
-            raise ValueError(f"`sampling_temperature` must be above 0, not {temperature}.")
+            raise ValueError(f"`dataset_sampling_temperature` must be above 0, not {temperature}.")
         tempered = [size ** (1 / temperature) for size in sizes]
         return [value / sum(tempered) for value in tempered]
-    source = "`task_weights`"
+    source = "`dataset_weights`"
     if isinstance(weights, str):
-        source = f"`task_weights`: {weights}"
+        source = f"`dataset_weights`: {weights}"
         weights = read_weights(weights)
     return _match_weights(weights, names, source)
 
@@ -39,18 +39,18 @@ def read_weights(path: str) -> dict[str, float]:
     """Weights by task from JSON: a plain mapping, or tDRO's file (`domain_ids`, `domain_weights`, `size`, `epoch`)."""
     if not os.path.isfile(path):
         raise ValueError(
-            f"`task_weights` must be proportional, uniform, temperature, or a JSON file of weights; "
+            f"`dataset_weights` must be proportional, uniform, temperature, or a JSON file of weights; "
             f"there is no file `{path}`."
         )
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except json.JSONDecodeError as error:
-        raise ValueError(f"`task_weights`: {path}:{error.lineno} is not JSON ({error.msg}).") from error
+        raise ValueError(f"`dataset_weights`: {path}:{error.lineno} is not JSON ({error.msg}).") from error
     if isinstance(content, dict) and "domain_weights" in content:
         content = content["domain_weights"]
     if not isinstance(content, dict):
-        raise ValueError(f"`task_weights`: {path} must map task names to weights, or be a weights file of tDRO.")
+        raise ValueError(f"`dataset_weights`: {path} must map task names to weights, or be a weights file of tDRO.")
     return content
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,23 @@ class EmbeddingTrainer(CustomTrainer):
             persistent_workers=False,  # workers must see the epoch
         )
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self._leave_out_frozen_parameters()
+        super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self._leave_out_frozen_parameters()
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def _leave_out_frozen_parameters(self) -> None:
+        """Let DeepSpeed neither gather nor write the base model of an adapter. The Trainer asks for that itself, but
+        does not recognise an adapter inside of an `EmbeddingModel`."""
+        if not self.is_deepspeed_enabled or not isinstance(self.embedding_model.backbone, PeftModel):
+            return
+        engine = self.model_wrapped
+        for method in ("save_checkpoint", "_zero3_consolidated_16bit_state_dict"):
+            setattr(engine, method, partial(getattr(type(engine), method), engine, exclude_frozen_parameters=True))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         save_checkpoint(self.embedding_model, folder, state_dict)
@@ -153,6 +171,8 @@ class EmbeddingTrainer(CustomTrainer):
 def prepare_for_engines(model: EmbeddingModel, args: TrainingArguments) -> None:
     """What DDP, DeepSpeed and FSDP have to know of an embedder before they wrap it."""
     model._no_split_modules = model.decoder._no_split_modules  # FSDP's units
+    if isinstance(model.backbone, PeftModel):
+        model.register_load_state_dict_post_hook(allow_missing_frozen_parameters)
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # every parameter that learns is used in every forward
     if dist.is_initialized():
@@ -163,3 +183,9 @@ def prepare_for_engines(model: EmbeddingModel, args: TrainingArguments) -> None:
             language_model = language_model.get_base_model()
         if language_model.is_gradient_checkpointing:
             language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def allow_missing_frozen_parameters(model: torch.nn.Module, keys: Any) -> None:
+    """A hook for DeepSpeed's checkpoints of adapters, which hold what learns: the base model has been loaded before."""
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name in learning]
