@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from attention_patch import Backend
 
 from .data.embedding_tokenizer import EmbeddingTokenizer
+from .encoder_pool import EncoderPool
 from .model.checkpoint import load_embedding_model
 from .model.embedding import EmbeddingModel
 from .model.packed import PackedBatch, pack_texts
@@ -56,6 +57,8 @@ class Encoder:
             self.model = load_embedding_model(model, device=device, dtype=dtype, backend=backend)
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
         self.source = None if isinstance(model, EmbeddingModel) else Path(model)
+        self._loaded_as = {"model": self.source, "tokenizer": tokenizer, "dtype": dtype, "backend": backend}
+        self._pool: EncoderPool | None = None
         self.config = self.model.embedding_config
         self.tokenizer = EmbeddingTokenizer(tokenizer, self.config)
 
@@ -76,6 +79,7 @@ class Encoder:
         convert_to: Literal["numpy", "torch"] = "numpy",
         show_progress_bar: bool = False,
         output_file: str | Path | None = None,
+        devices: Sequence[str] | None = None,
     ) -> Any:
         """Embed texts [N] → [N, d] in their order, or one text → [d].
 
@@ -83,6 +87,10 @@ class Encoder:
         queries, without they are documents; `role` says otherwise, for instance for the documents of a symmetric
         task. `dimensions` cuts the embeddings of a Matryoshka model. `output_file` writes a `.npy` file as the
         embeddings come and returns it memory-mapped, for corpora that do not fit into memory.
+
+        `devices` names where to run instead of on the Encoder's own device, one process each: `["cuda:0", "cuda:1"]`,
+        `["cpu"] * 4`. The processes load the checkpoint at the first call and wait for the next one until `close`;
+        as they are spawned, a script that uses them needs its `if __name__ == "__main__":`.
         """
         single = isinstance(texts, str)
         texts = [texts] if isinstance(texts, str) else texts
@@ -97,8 +105,9 @@ class Encoder:
             result = np.empty(shape, dtype=np.float32)
         else:
             result = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        embed = self.embed if devices is None else self._pool_on(devices).embed
         with tqdm(total=len(texts), desc="Encoding", disable=not show_progress_bar) as progress:
-            for indices, embeddings in self._embed(texts, instructions, role):
+            for indices, embeddings in embed(texts, instructions, role):
                 embeddings = embeddings[:, :size].float()
                 if normalize:
                     embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
@@ -113,9 +122,15 @@ class Encoder:
             result = result[0]
         return torch.from_numpy(np.array(result)) if convert_to == "torch" else result
 
-    def _embed(
+    def close(self) -> None:
+        """End the processes that `devices` started; the end of the program does it, too."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def embed(
         self, texts: Sequence[str], instructions: Sequence[str] | str, role: Role
-    ) -> Iterator[tuple[list[int], Tensor]]:
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Embeddings of some of the texts at a time, neither cut nor normalized, with the texts' positions."""
         tokenize = self.tokenizer.queries if role == "query" else self.tokenizer.documents
         for start in range(0, len(texts), WINDOW):
@@ -129,6 +144,21 @@ class Encoder:
             )
             for batch in batches:
                 yield [window[index] for index in sorted(batch.text_indices)], self._forward(batch)
+
+    def _pool_on(self, devices: Sequence[str]) -> EncoderPool:
+        """The processes on these devices; those of an earlier call if they are the same."""
+        if self.source is None:
+            raise ValueError(
+                "`devices` needs an Encoder of a checkpoint, which every process loads, and this one was made from a "
+                "model in memory: save it, and open it with `Encoder(folder)`."
+            )
+        if isinstance(devices, str) or not devices:
+            raise ValueError(f"`devices` must be a list such as ['cuda:0', 'cuda:1'] or ['cpu'] * 4, not {devices!r}.")
+        names = tuple(map(str, devices))
+        if self._pool is None or self._pool.devices != names:
+            self.close()
+            self._pool = EncoderPool(self._loaded_as, names)
+        return self._pool
 
     def _forward(self, batch: PackedBatch) -> Tensor:
         was_training = self.model.training

@@ -14,7 +14,7 @@ import torch
 
 import attention_patch
 from llamafactory_embed import cli, doctor
-from llamafactory_embed.doctor import Finding
+from llamafactory_embed.doctor import Finding, attention, packages, plugin
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -78,15 +78,15 @@ def test_a_host_out_of_range(
 def test_a_package_of_the_host_out_of_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_pretended(tmp_path, "trl", "9.0")
     monkeypatch.syspath_prepend(tmp_path)
-    finding = find(list(doctor.examine_packages()), "trl")
+    finding = find(list(packages.examine_packages()), "trl")
     assert finding.state == "FAIL"
     assert "9.0 is not supported" in finding.value
 
 
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    present = doctor.installed_version
-    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == "peft" else present(name))
-    finding = find(list(doctor.examine_packages()), "peft")
+    present = packages.installed_version
+    monkeypatch.setattr(packages, "installed_version", lambda name: None if name == "peft" else present(name))
+    finding = find(list(packages.examine_packages()), "peft")
     assert (finding.state, finding.value) == ("FAIL", "not installed")
     assert finding.advice.startswith("pip install 'peft")
 
@@ -106,8 +106,8 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_torch_and_its_companions(
     monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], failing: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(doctor, "installed_version", versions.get)
-    findings = list(doctor.examine_torch_family())
+    monkeypatch.setattr(packages, "installed_version", versions.get)
+    findings = list(packages.examine_torch_family())
     assert [each.advice for each in findings] == [
         f"pip install '{name}=={wanted}'" for name, wanted in failing.items()
     ]
@@ -118,7 +118,7 @@ def test_a_companion_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "torchaudio.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
-    finding = find(list(doctor.examine_torch_family()), "torchaudio with torch")
+    finding = find(list(packages.examine_torch_family()), "torchaudio with torch")
     assert finding.state == "FAIL"
     assert "libcudart.so.12" in finding.value
 
@@ -129,7 +129,7 @@ def test_optional_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.Mo
     install_pretended(tmp_path, "llamafactory-embed", "0.0.1", requirements)
     install_pretended(tmp_path, "quick", "2.5")
     monkeypatch.syspath_prepend(tmp_path)
-    findings = list(doctor.examine_packages())
+    findings = list(packages.examine_packages())
     assert find(findings, "swift") == Finding("swift", "none", "", "pip install 'llamafactory-embed[fast]'")
     assert find(findings, "quick").state == "warn"
     assert find(findings, "needed").state == "FAIL"
@@ -141,7 +141,7 @@ def test_a_deepspeed_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "deepspeed.py").write_text("raise RuntimeError('CUDA_HOME does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "deepspeed", raising=False)
-    finding = find(list(doctor.examine_packages()), "deepspeed")
+    finding = find(list(packages.examine_packages()), "deepspeed")
     assert finding.state == "warn"
     assert "CUDA_HOME does not exist" in finding.value
 
@@ -166,12 +166,12 @@ def test_a_start_file_that_did_not_run(tmp_path: Path, monkeypatch: pytest.Monke
     python.chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}{os.pathsep}{SITE_PACKAGES}")
     monkeypatch.setattr(sys, "executable", str(python))
-    finding = find(list(doctor.examine_plugin()), "start file")
+    finding = find(list(plugin.examine_plugin()), "start file")
     assert finding.state == "FAIL"
     assert "did not run" in finding.value
 
-    monkeypatch.setattr(doctor, "START_FILE", "another.pth")
-    finding = find(list(doctor.examine_plugin()), "start file")
+    monkeypatch.setattr(plugin, "START_FILE", "another.pth")
+    finding = find(list(plugin.examine_plugin()), "start file")
     assert "another.pth is in none of" in finding.value
     assert finding.advice.startswith("pip install --force-reinstall")
 
@@ -180,7 +180,7 @@ def test_a_host_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "llamafactory").mkdir()
     (tmp_path / "llamafactory" / "__init__.py").write_text("print('hello')\nraise ImportError('libtorch is missing')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    findings = list(doctor.examine_plugin())
+    findings = list(plugin.examine_plugin())
     assert find(findings, "LLaMA-Factory").state == "FAIL"
     assert "libtorch is missing" in find(findings, "LLaMA-Factory").value
 
@@ -204,7 +204,7 @@ def test_seams_that_do_not_fit_and_stages_of_others(tmp_path: Path, monkeypatch:
         "STAGE = Stage(name='good', options=make_dataclass('Options', []), run='a:b', label='Good')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    findings = list(doctor.examine_plugin())
+    findings = list(plugin.examine_plugin())
     assert find(findings, "LLaMA-Factory").state == "FAIL"
     assert "llamafactory 7.0 is installed" in find(findings, "LLaMA-Factory").value
     assert find(findings, "stage good") == Finding("stage good", "ok", "from good-package")
@@ -220,13 +220,15 @@ def test_seams_that_do_not_fit_and_stages_of_others(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_backend_is_compared_with_single_texts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """A causal model and a packed row whose texts see each other are both found out."""
-    expected = doctor.run_texts_alone()
-    assert doctor.try_kernel("sdpa, cpu", expected, lambda: doctor.run_packed("cpu", "sdpa", dtype)).state == "ok"
+    expected = attention.run_texts_alone()
+    assert (
+        attention.try_kernel("sdpa, cpu", expected, lambda: attention.run_packed("cpu", "sdpa", dtype)).state == "ok"
+    )
 
-    one_text = (sum(doctor.TEXT_LENGTHS),)
+    one_text = (sum(attention.TEXT_LENGTHS),)
     with monkeypatch.context() as patch:
-        patch.setattr(doctor, "TEXT_LENGTHS", one_text)
-        leaking = doctor.try_kernel("sdpa, cpu", expected, lambda: doctor.run_packed("cpu", "sdpa", dtype))
+        patch.setattr(attention, "TEXT_LENGTHS", one_text)
+        leaking = attention.try_kernel("sdpa, cpu", expected, lambda: attention.run_packed("cpu", "sdpa", dtype))
     assert leaking.state == "FAIL"
     assert leaking.value.startswith("wrong result")
 
@@ -235,7 +237,7 @@ def test_a_backend_is_compared_with_single_texts(dtype: torch.dtype, monkeypatch
         patch.setattr(
             attention_patch, "patch_attention", lambda model, mode, **rest: bidirectional(model, "causal", **rest)
         )
-        causal = doctor.try_kernel("sdpa, cpu", expected, lambda: doctor.run_packed("cpu", "sdpa", dtype))
+        causal = attention.try_kernel("sdpa, cpu", expected, lambda: attention.run_packed("cpu", "sdpa", dtype))
     assert causal.state == "FAIL"
 
 
@@ -245,16 +247,16 @@ def test_backends_that_break() -> None:
     def crash() -> list[Any]:
         raise RuntimeError("no kernel image is available\nfor this device")
 
-    crashed = doctor.try_kernel("eager, cuda", expected, crash)
+    crashed = attention.try_kernel("eager, cuda", expected, crash)
     assert (crashed.state, crashed.value) == ("FAIL", "RuntimeError: no kernel image is available")
-    assert doctor.try_kernel("flash_attention_2, cuda", expected, crash).state == "warn"
-    assert doctor.try_kernel("sdpa, cpu", expected, lambda: [torch.full((2,), torch.nan)]).state == "FAIL"
+    assert attention.try_kernel("flash_attention_2, cuda", expected, crash).state == "warn"
+    assert attention.try_kernel("sdpa, cpu", expected, lambda: [torch.full((2,), torch.nan)]).state == "FAIL"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_flash_kernels_work_on_a_gpu() -> None:
-    findings = list(doctor.examine_attention())
+    findings = list(attention.examine_attention())
     for name in ("eager, cuda", "sdpa, cuda", "flash_attention_2, cuda", "torch varlen, cuda"):
         assert find(findings, name).state == "ok", find(findings, name)
 

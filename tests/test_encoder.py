@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from llamafactory_embed import Encoder
+from llamafactory_embed import Encoder, encoder_pool
 from llamafactory_embed.model.checkpoint import load_checkpoint_weights, save_checkpoint
 from llamafactory_embed.model.embedding import EmbeddingModel
 from llamafactory_embed.model.packed import pack_texts
@@ -110,3 +110,54 @@ def test_bad_input_gets_one_sentence(encoder: Encoder, tmp_path: Path) -> None:
         Encoder(tmp_path)
     with pytest.raises(ValueError, match="needs its `tokenizer`"):
         Encoder(encoder.model)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder") / "checkpoint"
+    save_checkpoint(make_embedder(pooling="latent", **OPTIONS), folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.process
+def test_processes_encode_as_one(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{number} {line[: 7 * number % 90]}" for number in range(4) for line in PROSE]
+    prompts = [INSTRUCTION * (number % 2) for number in range(len(texts))]
+    monkeypatch.setattr(encoder_pool, "CHUNK", 3)  # many more chunks than are sent ahead
+    encoder = Encoder(checkpoint)
+    two = ["cpu", "cpu"]
+    try:
+        found = encoder.encode(texts, prompt=prompts, devices=two)
+        np.testing.assert_allclose(found, encoder.encode(texts, prompt=prompts), atol=1e-5)
+
+        processes = encoder._pool._processes  # type: ignore[union-attr]
+        monkeypatch.setattr(encoder_pool, "CHUNK", 1000)
+        mapped = encoder.encode(texts, task="next_line", devices=two, output_file=tmp_path / "vectors.npy")
+        assert isinstance(mapped, np.memmap)
+        np.testing.assert_allclose(mapped, encoder.encode(texts, task="next_line"), atol=1e-5)
+        np.testing.assert_allclose(encoder.encode("one", devices=two), encoder.encode("one"), atol=1e-5)
+        assert encoder.encode([], devices=two).shape == (0, encoder.dimension)
+        assert encoder._pool._processes is processes  # type: ignore[union-attr]
+        assert len(processes) == 2
+        assert all(process.is_alive() for process in processes)
+
+        with pytest.raises(RuntimeError, match="A process of the Encoder failed"):
+            encoder.encode(["a", 3], devices=two)  # type: ignore[list-item]
+        np.testing.assert_allclose(encoder.encode(PROSE, devices=two), encoder.encode(PROSE), atol=1e-5)
+
+        monkeypatch.setattr(encoder_pool, "PATIENCE", 0.2)
+        for process in processes:
+            process.kill()
+        with pytest.raises(RuntimeError, match=r"encoder on cpu ended with code -9"):
+            encoder.encode(PROSE, devices=two)
+    finally:
+        encoder.close()
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_devices_need_a_checkpoint_and_a_list(encoder: Encoder, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"`devices` needs an Encoder of a checkpoint.*in memory"):
+        encoder.encode(PROSE, devices=["cpu", "cpu"])
+    with pytest.raises(ValueError, match=r"`devices` must be a list .*not 'cpu'"):
+        Encoder(checkpoint).encode(PROSE, devices="cpu")

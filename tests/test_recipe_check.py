@@ -271,7 +271,7 @@ def test_the_verdict_is_the_hosts(check: Check, monkeypatch: pytest.MonkeyPatch,
 
 def test_what_depends_on_the_machine_is_a_remark(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr("transformers.utils.is_torch_bf16_gpu_available", lambda: False)
-    monkeypatch.setattr("llamafactory_embed.recipe.is_installed", lambda package: False)
+    monkeypatch.setattr("llamafactory_embed.recipe.machine.is_installed", lambda package: False)
     (folder / "ds.json").write_text('{"zero_optimization": {"stage": 3}}')
     lines = ["bf16: true", "deepspeed: ds.json", "enable_liger_kernel: true", "model_name_or_path: ./not/there"]
     Path("recipe.yaml").write_text(change(GOOD, *lines))

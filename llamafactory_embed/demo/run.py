@@ -87,7 +87,7 @@ def report(recipe: dict[str, Any], seconds: float) -> None:
     print(f"The embedder is {output} (its card: {output / 'README.md'}). Use it:\n")
     print(f'  from llamafactory_embed import Encoder\n  Encoder("{output}").encode(["some text"])\n')
     print(
-        "Go on with a bigger model and all tasks:\n\n  llamafactory-cli train examples/train_full/wordnet_full.yaml\n"
+        "Go on with all tasks and full fine-tuning:\n\n  llamafactory-cli train examples/train_full/wordnet_full.yaml\n"
     )
 
 

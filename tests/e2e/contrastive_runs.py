@@ -172,6 +172,10 @@ def main(folder: Path) -> None:
     if is_fsdp():
         let_accelerate_shard_on_a_cpu()
     tuner.dist.destroy_process_group = lambda: None  # the next run needs it
+    # The Trainer reads an optimizer's state to "cpu:0", a place that torch.load does not know.
+    torch.serialization.register_package(
+        99, lambda _: None, lambda storage, place: storage if place == "cpu:0" else None
+    )
     for name, options in runs.items():
         result = perform(recipe(output_dir=folder / name, **options))
         if dist.get_rank() == 0:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ...data.retrieval.reader import load_tasks
-from ...data.retrieval.rows import Task
+from ...data.retrieval.reader import HubOptions, StreamedTask, load_tasks, stream_tasks
+from ...data.retrieval.rows import Row, Task
 from ...hparams.contrastive import RetrievalDataOptions
+
+
+AnyTask = Task | StreamedTask
 
 
 def load_train_and_eval_tasks(
     options: RetrievalDataOptions, model_args: Any, data_args: Any, training_args: Any
-) -> tuple[list[Task], list[Task]]:
-    """Rows of `dataset` and `eval_dataset`, or a part of each task (`val_size`), before any model is loaded."""
+) -> tuple[Sequence[AnyTask], list[Task]]:
+    """Rows of `dataset` and `eval_dataset`, or a part of each task (`val_size`), before any model is loaded. With
+    `streaming` the rows to train on are a stream; those to evaluate on, whose texts are a corpus, are held."""
+    hub = HubOptions(model_args.cache_dir, model_args.hf_hub_token)
 
     def load(names: list[str] | None) -> list[Task]:
         if not names:
@@ -26,12 +34,25 @@ def load_train_and_eval_tasks(
             skip_bad_rows=options.skip_bad_rows,
             num_negatives=options.num_negatives,
             seed=training_args.seed,
+            hub=hub,
         )
 
-    tasks = load(data_args.dataset) if training_args.do_train or not data_args.eval_dataset else []
+    tasks: Sequence[AnyTask] = []
     eval_tasks = load(data_args.eval_dataset)
-    if data_args.val_size > 0 and not eval_tasks:
-        tasks, eval_tasks = split_tasks(tasks, data_args.val_size, training_args.seed)
+    if training_args.do_train or not eval_tasks:
+        if data_args.streaming:
+            streams = stream_tasks(
+                data_args.dataset, data_args.dataset_dir, skip_bad_rows=options.skip_bad_rows, hub=hub
+            )
+            if data_args.val_size > 0:
+                eval_tasks = [take_rows(task, int(data_args.val_size)) for task in streams]
+                streams = [skip_rows(task, int(data_args.val_size)) for task in streams]
+            tasks = streams
+        else:
+            held = load(data_args.dataset)
+            if data_args.val_size > 0:
+                held, eval_tasks = split_tasks(held, data_args.val_size, training_args.seed)
+            tasks = held
     return (tasks if training_args.do_train else []), eval_tasks
 
 
@@ -49,3 +70,30 @@ def split_tasks(tasks: list[Task], val_size: float, seed: int) -> tuple[list[Tas
         held_out.append(dataclasses.replace(task, rows=[task.rows[index] for index in sorted(order[:count])]))
         train.append(dataclasses.replace(task, rows=[task.rows[index] for index in sorted(order[count:])]))
     return train, held_out
+
+
+def take_rows(task: StreamedTask, count: int) -> Task:
+    """A stream's first rows, held."""
+    rows = list(itertools.islice(task.open_rows(), count))
+    return Task(task.name, rows, task.instruction, task.symmetric, task.own_passages_only)
+
+
+def skip_rows(task: StreamedTask, count: int) -> StreamedTask:
+    """The stream without its first rows."""
+    if next(itertools.islice(task.open_rows(), count, None), None) is None:
+        raise ValueError(f"`val_size: {count}` would hold out all rows of task `{task.name}`: lower it.")
+    return dataclasses.replace(task, open_rows=_RowsAfter(task.open_rows, count))
+
+
+@dataclass(frozen=True)
+class _RowsAfter:
+    open_rows: Callable[[], Iterator[Row]]
+    count: int
+
+    def __call__(self) -> Iterator[Row]:
+        return itertools.islice(self.open_rows(), self.count, None)
+
+
+def first_rows(task: AnyTask, count: int) -> Sequence[Row]:
+    """A look at a task."""
+    return task.rows[:count] if isinstance(task, Task) else take_rows(task, count).rows

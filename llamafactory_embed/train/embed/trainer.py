@@ -25,9 +25,12 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ...data.retrieval.sampler import GlobalBatchSampler
 from ...model.checkpoint import load_checkpoint_weights, save_checkpoint
 from ...model.embedding import EmbeddingModel
+from .streaming import StreamedBatchSampler
 
 
 RECIPE_NAME = "recipe.yaml"
+
+AnySampler = GlobalBatchSampler | StreamedBatchSampler
 
 
 class EvenEpochs:
@@ -35,7 +38,7 @@ class EvenEpochs:
     texts are in its batches already, are more in one epoch than in another; but the Trainer counts steps by the first
     epoch's length, also to find the place where a checkpoint was saved. What is too short starts again."""
 
-    def __init__(self, sampler: GlobalBatchSampler) -> None:
+    def __init__(self, sampler: AnySampler) -> None:
         self.sampler = sampler
         self.length = len(sampler)
         self.batch_size = sampler.batch_size
@@ -44,14 +47,21 @@ class EvenEpochs:
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return itertools.islice(itertools.cycle(self.sampler), self.length)
+    def __iter__(self) -> Iterator[Any]:
+        count = before = 0
+        while count < self.length:
+            for batch in itertools.islice(self.sampler, self.length - count):
+                count += 1
+                yield batch
+            if count == before:
+                return  # no batch at all can be made in this epoch
+            before = count
 
 
 class EpochDataLoader(DataLoader):
     """A data loader whose batch sampler is told the epoch, as the Trainer tells samplers of accelerate."""
 
-    def __init__(self, dataset: Dataset, sampler: GlobalBatchSampler, **kwargs: Any) -> None:
+    def __init__(self, dataset: Dataset, sampler: AnySampler, **kwargs: Any) -> None:
         super().__init__(dataset, batch_sampler=EvenEpochs(sampler), **kwargs)
         self.global_batches = sampler
 
@@ -77,7 +87,7 @@ class EmbeddingTrainer(CustomTrainer):
         *,
         model: EmbeddingModel,
         args: TrainingArguments,
-        batch_sampler: GlobalBatchSampler | None,
+        batch_sampler: AnySampler | None,
         recipe: dict[str, Any],
         **kwargs: Any,
     ) -> None:
@@ -186,6 +196,6 @@ def prepare_for_engines(model: EmbeddingModel, args: TrainingArguments) -> None:
 
 
 def allow_missing_frozen_parameters(model: torch.nn.Module, keys: Any) -> None:
-    """A hook for DeepSpeed's checkpoints of adapters, which hold what learns: the base model has been loaded before."""
+    """A hook for the checkpoints of adapters, which hold what learns: the base model has been loaded before them."""
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     keys.missing_keys[:] = [name for name in keys.missing_keys if name in learning]

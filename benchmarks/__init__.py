@@ -1,0 +1,1 @@
+"""Side-by-side measurements: `python -m benchmarks [names…]`; how and what is in docs/benchmarks.md."""

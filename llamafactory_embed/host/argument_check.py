@@ -1,0 +1,130 @@
+"""The host's checks of a recipe's options, without the run: nothing is started, no device is looked for.
+
+Its argument classes and its parser work on a stand-in for its training arguments, while the names in its parser module
+that would ask the machine are replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import warnings
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The host's checks log and warn about the run, which is not taking place."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def untouched_environment() -> Iterator[None]:
+    """Training arguments pass settings on to Accelerate in variables: those of a check must not reach the next one, or
+    the caller."""
+    with mock.patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+            del os.environ[name]
+        os.environ["LLAMAFACTORY_VERBOSITY"] = "ERROR"
+        yield
+
+
+def sets_training_options(options: Collection[Any]) -> bool:
+    """Whether any of the options is one of the host's training arguments: `chat`, `api` and `export` take none."""
+    from llamafactory.hparams import parser
+
+    return any(option.name in options for option in dataclasses.fields(parser.TrainingArguments))
+
+
+def list_argument_classes(is_training: bool) -> list[type]:
+    """The dataclasses that the host makes of a recipe, with the options of plugin stages among them."""
+    from llamafactory.hparams import parser
+
+    classes = [parser.ModelArguments, parser.DataArguments, parser.FinetuningArguments, parser.GeneratingArguments]
+    return [*classes, parser.TrainingArguments] if is_training else classes
+
+
+def build_arguments(argument_class: type, options: dict[str, Any]) -> Any:
+    """An instance of one of the host's argument classes; training arguments that leave the machine alone."""
+    import torch
+    from llamafactory.hparams.parser import TrainingArguments
+    from transformers.training_args import ParallelMode
+
+    class UnstartedTrainingArguments(TrainingArguments):
+        """The host's checks without a device, DeepSpeed or a process group behind them."""
+
+        _setup_devices = torch.device("cpu")
+        _n_gpu = 1
+        distributed_state = None
+        should_log = False
+
+        def __post_init__(self) -> None:
+            hidden = {"use_cpu": True, "tf32": None, "deepspeed": None}
+            own = {name: getattr(self, name) for name in hidden}
+            self.__dict__.update(hidden)
+            super().__post_init__()
+            self.__dict__.update(own)
+
+        @property
+        def parallel_mode(self) -> Any:
+            return ParallelMode.DISTRIBUTED if self.deepspeed or self.fsdp else ParallelMode.NOT_PARALLEL
+
+    names = {declared.name for declared in dataclasses.fields(argument_class) if declared.init}
+    kind = UnstartedTrainingArguments if argument_class is TrainingArguments else argument_class
+    return kind(**{name: value for name, value in options.items() if name in names})
+
+
+def compare_arguments(options: dict[str, Any], is_training: bool) -> list[str]:
+    """The host's checks of arguments against each other; returned are the packages that it would demand. Its parser is
+    handed instances that are built here."""
+    import torch
+    import transformers
+    from llamafactory.hparams import parser
+    from packaging.requirements import Requirement
+
+    class Builder:
+        """In the place of `HfArgumentParser`."""
+
+        def __init__(self, argument_classes: list[type]) -> None:
+            self.argument_classes = argument_classes
+
+        def parse_dict(self, options: dict[str, Any], allow_extra_keys: bool) -> tuple[Any, ...]:
+            return tuple(build_arguments(argument_class, options) for argument_class in self.argument_classes)
+
+    demanded: list[str] = []
+    with (
+        mock.patch.multiple(
+            parser,
+            HfArgumentParser=Builder,
+            check_version=lambda requirement, mandatory=False: demanded.append(requirement),
+            is_torch_bf16_gpu_available=lambda: True,
+            is_deepspeed_zero3_enabled=lambda: deepspeed_stage(options.get("deepspeed")) == 3,
+            get_current_device=lambda: torch.device("cpu"),
+            get_last_checkpoint=lambda folder: None,
+            CHECKPOINT_NAMES=(),
+        ),
+        mock.patch.object(transformers, "set_seed"),
+    ):
+        (parser.get_train_args if is_training else parser.get_infer_args)(options)
+
+    return [Requirement(requirement).name for requirement in demanded]
+
+
+def deepspeed_stage(config: Any) -> int | None:
+    """The ZeRO stage of a DeepSpeed configuration: a mapping, JSON, or a file with JSON."""
+    if isinstance(config, str):
+        config = json.loads(config if config.startswith("{") else Path(config).read_text(encoding="utf-8"))
+    return (config or {}).get("zero_optimization", {}).get("stage")

@@ -1,0 +1,103 @@
+"""What the options point to: template, data sets and configuration files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..host.vocabulary import list_formats, list_templates
+from .report import Report, suggest
+
+
+# Options whose text is the path of a file that the run opens (or JSON).
+FILE_OPTIONS = ("deepspeed", "fsdp_config", "accelerator_config", "hyper_parallel_args", "new_special_tokens_config")
+# What an entry of dataset_info.json may take its rows from, in the order in which the host looks.
+HUB_SOURCES = ("hf_hub_url", "ms_hub_url", "om_hub_url")
+FILE_SOURCES = ("script_url", "file_name")
+
+
+def check_template(report: Report, options: dict[str, Any]) -> None:
+    """The template must be one of the host's."""
+    template, known = options.get("template"), list_templates()
+    if template is not None and template not in known:
+        report.problem("template", f"unknown `template: {template}`{suggest(template, known)}")
+
+
+def check_datasets(report: Report, options: dict[str, Any]) -> None:
+    """Every data set must have an entry in `dataset_info.json`, and a local one its file."""
+    folder = options.get("dataset_dir", "data")
+    tokenized = options.get("tokenized_path")
+    if folder == "ONLINE" or folder.startswith("REMOTE:") or (tokenized and Path(tokenized).exists()):
+        return
+
+    names = [(option, name) for option in ("dataset", "eval_dataset") for name in split_commas(options.get(option))]
+    if not names:
+        return
+    info_path = Path(folder) / "dataset_info.json"
+    blamed = "dataset_dir" if "dataset_dir" in options else names[0][0]
+    try:
+        entries = json.loads(info_path.read_text(encoding="utf-8"))
+    except OSError:
+        report.problem(blamed, f"{info_path} does not exist: `dataset_dir` must name the folder that holds it.")
+        return
+    except ValueError as error:
+        report.problem(blamed, f"{info_path} is not valid JSON: {error}.")
+        return
+    if not (isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())):
+        report.problem(blamed, f"{info_path} must map the name of each data set to its entry.")
+        return
+
+    formats = list_formats(options.get("stage"))
+    for option, name in names:
+        if name not in entries:
+            report.problem(option, f"`{option}` names {name}, which {info_path} does not have{suggest(name, entries)}")
+            continue
+        check_entry(report, option, name, entries[name], info_path)
+        formatting = entries[name].get("formatting")
+        if formatting is not None and formatting not in formats:
+            reads = f"reads {', '.join(formats)}{suggest(formatting, formats)}"
+            report.problem(
+                option, f"`formatting: {formatting}` of {name} in {info_path} is not for this stage, which {reads}"
+            )
+
+
+def check_entry(report: Report, option: str, name: str, entry: dict[str, Any], info_path: Path) -> None:
+    """One entry of `dataset_info.json`: it must say where the rows are, and they must be there."""
+    if any(source in entry for source in (*HUB_SOURCES, "cloud_file_name")):
+        return
+    source = next((source for source in FILE_SOURCES if source in entry), None)
+    if source is None:
+        wanted = ", ".join((*FILE_SOURCES, *HUB_SOURCES))
+        report.problem(
+            option, f"the entry {name} of {info_path} says not where its rows are: it needs one of {wanted}."
+        )
+        return
+    file = info_path.parent / entry[source]
+    if not file.exists():
+        report.problem(option, f"{file}, the `{source}` of {name} in {info_path}, does not exist.")
+
+
+def split_commas(value: Any) -> list[str]:
+    """Names as the host separates them."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value or [])
+
+
+def check_files(report: Report, options: dict[str, Any]) -> dict[str, Any]:
+    """Report configuration files that are not there or not JSON, and return the options without them."""
+    fine = dict(options)
+    for name in FILE_OPTIONS:
+        value = options.get(name)
+        if not isinstance(value, str):
+            continue
+        try:
+            text = value if value.startswith("{") else Path(value).read_text(encoding="utf-8")
+            if name != "new_special_tokens_config":
+                json.loads(text)
+        except OSError:
+            report.problem(name, f"`{name}`: there is no file {value}.")
+            del fine[name]
+        except ValueError as error:
+            report.problem(name, f"`{name}`: {value} is not valid JSON: {error}.")
+            del fine[name]
+    return fine

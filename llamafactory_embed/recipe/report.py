@@ -1,0 +1,56 @@
+"""What is wrong with a recipe, and where."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in a recipe, or a remark about it."""
+
+    path: Path
+    line: int | None
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.path}{'' if self.line is None else f':{self.line}'}: {self.sentence}"
+
+
+@dataclass
+class Report:
+    """What was found in one recipe."""
+
+    path: Path
+    problems: list[Problem] = field(default_factory=list)
+    remarks: list[Problem] = field(default_factory=list)
+    lines: dict[Any, int] = field(default_factory=dict)
+    """Option → its line."""
+    unquoted: dict[Any, str] = field(default_factory=dict)
+    """Option → its value as it is written, where it is one plain word."""
+
+    def problem(self, option: Any, sentence: str, line: int | None = None) -> None:
+        """Record what has to be changed."""
+        found = Problem(self.path, line or self.lines.get(option), sentence)
+        if found not in self.problems:
+            self.problems.append(found)
+
+    def remark(self, option: Any, sentence: str) -> None:
+        """Record what would not work on this machine, or not now."""
+        self.remarks.append(Problem(self.path, self.lines.get(option), f"here: {sentence}"))
+
+
+def nearest(name: Any, known: Iterable[Any]) -> Any:
+    """The known name or value that was probably meant, or None."""
+    texts = {str(each): each for each in known}
+    return next((texts[text] for text in difflib.get_close_matches(str(name), texts, n=1)), None)
+
+
+def suggest(name: Any, known: Iterable[Any]) -> str:
+    """`; did you mean …?`, or a full stop where nothing is near."""
+    meant = nearest(name, known)
+    return "." if meant is None else f"; did you mean `{meant}`?"
