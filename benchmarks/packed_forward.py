@@ -14,6 +14,7 @@ from .results_file import Result, check_equal, ratio, table_of
 
 
 TITLE = "Packed forward against padded forward"
+LOG_NORMAL, EQUAL = "log-normal lengths", "equal lengths"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
     model = save_model(folder / "model", settings.model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     cases: dict[str, dict[str, Variant]] = {}
-    for case, fill in {"log-normal lengths": settings.fill, "equal lengths": 1.0}.items():
+    for case, fill in {LOG_NORMAL: settings.fill, EQUAL: 1.0}.items():
         texts = texts_of_lengths(tokenizer, log_normal_lengths(settings.texts, settings.mean_length, fill))
         request = {
             "model": str(model),
@@ -49,12 +50,10 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
         settings=dataclasses.asdict(settings),
         runs=runs,
         figures=[
-            ratio(
-                "speed, log-normal lengths", runs, "log-normal lengths", "padded", "packed", "seconds", at_least=2.5
-            ),
-            ratio("speed, equal lengths", runs, "equal lengths", "padded", "packed", "seconds", at_least=0.95),
-            ratio("peak memory, log-normal lengths", runs, "log-normal lengths", "packed", "padded", "peak_mib"),
-            ratio("peak memory, equal lengths", runs, "equal lengths", "packed", "padded", "peak_mib"),
+            ratio("speed, log-normal lengths", runs, LOG_NORMAL, "padded", "packed", "seconds", at_least=2.5),
+            ratio("speed, equal lengths", runs, EQUAL, "padded", "packed", "seconds", at_least=0.95),
+            ratio("peak memory, log-normal lengths", runs, LOG_NORMAL, "packed", "padded", "peak_mib"),
+            ratio("peak memory, equal lengths", runs, EQUAL, "packed", "padded", "peak_mib"),
         ],
         table=table_of(
             runs,

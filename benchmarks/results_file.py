@@ -80,12 +80,10 @@ def table_of(runs: Sequence[Run], columns: dict[str, Callable[[Callable[[str], f
 
 def check_equal(runs: Sequence[Run], case: str, key: str = "first_loss", tolerance: float = 1e-5) -> None:
     """Refuse to compare variants that did not compute the same thing."""
-    values = {run["variant"]: run[key] for run in runs if run["case"] == case}
+    values = {(run["variant"], run["repeat"]): run[key] for run in runs if run["case"] == case}
     difference = max(values.values()) - min(values.values())
-    if difference > tolerance:
-        raise ValueError(
-            f"{case}: the variants differ by {difference:.2g} in `{key}`, no comparison is fair: {values}."
-        )
+    if not difference <= tolerance:  # also refuses NaN
+        raise ValueError(f"{case}: `{key}` differs by {difference:.2g}, so no comparison is fair: {values}.")
 
 
 def save(name: str, result: Result, repeats: int, folder: Path = RESULTS) -> Path:

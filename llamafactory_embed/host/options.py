@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from typing import Any
 
-from ..hparams.option import check_options
+from ..hparams.option import make_options
 from . import contract
 from .registry import Registry, load_registry
 from .stage import HOST_STAGES, Stage
@@ -110,9 +110,7 @@ def read_stage_options(finetuning_args: Any, registry: Registry) -> Any:
     if finetuning_args.use_mca or finetuning_args.use_hyper_parallel:
         raise ValueError(f"`stage: {chosen.name}` does not run under `use_mca` or `use_hyper_parallel`: unset them.")
 
-    options = chosen.options(**{name: getattr(finetuning_args, name) for name in own})
-    check_options(options)
-    return options
+    return make_options(chosen.options, {name: getattr(finetuning_args, name) for name in own})
 
 
 def _stages_with(option_name: str, registry: Registry) -> str:

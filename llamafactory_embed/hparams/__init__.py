@@ -1,6 +1,6 @@
 """Option dataclasses of our stages, one file a family."""
 
-from .option import check_options, option
+from .option import make_options, option
 
 
-__all__ = ["check_options", "option"]
+__all__ = ["make_options", "option"]

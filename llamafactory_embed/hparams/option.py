@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -60,16 +61,18 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def check_options(options: Any) -> None:
-    """Check the values of an options dataclass against its own declaration; one ValueError with all problems."""
-    hints = typing.get_type_hints(type(options))
+def make_options(declaration: type, values: Mapping[str, Any]) -> Any:
+    """Make an options dataclass of values that were checked against its declaration, before its `__post_init__` relies
+    on them; one ValueError with all problems."""
+    hints = typing.get_type_hints(declaration)
     problems = []
-    for field in dataclasses.fields(options):
-        problem = find_problem(field, hints[field.name], getattr(options, field.name))
+    for field in dataclasses.fields(declaration):
+        problem = find_problem(field, hints[field.name], values[field.name])
         if problem is not None:
             problems.append(problem)
     if problems:
         raise ValueError(" ".join(problems))
+    return declaration(**values)
 
 
 def find_problem(field: dataclasses.Field[Any], annotation: Any, value: Any) -> str | None:

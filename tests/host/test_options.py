@@ -23,6 +23,10 @@ class WarmthOptions:
     layers: int | None = option(None, "How many.", minimum=1)
     names: list[str] = option([], "Which ones.")
 
+    def __post_init__(self) -> None:
+        if self.warmth + len(self.names) > 3:
+            raise ValueError("`warmth` is too high for so many `names`.")
+
 
 @dataclass
 class ColdOptions:
@@ -90,6 +94,7 @@ def test_an_unknown_key_is_refused(extended: type) -> None:
         ({"stage": "warmth", "warmth": "hot"}, "`warmth` must be a number, not 'hot'"),
         ({"stage": "warmth", "color": "orang"}, "one of red, orange, not 'orang'; did you mean `orange`"),
         ({"stage": "warmth", "layers": 0}, "`layers` must be at least 1"),
+        ({"stage": "warmth", "names": ["a", "b", "c"]}, "too high for so many"),
         ({"stage": "cold", "frozen": 1}, "`frozen` must be true or false"),
         ({"stage": "cold", "warmth": 0.1}, "`warmth` is an option of `stage: warmth`, not of `stage: cold`"),
         ({"stage": "sft", "color": "orange"}, "`stage: warmth` and `stage: cold`, not of `stage: sft`"),
