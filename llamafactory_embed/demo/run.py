@@ -86,9 +86,8 @@ def report(recipe: dict[str, Any], seconds: float) -> None:
     print(f"\nTook {seconds / 60:.1f} minutes. Loss: {output / 'training_loss.png'}")
     print(f"The embedder is {output} (its card: {output / 'README.md'}). Use it:\n")
     print(f'  from llamafactory_embed import Encoder\n  Encoder("{output}").encode(["some text"])\n')
-    print(
-        "Go on with all tasks and full fine-tuning:\n\n  llamafactory-cli train examples/train_full/wordnet_full.yaml\n"
-    )
+    print("Go on with all tasks and full fine-tuning:\n")
+    print("  llamafactory-cli train examples/train_full/wordnet_full.yaml\n")
 
 
 def show_neighbours(recipe: dict[str, Any], output: Path) -> None:

@@ -53,7 +53,7 @@ RESUMED_RUNS: dict[str, dict[str, Any]] = {
     "accumulation": {"max_steps": 12, "save_steps": 10, "gradient_accumulation_steps": 2},
     "cached": {"max_steps": 22, "save_steps": 19, "grad_cache_tokens": 64},
     "epochs-of-different-lengths": {
-        "max_steps": 30, "save_steps": 23, "dataset": "repeating", "gradient_accumulation_steps": 2, "batch_size": 4
+        "max_steps": 32, "save_steps": 28, "dataset": "repeating", "gradient_accumulation_steps": 2, "batch_size": 4
     },
 }  # fmt: skip
 
@@ -73,15 +73,15 @@ def test_interrupted_and_resumed_is_uninterrupted(name: str, train: Train, tmp_p
     np.testing.assert_array_equal(*(Encoder(tmp_path / run).encode(TEXTS) for run in ("whole", "resumed")))
 
 
-def test_epochs_of_different_lengths_are_there(data: Path) -> None:
-    """The last of the runs above would prove nothing otherwise."""
+def test_an_epoch_shorter_than_the_first_is_there(data: Path) -> None:
+    """The last of the runs above would prove nothing without one before its checkpoint."""
     dataset = RetrievalDataset(load_tasks(["repeating"], str(data)), num_negatives=1, seed=42)
     sampler = GlobalBatchSampler(dataset, batch_size=4)
     lengths = []
-    for epoch in range(4):
+    for epoch in range(3):
         sampler.set_epoch(epoch)
         lengths.append(len(sampler))
-    assert len(set(lengths)) > 1
+    assert min(lengths) < lengths[0]
 
 
 @pytest.mark.parametrize("adaptation", [{}, {**LORA, **LATENT}], ids=["full", "lora-latent"])

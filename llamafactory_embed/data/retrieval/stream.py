@@ -39,8 +39,8 @@ class StreamedBatches:
         sized = self.options.task_weights in (PROPORTIONAL, "temperature")
         if sized and len(tasks) > 1:
             raise ValueError(
-                f"`dataset_weights: {self.options.task_weights}` needs the sizes of the tasks, which a stream does not "
-                "tell; use `uniform` or give weights."
+                f"`dataset_weights: {self.options.task_weights}` needs the sizes of the tasks, which a stream does "
+                "not tell; use `uniform` or give weights."
             )
         self.tasks = list(tasks)
         self.batch_size = batch_size

@@ -39,6 +39,7 @@ def run_contrastive(
     tasks, eval_tasks = load_train_and_eval_tasks(options, model_args, data_args, training_args)
     retrieval_evals = [build_retrieval_eval(task) for task in eval_tasks]
     check_contrast(options, tasks, training_args)
+    dataset, batch_sampler = make_batches(tasks, options, data_args, training_args, finetuning_args)
 
     tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
@@ -54,7 +55,6 @@ def run_contrastive(
     if options.simcse_dropout is not None:
         set_attention_dropout(model.decoder, options.simcse_dropout)
 
-    dataset, batch_sampler = make_batches(tasks, options, data_args, training_args, finetuning_args)
     trainer = ContrastiveTrainer(
         model=model,
         options=options,

@@ -26,7 +26,8 @@ def angle_similarity(first: Tensor, second: Tensor) -> Tensor:
     """
     if first.shape[-1] % 2:
         raise ValueError(
-            f"`contrastive_loss: angle` needs embeddings of an even size, not {first.shape[-1]}: they are read as complex numbers."
+            f"`contrastive_loss: angle` needs embeddings of an even size, not {first.shape[-1]}: they are read as "
+            "complex numbers."
         )
     dtype = torch.promote_types(first.dtype, torch.float32)
     real, imaginary = first.to(dtype).chunk(2, dim=-1)  # z = a + bi
