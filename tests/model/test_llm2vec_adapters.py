@@ -139,7 +139,9 @@ def test_what_cannot_be_converted_gets_one_sentence(tmp_path: Path) -> None:
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"holds no adapter_model\.safetensors"):
         adapter_for_causal_lm(folder, modules, tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"`no/such-adapter` holds no .* \(it is no folder, and the hub does not give it\)"):
+    with pytest.raises(
+        ValueError, match=r"`no/such-adapter` holds no .* \(it is no folder, and the hub does not give it\)"
+    ):
         adapter_for_causal_lm("no/such-adapter", modules, tmp_path / "cache")
     head = make_adapter(tiny_model("llama"), tmp_path / "head", target_modules=["lm_head"])
     with pytest.raises(ValueError, match=r"`lm_head.*lies outside the decoder"):

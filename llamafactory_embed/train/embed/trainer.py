@@ -18,7 +18,7 @@ from llamafactory.train.pt.trainer import CustomTrainer
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -81,6 +81,8 @@ class ResumedEpoch(TrainerCallback):
 
 class EmbeddingTrainer(CustomTrainer):
     """The host's trainer (optimizers, schedulers, callbacks) around an `EmbeddingModel`."""
+
+    control: TrainerControl
 
     def __init__(
         self,
@@ -181,6 +183,7 @@ class EmbeddingTrainer(CustomTrainer):
 def prepare_for_engines(model: EmbeddingModel, args: TrainingArguments) -> None:
     """What DDP, DeepSpeed and FSDP have to know of an embedder before they wrap it."""
     model._no_split_modules = model.decoder._no_split_modules  # FSDP's units
+    model.tie_weights = model.backbone.tie_weights  # FSDP moves parameters, and unties them with that
     if isinstance(model.backbone, PeftModel):
         model.register_load_state_dict_post_hook(allow_missing_frozen_parameters)
     if args.ddp_find_unused_parameters is None:
