@@ -85,13 +85,13 @@ def save_checkpoint(folder: Path, size: ModelSize) -> Path:
 
 
 def short_paragraphs(count: int, seed: int = 0) -> list[str]:
-    """Runs of one to three whole sentences of the bundled prose, in random order."""
+    """One or two whole sentences of the bundled prose each, in random order."""
     rng = random.Random(seed)
     found = []
     for paragraph in prose_paragraphs():
         sentences = re.split(r"(?<=[.!?;:]) ", paragraph)
         while sentences:
-            size = rng.randint(1, 3)
+            size = rng.choice((1, 1, 2))
             found.append(" ".join(sentences[:size]))
             del sentences[:size]
     if len(found) < count:

@@ -81,9 +81,9 @@ def table_of(runs: Sequence[Run], columns: dict[str, Callable[[Callable[[str], f
 def check_equal(runs: Sequence[Run], case: str, key: str = "first_loss", tolerance: float = 1e-5) -> None:
     """Refuse to compare variants that did not compute the same thing."""
     values = {(run["variant"], run["repeat"]): run[key] for run in runs if run["case"] == case}
-    difference = max(values.values()) - min(values.values())
-    if not difference <= tolerance:  # also refuses NaN
-        raise ValueError(f"{case}: `{key}` differs by {difference:.2g}, so no comparison is fair: {values}.")
+    first = next(iter(values.values()))
+    if not all(abs(value - first) <= tolerance for value in values.values()):  # NaN is equal to nothing
+        raise ValueError(f"{case}: `{key}` is not the same everywhere, so no comparison is fair: {values}.")
 
 
 def save(name: str, result: Result, repeats: int, folder: Path = RESULTS) -> Path:

@@ -152,7 +152,7 @@ def test_different_losses_are_not_compared(other: float) -> None:
         {"case": "b", "variant": "theirs", "repeat": 0, "first_loss": 7.0},
         {"case": "b", "variant": "ours", "repeat": 0, "first_loss": 7.0 + 1e-6},
     ]
-    with pytest.raises(ValueError, match="a: `first_loss` differs by"):
+    with pytest.raises(ValueError, match="a: `first_loss` is not the same everywhere"):
         check_equal(runs, "a")
     check_equal(runs, "b")
 
@@ -193,8 +193,8 @@ def test_a_ratio_is_the_median_over_pairs() -> None:
 
 def test_a_fresh_process_answers_and_its_failure_is_told() -> None:
     assert run_fresh(Variant("builtins:dict", {"rows": 3})) == {"rows": 3}
-    with pytest.raises(RuntimeError, match=r"(?s)benchmarks\.training:nothing failed.*AttributeError"):
-        run_fresh(Variant("benchmarks.training:nothing", {}))
+    with pytest.raises(RuntimeError, match=r"(?s)benchmarks\.processes:nothing failed.*AttributeError"):
+        run_fresh(Variant("benchmarks.processes:nothing", {}))
 
 
 # ------------------------------ the page ------------------------------
@@ -217,7 +217,18 @@ def make_result() -> Result:
     )
 
 
-PAGE = "# Figures\n\nBy hand.\n\n<!-- results: fast -->\nold\n<!-- end -->\n\n<!-- results: slow -->\n<!-- end -->\nEnd.\n"
+PAGE = """# Figures
+
+By hand.
+
+<!-- results: fast -->
+old
+<!-- end -->
+
+<!-- results: slow -->
+<!-- end -->
+End.
+"""
 
 
 def test_tables_are_written_from_the_files(tmp_path: Path) -> None:

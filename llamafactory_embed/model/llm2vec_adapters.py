@@ -134,11 +134,11 @@ def find_layout(parameter_names: Iterable[str], modules: ModuleNames, adapter: s
         if names and all(find_module(name, known) is not None for name in names):
             return layout
 
-    foreign = next((name for name in names if not any(find_module(name, modules.in_layout(each)) for each in layouts)),
-                   "nothing")  # fmt: skip
+    known = frozenset[str]().union(*(modules.in_layout(layout) for layout in layouts))
+    foreign = next((name for name in names if find_module(name, known) is None), "modules of two layouts")
     raise ValueError(
-        f"`adapter_name_or_path`: `{adapter}` changes `{foreign.removeprefix(PEFT_PREFIX)}`, which the model of `model_name_or_path` does not "
-        "have: the adapter was made for another architecture."
+        f"`adapter_name_or_path`: `{adapter}` changes `{foreign.removeprefix(PEFT_PREFIX) if names else 'nothing'}`, "
+        "which is not how an adapter names the modules of `model_name_or_path`: it was made for another architecture."
     )
 
 

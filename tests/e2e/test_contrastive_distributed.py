@@ -57,6 +57,8 @@ ENGINE_RUNS: dict[str, dict[str, Any]] = {
         "optim": "adamw_torch",
         "learning_rate": 1e-3,
         "lr_scheduler_type": "linear",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "ndcg@10",
     },
     "lora-cached-accumulated": {**LORA, "grad_cache_tokens": 64, "gradient_accumulation_steps": 2},
 }

@@ -132,7 +132,7 @@ def test_a_folder_inside_the_adapters(tmp_path: Path) -> None:
 def test_what_cannot_be_converted_gets_one_sentence(tmp_path: Path) -> None:
     modules = ModuleNames.of_config(tiny_config("llama"))
     folder = make_adapter(tiny_model("gpt2"), tmp_path / "gpt2", target_modules=["c_attn"], fan_in_fan_out=True)
-    with pytest.raises(ValueError, match=r"gpt2` changes `transformer\.h\.0.*`, which the model .* does not have"):
+    with pytest.raises(ValueError, match=r"gpt2` changes `transformer\.h\.0.*`, .* made for another architecture"):
         adapter_for_causal_lm(folder, modules, tmp_path / "cache")
     with pytest.raises(ValueError, match=r"holds no adapter_config\.json"):
         adapter_for_causal_lm(tmp_path, modules, tmp_path / "cache")

@@ -190,3 +190,7 @@ def test_a_configuration_says_what_was_merged(run: Run, tmp_path: Path) -> None:
     run("second", **FAST, **options, save_strategy="steps", save_steps=1)
     assert EmbeddingConfig.load(tmp_path / "second" / "checkpoint-1").merged_adapters == [str(tmp_path / "first")]
     assert not (tmp_path / "second" / loading.CONVERTED_ADAPTERS).exists()
+
+    options |= {"adapter_name_or_path": str(tmp_path), "adapter_folder": "first"}
+    model = run("third", **FAST, **options)
+    np.testing.assert_allclose(Encoder(tmp_path / "third").encode(TEXTS), embed(model), atol=1e-5)

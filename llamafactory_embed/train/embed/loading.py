@@ -66,8 +66,10 @@ def load_embedding_model_for_training(
     is_trainable = training_args.do_train
     model_args = with_adapters_of_causal_lm(model_args, training_args)
     backbone = load_model(tokenizer, model_args, finetuning_args, is_trainable)
+    folder = model_args.adapter_folder or ""
     adapters = [
-        os.path.abspath(name) if os.path.isdir(name) else name for name in model_args.adapter_name_or_path or []
+        os.path.abspath(os.path.join(name, folder)) if os.path.isdir(name) else name
+        for name in model_args.adapter_name_or_path or []
     ]
     new_adapter = is_trainable and finetuning_args.create_new_adapter
     config = dataclasses.replace(config, merged_adapters=merged_adapters(adapters, backbone, new_adapter))
