@@ -173,12 +173,17 @@ def test_evaluation_unlike_the_training_is_said(run: Run, tmp_path: Path, monkey
     assert "trained was trained with `attention: bidirectional`, `pooling: mean`; the recipe" in said[0]
 
 
-def test_nothing_is_merged_into_quantized_weights(adapters: list[str]) -> None:
+def test_nothing_is_merged_into_quantized_or_sharded_weights(
+    adapters: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = tiny_model("llama")
     assert loading.merged_adapters(adapters, base, new_adapter=False) == adapters
     model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
     assert loading.merged_adapters(adapters, model, new_adapter=True) == adapters
     assert loading.merged_adapters(adapters, model, new_adapter=False) == adapters[:1]
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "is_deepspeed_zero3_enabled", lambda: True)
+        assert loading.merged_adapters(adapters[:1], model, new_adapter=True) == []
     base.quantization_method = "bitsandbytes"
     assert loading.merged_adapters(adapters[:1], model, new_adapter=True) == []
 

@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from attention_patch import Backend
 
@@ -71,7 +72,8 @@ def load_embedding_model_for_training(
         os.path.abspath(os.path.join(name, folder)) if os.path.isdir(name) else name
         for name in model_args.adapter_name_or_path or []
     ]
-    new_adapter = is_trainable and finetuning_args.create_new_adapter
+    can_merge = not (model_args.use_unsloth or model_args.use_kt)  # as the host has it
+    new_adapter = is_trainable and finetuning_args.create_new_adapter and can_merge
     config = dataclasses.replace(config, merged_adapters=merged_adapters(adapters, backbone, new_adapter))
     model = EmbeddingModel(backbone, config, backend=attention_backend(model_args.flash_attn))
     start = [model_args.model_name_or_path, *adapters][-1]
@@ -110,7 +112,8 @@ def merged_adapters(adapters: Sequence[str], backbone: nn.Module, new_adapter: b
     if not isinstance(backbone, PeftModel):
         return list(adapters)
     is_quantized = getattr(backbone.get_base_model(), "quantization_method", None) is not None  # set by transformers
-    return list(adapters) if new_adapter and not is_quantized else list(adapters[:-1])
+    can_merge = not is_quantized and not is_deepspeed_zero3_enabled()
+    return list(adapters) if new_adapter and can_merge else list(adapters[:-1])
 
 
 def continue_pooler(model: EmbeddingModel, start: str) -> None:
