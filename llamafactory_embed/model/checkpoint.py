@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from attention_patch import Backend
 
 from .embedding import EmbeddingModel
 from .embedding_config import EmbeddingConfig
+from .llm2vec_adapters import ModuleNames, adapter_for_causal_lm
 
 
 POOLER_NAME = "pooler.safetensors"
@@ -77,8 +79,11 @@ def load_backbone(folder: str | Path, config: EmbeddingConfig, dtype: torch.dtyp
         model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
     except OSError as error:
         raise ValueError(f"The adapter in {folder} belongs to {base}, which cannot be loaded: {error}") from error
-    for adapter in [*config.merged_adapters, folder]:
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    modules = ModuleNames.of_model(model)
+    with tempfile.TemporaryDirectory() as cache:
+        for adapter in [*config.merged_adapters, str(folder)]:
+            renamed = adapter_for_causal_lm(adapter, modules, cache)
+            model = PeftModel.from_pretrained(model, renamed).merge_and_unload()
     return model
 
 

@@ -111,9 +111,7 @@ def test_a_new_adapter_on_merged_ones(
 
     model = run("trained", **start, **FAST)
     encoder = Encoder(tmp_path / "trained")
-    assert [Path(each).name.rpartition("-")[0] for each in encoder.config.merged_adapters] == [
-        Path(each).name for each in named
-    ]
+    assert encoder.config.merged_adapters == named
     np.testing.assert_allclose(encoder.encode(TEXTS), embed(model), atol=1e-5)
     assert not np.allclose(embed(model), embed(untrained), atol=1e-3)
 
@@ -129,7 +127,7 @@ def test_the_last_adapter_goes_on(run: Run, adapters: list[str], tiny_llama: Pat
 
     model = run("trained", adapter_name_or_path=",".join(adapters), **FAST)
     encoder = Encoder(tmp_path / "trained")
-    assert [Path(each).name.rpartition("-")[0] for each in encoder.config.merged_adapters] == ["mntp-0"]
+    assert encoder.config.merged_adapters == adapters[:1]
     np.testing.assert_allclose(encoder.encode(TEXTS), embed(model), atol=1e-5)
     assert not np.allclose(embed(model), embed(untrained), atol=1e-3)
 

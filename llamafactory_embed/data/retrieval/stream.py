@@ -102,8 +102,7 @@ class StreamedBatches:
             if not buffer:
                 return
             place = rng.randrange(len(buffer)) if self.options.shuffle_rows else 0
-            buffer[place], buffer[-1] = buffer[-1], buffer[place]
-            index, row = buffer.pop()
+            index, row = buffer.pop(place)
             row_rng = row_random(self.seed, self.epoch, index)
             yield draw_example(task, number, row, index, self.num_negatives, row_rng)
 

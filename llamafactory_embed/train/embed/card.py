@@ -8,12 +8,17 @@ from pathlib import Path
 
 import yaml
 
+from ...data.retrieval.reader import StreamedTask
 from ...data.retrieval.rows import Task
 from ...model.embedding_config import EmbeddingConfig
 
 
 def write_model_card(
-    folder: str | Path, config: EmbeddingConfig, base_model: str, tasks: Sequence[Task], metrics: dict[str, float]
+    folder: str | Path,
+    config: EmbeddingConfig,
+    base_model: str,
+    tasks: Sequence[Task | StreamedTask],
+    metrics: dict[str, float],
 ) -> None:
     """Write `README.md` into the checkpoint."""
     header = {
@@ -55,7 +60,7 @@ def write_model_card(
         "",
         "| task | rows | instruction |",
         "|---|---|---|",
-        *(f"| {task.name} | {len(task.rows)} | {_cell(task.instruction)} |" for task in tasks),
+        *(f"| {task.name} | {_rows(task)} | {_cell(task.instruction)} |" for task in tasks),
         "",
         "The recipe is in `recipe.yaml`.",
     ]
@@ -65,6 +70,10 @@ def write_model_card(
     temporary = Path(folder) / "README.md.tmp"
     temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     os.replace(temporary, Path(folder) / "README.md")
+
+
+def _rows(task: Task | StreamedTask) -> str:
+    return str(len(task.rows)) if isinstance(task, Task) else "a stream"
 
 
 def _cell(text: str) -> str:

@@ -65,8 +65,8 @@ def load_embedding_model_for_training(
     """Load the language model as every stage of the host does (LoRA, QLoRA, freeze, full, Liger, …) and put the pooler
     on it."""
     is_trainable = training_args.do_train
-    model_args = with_adapters_of_causal_lm(model_args, training_args)
-    backbone = load_model(tokenizer, model_args, finetuning_args, is_trainable)
+    converted = with_adapters_of_causal_lm(model_args, training_args)
+    backbone = load_model(tokenizer, converted, finetuning_args, is_trainable)
     folder = model_args.adapter_folder or ""
     adapters = [
         os.path.abspath(os.path.join(name, folder)) if os.path.isdir(name) else name
@@ -85,7 +85,7 @@ def load_embedding_model_for_training(
 
 def with_adapters_of_causal_lm(model_args: Any, training_args: Any) -> Any:
     """The arguments with every adapter in the host's layout: those of LLM2Vec are converted into a folder below
-    `output_dir`, where the checkpoint finds them again."""
+    `output_dir`. (A checkpoint remembers their own names, and `Encoder` converts them when it loads them.)"""
     if not model_args.adapter_name_or_path:
         return model_args
     hub = {

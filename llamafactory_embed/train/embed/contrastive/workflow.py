@@ -91,9 +91,8 @@ def run_contrastive(
 
     # Create model card
     if training_args.do_train:
-        held_tasks = [task for task in tasks if isinstance(task, Task)]
         trainer.write_card = lambda: write_model_card(
-            training_args.output_dir, model.embedding_config, model_args.model_name_or_path, held_tasks, metrics
+            training_args.output_dir, model.embedding_config, model_args.model_name_or_path, tasks, metrics
         )
         trainer.publish()
 
