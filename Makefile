@@ -12,7 +12,7 @@ demo: $(VENV)/.demo  ## train, evaluate and query an embedder on this machine, i
 	$(BIN)/llamafactory-embed demo
 
 test: $(VENV)/.dev  ## everything that needs no GPU
-	$(BIN)/python -m pytest -n $${TEST_WORKERS:-2} --dist loadgroup $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $${TEST_WORKERS:-2} --dist loadscope $(TEST_ARGS)
 
 quality: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .
