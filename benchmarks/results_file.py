@@ -10,6 +10,7 @@ import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -51,17 +52,35 @@ class Result:
     table: list[list[str]] = field(default_factory=list)
 
 
-def ratio(what: str, runs: Sequence[Run], case: str, of: str, to: str, key: str, **target: float) -> Figure:
+def ratio(
+    what: str,
+    runs: Sequence[Run],
+    case: str,
+    of: str,
+    to: str,
+    key: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Figure:
     """How many times variant `to`'s value of `key` goes into variant `of`'s: the median over the pairs that ran side
     by side. What slows the machine for a while slows both of a pair."""
     values = {(run["variant"], run["repeat"]): run[key] for run in runs if run["case"] == case}
     repeats = sorted({repeat for _, repeat in values})
-    return spread(what, [values[of, repeat] / values[to, repeat] for repeat in repeats], **target)
+    pairs = [values[of, repeat] / values[to, repeat] for repeat in repeats]
+    return spread(what, pairs, at_least=at_least, at_most=at_most)
 
 
-def spread(what: str, values: Sequence[float], unit: str = "×", **target: float) -> Figure:
+def spread(
+    what: str,
+    values: Sequence[float],
+    *,
+    unit: str = "×",
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Figure:
     """The median of values with their range."""
-    return Figure(what, statistics.median(values), min(values), max(values), unit, **target)
+    return Figure(what, statistics.median(values), min(values), max(values), unit, at_least, at_most)
 
 
 def median_of(runs: Sequence[Run], case: str, variant: str, key: str) -> float:
@@ -73,7 +92,8 @@ def table_of(runs: Sequence[Run], columns: dict[str, Callable[[Callable[[str], f
     """A row for every variant of every case. A column writes a cell from a function that gives the medians."""
     rows = [["case", "variant", *columns]]
     for case, variant in dict.fromkeys((run["case"], run["variant"]) for run in runs):
-        cells = [write(lambda key, c=case, v=variant: median_of(runs, c, v, key)) for write in columns.values()]
+        medians = partial(median_of, runs, case, variant)
+        cells = [write(medians) for write in columns.values()]
         rows.append([case, variant, *cells])
     return rows
 
