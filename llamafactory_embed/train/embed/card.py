@@ -36,8 +36,7 @@ def write_model_card(
         "",
         f"# {Path(folder).name}",
         "",
-        f"A text embedder made of `{base_model}` with "
-        "[llamafactory-embed](https://pypi.org/project/llamafactory-embed/).",
+        f"A text embedder made of `{base_model}` with llamafactory-embed, a plugin of LLaMA-Factory.",
         "",
         "```python",
         "from llamafactory_embed import Encoder",
