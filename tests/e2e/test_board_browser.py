@@ -140,7 +140,7 @@ def test_choose_set_preview_run_and_see(page: Any, tiny_llama: Path, prose_data:
     page.keyboard.press("Escape")
     page.get_by_text("Extra configurations").click()
     extra_arguments = {
-        "max_steps": 3,
+        "max_steps": 500,  # some seconds: the Board looks every two, and a shorter run may end before it looks
         "logging_steps": 1,
         "gradient_accumulation_steps": 1,
         "preprocessing_num_workers": 1,
