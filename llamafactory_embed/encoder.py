@@ -20,7 +20,7 @@ from .data.embedding_tokenizer import EmbeddingTokenizer
 from .encoder_pool import EncoderPool
 from .model.checkpoint import load_embedding_model
 from .model.embedding import EmbeddingModel
-from .model.packed import PackedBatch, pack_texts
+from .model.packed import PackedBatch, pack_texts, tokens_per_batch
 
 
 # Texts tokenized, sorted and embedded together: enough to fill batches evenly, few enough for any corpus.
@@ -139,7 +139,7 @@ class Encoder:
             tokenized = tokenize([texts[index] for index in window], own)
             batches = pack_texts(
                 [text.token_ids for text in tokenized],
-                self.config.max_tokens_per_batch,
+                tokens_per_batch(self.config.max_tokens_per_batch, self.model.device),
                 [text.pooled_from for text in tokenized],
             )
             for batch in batches:

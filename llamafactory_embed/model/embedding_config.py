@@ -32,7 +32,7 @@ class EmbeddingConfig:
     query_max_length: int
     document_max_length: int
     normalize: bool
-    max_tokens_per_batch: int
+    max_tokens_per_batch: int | None
     similarity: Literal["cosine", "dot"] = "cosine"
     matryoshka_dims: list[int] | None = None
     instructions: dict[str, str] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from ....data.retrieval.rows import RetrievalDataset, Task
 from ....data.retrieval.sampler import GlobalBatchSampler, SamplingOptions
 from ....data.retrieval.stream import StreamedBatches
 from ....hparams.contrastive import ContrastiveOptions
+from ....model.packed import tokens_per_batch
 from ..card import write_model_card
 from ..loading import embedding_config, load_embedding_model_for_training, set_attention_dropout
 from ..streaming import StreamedBatchSampler, StreamedExamples
@@ -62,7 +63,8 @@ def run_contrastive(
         args=training_args,
         finetuning_args=finetuning_args,
         data_collator=ContrastiveCollator(
-            EmbeddingTokenizer(tokenizer, config), options.grad_cache_tokens or options.max_tokens_per_batch
+            EmbeddingTokenizer(tokenizer, config),
+            options.grad_cache_tokens or tokens_per_batch(options.max_tokens_per_batch, training_args.device),
         ),
         batch_sampler=batch_sampler,
         recipe=finetuning_args.recipe,
