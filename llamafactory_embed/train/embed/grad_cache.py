@@ -1,7 +1,7 @@
 """GradCache: the gradient of a loss over a large batch in the memory of a small one (Gao et al. 2021).
 
-Every chunk is embedded without a graph, the loss gives the gradient of the embeddings, and every chunk is embedded
-again, under the same random numbers, to carry its part of that gradient to the parameters.
+Every chunk but the last is embedded without a graph, the loss gives the gradient of the embeddings, and every chunk is
+embedded again, under the same random numbers, to carry its part of that gradient to the parameters.
 """
 
 from __future__ import annotations
@@ -44,27 +44,37 @@ def cached_backward(
     """Run one step's backward and return its loss.
 
     `backward` takes a scalar and carries its gradient to the parameters (the Trainer's, which knows about scaling and
-    DeepSpeed); `no_sync` keeps DDP from averaging before the last chunk.
+    DeepSpeed); `no_sync` keeps DDP from averaging before the last backward.
     """
+    *earlier, last = chunks
     states, parts = [], []
     with torch.no_grad():
-        for chunk in chunks:
+        for chunk in earlier:
             states.append(RandomState(device))
             parts.append(embed([chunk]))
+    # One chunk's graph fits into the memory: the last one's is kept, and its forward need not run twice.
+    with no_sync() if earlier else nullcontext():
+        last_part = embed([last])
     after = RandomState(device)
     rows = [torch.tensor(sorted(chunk.text_indices), device=device) for chunk in chunks]
-    embeddings = torch.cat(parts)[torch.cat(rows).argsort()].float().requires_grad_()  # [N, d]
+    order = torch.cat(rows).argsort()
+    embeddings = torch.cat([*parts, last_part.detach()])[order].float().requires_grad_()  # [N, d]
 
     with torch.enable_grad():
         loss = loss_function(embeddings)
     (gradient,) = torch.autograd.grad(loss, embeddings)
 
-    for number, (chunk, state, own_rows) in enumerate(zip(chunks, states, rows, strict=True)):
+    def carry(part: Tensor, own_rows: Tensor) -> None:
+        # A scalar whose gradient with respect to the parameters is the chunk's part of the loss's.
+        backward((part.float() * gradient[own_rows]).sum())
+
+    with no_sync() if earlier else nullcontext():
+        carry(last_part, rows[-1])
+    del last_part
+    for number, (chunk, state) in enumerate(zip(earlier, states, strict=True)):
         state.restore()
-        is_last = number == len(chunks) - 1
-        with nullcontext() if is_last else no_sync():
-            # A scalar whose gradient with respect to the parameters is the chunk's part of the loss's.
-            backward((embed([chunk]).float() * gradient[own_rows]).sum())
+        with nullcontext() if number == len(earlier) - 1 else no_sync():
+            carry(embed([chunk]), rows[number])
     after.restore()
     return loss.detach()
 
