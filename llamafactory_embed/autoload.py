@@ -17,6 +17,8 @@ SEAMS = {
     "llamafactory.launcher": "launcher",
     "llamafactory.hparams.parser": "options",
     "llamafactory.data.parser": "data",
+    "llamafactory.data.template": "templates",
+    "llamafactory.model.loader": "families",
     "llamafactory.train.tuner": "dispatch",
     "llamafactory.webui.interface": "board",
 }

@@ -24,6 +24,8 @@ COMMANDS = {
     "doctor": Command("llamafactory_embed.doctor", "check this installation: versions, plugin, attention, devices"),
     "demo": Command("llamafactory_embed.demo.run", "train, evaluate and query a small embedder on this machine"),
     "recipe": Command("llamafactory_embed.recipe", "check recipes without running them"),
+    "mine": Command("llamafactory_embed.mining.command", "mine hard negatives for a data set"),
+    "dedup": Command("llamafactory_embed.mining.dedup.command", "take test queries out of training data"),
 }
 
 DESCRIPTION = """\

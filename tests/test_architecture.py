@@ -35,6 +35,7 @@ FLOORS = [
     ("data",),
     ("encoder", "encoder_pool"),
     ("evaluation",),
+    ("mining",),
     ("train",),
     ("demo", "doctor", "recipe", "stages"),
     ("cli",),

@@ -33,6 +33,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {family: (family, {}) for fami
     "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
     "phi3-window": ("phi3", {"sliding_window": 3}),
 }
+BIDIRECTIONAL = ("dream", "llada")  # without a patch
 WINDOWED = ("mistral", "gemma2", "gemma3", "qwen2-window", "phi3-window")
 BACKENDS = ("eager", "sdpa", "flash")
 ANNEALED = {"annealed-0": 0.0, "annealed-0.5": 0.5, "annealed-1": 1.0}
@@ -73,7 +74,8 @@ def one_layer_attends(variant: str, layer: int) -> PreTrainedModel:
     model = copy.deepcopy(shared_model(variant)).base_model
     for index, module in enumerate(attention_patch._attention_modules(model)):
         if index != layer:
-            nn.init.zeros_(dict(module.named_parameters())["c_proj.weight" if "gpt2" in variant else "o_proj.weight"])
+            name = {"gpt2": "c_proj", "llada": "attn_out"}.get(variant, "o_proj")
+            nn.init.zeros_(module.get_parameter(f"{name}.weight"))
     return model
 
 
@@ -224,7 +226,7 @@ def test_packed_equals_separate_forwards(variant: str, backend: str, mode: str) 
 
 @backends
 @variants
-def test_causal_patch_equals_the_untouched_model(variant: str, backend: str) -> None:
+def test_patch_of_the_models_own_mode_equals_the_untouched_model(variant: str, backend: str) -> None:
     model = shared_model(variant)
     dense = "eager" if variant == "gemma2" and backend != "sdpa" else "sdpa"
     tokens = random_tokens(1, sum(LENGTHS))
@@ -232,7 +234,7 @@ def test_causal_patch_equals_the_untouched_model(variant: str, backend: str) -> 
     model.set_attn_implementation(dense)
     untouched = run_with_gradients(model, lambda: apart(model, tokens, LENGTHS))
     model.set_attn_implementation(implementation)
-    with patched(model, "causal", backend):
+    with patched(model, "bidirectional" if variant in BIDIRECTIONAL else "causal", backend):
         packed = run_with_gradients(model, lambda: hidden_states(model, tokens, **packed_inputs(LENGTHS)))
     assert_same_run(packed, untouched)
 
@@ -638,10 +640,11 @@ def test_restored_model_is_the_same(variant: str) -> None:
     mask[0, :3] = 0
     before = copy.deepcopy(fingerprint(model))
     expected = model(tokens, attention_mask=mask).logits
+    modes = ("bidirectional", "causal")[:: -1 if variant in BIDIRECTIONAL else 1]
     for backend in ("eager", "sdpa"):
-        patch = patch_attention(model, backend=backend, sliding_window="ignore")  # type: ignore[arg-type]
+        patch = patch_attention(model, modes[0], backend=backend, sliding_window="ignore")  # type: ignore[arg-type]
         assert (model(tokens, attention_mask=mask).logits - expected).abs().max() > 1e-2
-        patch_attention(model, "causal", backend="sdpa").restore()
+        patch_attention(model, modes[1], backend="sdpa").restore()  # type: ignore[arg-type]
         assert fingerprint(model) == before
         patch.restore()  # replaced: nothing to undo
         assert fingerprint(model) == before

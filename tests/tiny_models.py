@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+import llamafactory_embed.model.families  # noqa: F401  (makes transformers know Dream and LLaDA)
+
 
 VOCABULARY_SIZE = 300
 HIDDEN_SIZE = 32
@@ -32,6 +34,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {},
     "gpt2": {"n_embd": HIDDEN_SIZE, "n_layer": 2, "n_head": 4, "n_positions": 512, "resid_pdrop": 0.0,
              "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "dream": {"model_type": "Dream", "mask_token_id": 3},
+    "llada": {"mask_token_id": 3},
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Options of `stage: contrastive`."""
+"""Options of `stage: contrastive`, and those that it shares with `stage: tdro`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ class RetrievalDataOptions:
     """How rows of retrieval tasks become batches."""
 
     num_negatives: int = option(1, "Hard negatives a row brings to its batch.", minimum=0)
-    task_batching: Literal["homogeneous", "mixed"] = option(
-        "homogeneous", "Whether one global batch holds rows of one task or of all."
-    )
     dataset_weights: str = option(
         "proportional",
         "How often a task is drawn: proportional to its rows, uniform, temperature, or the path of a weights JSON.",
@@ -28,15 +25,27 @@ class RetrievalDataOptions:
 
 
 @dataclass
-class ContrastiveOptions(RetrievalDataOptions, EmbeddingOptions):
-    """Loss, negatives and memory."""
+class ComparisonOptions:
+    """How a query is compared with documents, and in what memory."""
 
-    contrastive_loss: Literal["info_nce", "repllama", "kl_distillation", "margin_distillation", "cosent", "angle"] = (
-        option("info_nce", "What is minimized; the distillations and the last two need a `score` column.")
-    )
     similarity: Literal["cosine", "dot"] = option("cosine", "How a query and a document are compared.")
     loss_temperature: float = option(
         0.05, "Similarities are divided by it; 1/temperature is the `scale` of other tools.", minimum=1e-6
+    )
+    grad_cache_tokens: int | None = option(
+        None, "Tokens of one chunk when the batch is too large for the memory (GradCache); empty: off.", minimum=1
+    )
+
+
+@dataclass
+class ContrastiveOptions(ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
+    """Loss and negatives."""
+
+    task_batching: Literal["homogeneous", "mixed"] = option(
+        "homogeneous", "Whether one global batch holds rows of one task or of all."
+    )
+    contrastive_loss: Literal["info_nce", "repllama", "kl_distillation", "margin_distillation", "cosent", "angle"] = (
+        option("info_nce", "What is minimized; the distillations and the last two need a `score` column.")
     )
     teacher_temperature: float = option(1.0, "Teacher scores are divided by it (kl_distillation).", minimum=1e-6)
     both_directions: bool = option(False, "Let documents also find their queries (info_nce).")
@@ -55,7 +64,4 @@ class ContrastiveOptions(RetrievalDataOptions, EmbeddingOptions):
         "Attention dropout under which a text is its own positive (SimCSE, for plain texts).",
         minimum=0.0,
         maximum=0.99,
-    )
-    grad_cache_tokens: int | None = option(
-        None, "Tokens of one chunk when the batch is too large for the memory (GradCache); empty: off.", minimum=1
     )

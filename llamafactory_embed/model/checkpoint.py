@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from attention_patch import Backend
 
+from .backbone import load_backbone_weights, part_of_state_dict, save_backbone
 from .embedding import EmbeddingModel
 from .embedding_config import EmbeddingConfig
 from .llm2vec_adapters import ModuleNames, adapter_for_causal_lm
@@ -22,16 +23,14 @@ from .llm2vec_adapters import ModuleNames, adapter_for_causal_lm
 
 POOLER_NAME = "pooler.safetensors"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
-ADAPTER_NAME = "adapter_model.safetensors"
 
 
 def save_checkpoint(model: EmbeddingModel, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
     """Write adapter or weights, pooler and configuration. `state_dict` is that of the whole model where an engine
     (FSDP, ZeRO-3) had to collect it."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.backbone.save_pretrained(folder, state_dict=_part(state_dict, "backbone."))
-    pooler = _part(state_dict, "pooler.") if state_dict is not None else model.pooler.state_dict()
+    save_backbone(model.backbone, folder, state_dict)
+    pooler = part_of_state_dict(state_dict, "pooler.") if state_dict is not None else model.pooler.state_dict()
     if pooler:
         temporary = folder / f"{POOLER_NAME}.tmp"
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in pooler.items()}, temporary)
@@ -42,12 +41,7 @@ def save_checkpoint(model: EmbeddingModel, folder: str | Path, state_dict: dict[
 def load_checkpoint_weights(model: EmbeddingModel, folder: str | Path) -> None:
     """Put the weights of a checkpoint into a model of the same shape, to resume or to go back to the best one."""
     folder = Path(folder)
-    if isinstance(model.backbone, PeftModel):
-        adapter = model.backbone.active_adapters[0]
-        set_peft_model_state_dict(model.backbone, load_file(folder / ADAPTER_NAME), adapter_name=adapter)
-    else:
-        saved = type(model.backbone).from_pretrained(folder, dtype=model.backbone.dtype)
-        model.backbone.load_state_dict(saved.state_dict())
+    load_backbone_weights(model.backbone, folder)
     _load_pooler(model, folder)
 
 
@@ -94,9 +88,3 @@ def _load_pooler(model: EmbeddingModel, folder: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{folder} holds no {POOLER_NAME}, which `pooling: {model.embedding_config.pooling}` needs.")
     model.pooler.load_state_dict(load_file(path))
-
-
-def _part(state_dict: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
-    if state_dict is None:
-        return None
-    return {name.removeprefix(prefix): each for name, each in state_dict.items() if name.startswith(prefix)}

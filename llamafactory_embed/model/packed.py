@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from attention_patch import packed_inputs
+from attention_patch import mask_inputs, packed_inputs
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class PackedBatch:
     lengths: tuple[int, ...]
     text_indices: tuple[int, ...]  # which of the given texts each one is
     pooled_tokens: Tensor | None = None  # [T] bool, the tokens that pooling counts; None: all
+    position_ids: Tensor | None = None  # [T]; None: from 0 in every text
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""
         pooled_tokens = None if self.pooled_tokens is None else self.pooled_tokens.to(device, non_blocking=True)
+        position_ids = None if self.position_ids is None else self.position_ids.to(device, non_blocking=True)
         return PackedBatch(
-            self.token_ids.to(device, non_blocking=True), self.lengths, self.text_indices, pooled_tokens
+            self.token_ids.to(device, non_blocking=True), self.lengths, self.text_indices, pooled_tokens, position_ids
         )
 
 
@@ -98,19 +100,27 @@ def find_decoder(model: nn.Module) -> PreTrainedModel:
     return base.base_model
 
 
-def forward_packed(decoder: PreTrainedModel, batch: PackedBatch, all_layers: bool = False) -> tuple[Tensor, ...]:
+def forward_packed(
+    decoder: PreTrainedModel, batch: PackedBatch, all_layers: bool = False, allowed: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Run a packed batch through a decoder whose attention was set by `attention_patch.patch_attention`.
 
     Returns the last hidden states, one tensor [T, d]; with `all_layers` one for the embedding and each layer.
+    `allowed` (bool [1, 1, M, M], M the longest text) says who may attend to whom inside of each text.
     """
     device = decoder.get_input_embeddings().weight.device
     batch = batch.to(device)
+    inputs = packed_inputs(batch.lengths, device=device)
+    if batch.position_ids is not None:
+        inputs["position_ids"] = batch.position_ids.unsqueeze(0)  # [1, T]
+    if allowed is not None:
+        inputs |= mask_inputs(decoder, allowed.to(device, non_blocking=True))
     output = decoder(
         input_ids=batch.token_ids.unsqueeze(0),  # [1, T]
         use_cache=False,
         output_hidden_states=all_layers,
         return_dict=True,
-        **packed_inputs(batch.lengths, device=device),
+        **inputs,
     )
     states = output.hidden_states if all_layers else (output.last_hidden_state,)
     return tuple(state.squeeze(0) for state in states)  # each [T, d]

@@ -50,7 +50,11 @@ def test_packed_equals_separate_forwards_and_gradients(family: str, backend: str
     with patch_attention(model, mode, backend=backend):
         alone = [decoder(input_ids=torch.tensor([text]), use_cache=False).last_hidden_state[0] for text in texts]
         sum((state.mean(0) @ weight for state, weight in zip(alone, weights, strict=True)), torch.zeros(())).backward()
-        expected = {name: parameter.grad.clone() for name, parameter in decoder.named_parameters()}
+        expected = {
+            name: parameter.grad.clone()
+            for name, parameter in decoder.named_parameters()
+            if name != "transformer.ff_out.weight"  # LLaDA's head, which lies in its decoder
+        }
         decoder.zero_grad()
 
         packed: list[torch.Tensor] = [torch.empty(0)] * len(texts)
@@ -64,8 +68,8 @@ def test_packed_equals_separate_forwards_and_gradients(family: str, backend: str
 
     for index in range(len(texts)):
         torch.testing.assert_close(packed[index], alone[index], atol=1e-5, rtol=1e-5)
-    for name, parameter in decoder.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-4)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(decoder.get_parameter(name).grad, gradient, atol=1e-5, rtol=1e-4)
 
 
 def test_packed_equals_the_padded_forward() -> None:

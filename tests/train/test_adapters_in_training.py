@@ -98,6 +98,15 @@ def test_a_new_adapter_on_the_base(run: Run, tmp_path: Path) -> None:
     np.testing.assert_allclose(encoder.encode(TEXTS), embed(model), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["use_dora", "use_rslora"])
+def test_other_kinds_of_lora_are_served_as_trained(kind: str, run: Run, tmp_path: Path) -> None:
+    model = run(kind, **FAST, **{kind: True})
+    assert json.loads((tmp_path / kind / "adapter_config.json").read_text("utf-8"))[kind]
+    encoder = Encoder(tmp_path / kind)
+    np.testing.assert_allclose(encoder.encode(TEXTS), embed(model), atol=1e-5)
+    assert not np.allclose(embed(model), embed(run("plain", **FAST)), atol=1e-3)
+
+
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
 def test_a_new_adapter_on_merged_ones(
     order: list[int], run: Run, adapters: list[str], tiny_llama: Path, tmp_path: Path

@@ -24,11 +24,11 @@ def read_beir(path: str, split: str) -> tuple[list[Row], tuple[str, ...]]:
     if not os.path.isfile(judgements):
         known = ", ".join(sorted(os.path.splitext(name)[0] for name in os.listdir(os.path.join(path, QRELS))))
         raise ValueError(f"`split`: `{path}` has no judgements for `{split}`; it has {known}.")
-    corpus = {key: text for key, text, _ in _read_texts(os.path.join(path, CORPUS))}
-    queries = {key: (text, line) for key, text, line in _read_texts(os.path.join(path, QUERIES))}
+    corpus = {key: text for key, text, _ in read_texts(os.path.join(path, CORPUS))}
+    queries = {key: (text, line) for key, text, line in read_texts(os.path.join(path, QUERIES))}
 
     relevant: dict[str, list[str]] = {}
-    for line, (query, passage, grade) in _read_judgements(judgements):
+    for line, (query, passage, grade) in read_judgements(judgements):
         if query not in queries or passage not in corpus:
             where, key = (QUERIES, query) if query not in queries else (CORPUS, passage)
             raise ValueError(f"{judgements}:{line}: `{key}` is judged but is not in {where}.")
@@ -43,7 +43,7 @@ def read_beir(path: str, split: str) -> tuple[list[Row], tuple[str, ...]]:
     return rows, tuple(text for key, text in corpus.items() if key not in answers)
 
 
-def _read_texts(path: str) -> Iterator[tuple[str, str, int]]:
+def read_texts(path: str) -> Iterator[tuple[str, str, int]]:
     """Id, title and text joined with one space, and line of every entry."""
     with open(path, encoding="utf-8") as file:
         for line, content in enumerate(file, start=1):
@@ -57,7 +57,8 @@ def _read_texts(path: str) -> Iterator[tuple[str, str, int]]:
                 raise ValueError(f"{path}:{line}: every line is a JSON object with `_id` and `text`.") from error
 
 
-def _read_judgements(path: str) -> Iterator[tuple[int, tuple[str, str, float]]]:
+def read_judgements(path: str) -> Iterator[tuple[int, tuple[str, str, float]]]:
+    """Line, and (query, passage, grade), of every judgement."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.reader(file, delimiter="\t")
         next(rows, None)  # the header: query-id, corpus-id, score

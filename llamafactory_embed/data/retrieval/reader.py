@@ -158,11 +158,16 @@ def _read_entry(entry: Entry, bad_rows: BadRows, hub: HubOptions) -> Task:
 
 
 def _rows_of_entry(entry: Entry, bad_rows: BadRows, hub: HubOptions, streaming: bool) -> Iterator[Row]:
-    records = _hub_records(entry, hub, streaming) if entry.on_hub else files.read_records(entry.location)
-    return group_nli_pairs(_parse_records(records, entry, bad_rows), consecutive_only=streaming)
+    records = records_of_entry(entry, hub, streaming)
+    return group_nli_pairs(parse_records(records, entry, bad_rows), consecutive_only=streaming)
 
 
-def _parse_records(records: Iterable[files.LocatedRecord], entry: Entry, bad_rows: BadRows) -> Iterator[Row | NliPair]:
+def records_of_entry(entry: Entry, hub: HubOptions, streaming: bool) -> Iterator[files.LocatedRecord]:
+    """The records of a data set as they stand in its file or on the hub."""
+    return _hub_records(entry, hub, streaming) if entry.on_hub else files.read_records(entry.location)
+
+
+def parse_records(records: Iterable[files.LocatedRecord], entry: Entry, bad_rows: BadRows) -> Iterator[Row | NliPair]:
     """Parse records one by one, noting bad ones; an instruction used in turn goes by the number of the record."""
     in_turn = entry.instructions if len(entry.instructions) > 1 else ()
     number = -1

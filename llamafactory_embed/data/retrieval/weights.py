@@ -35,22 +35,22 @@ def task_shares(
     return _match_weights(weights, names, source)
 
 
-def read_weights(path: str) -> dict[str, float]:
-    """Weights by task from JSON: a plain mapping, or tDRO's file (`domain_ids`, `domain_weights`, `size`, `epoch`)."""
+def read_weights(
+    path: str, option: str = "dataset_weights", others: str = "proportional, uniform, temperature"
+) -> dict[str, float]:
+    """Weights by task from JSON: a plain mapping, or tDRO's file (`domain_ids`, `domain_weights`, `size`, `epoch`).
+    `option` names the file in the recipe, and could have one of the values `others` in its place."""
     if not os.path.isfile(path):
-        raise ValueError(
-            f"`dataset_weights` must be proportional, uniform, temperature, or a JSON file of weights; "
-            f"there is no file `{path}`."
-        )
+        raise ValueError(f"`{option}` must be {others}, or a JSON file of weights; there is no file `{path}`.")
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except json.JSONDecodeError as error:
-        raise ValueError(f"`dataset_weights`: {path}:{error.lineno} is not JSON ({error.msg}).") from error
+        raise ValueError(f"`{option}`: {path}:{error.lineno} is not JSON ({error.msg}).") from error
     if isinstance(content, dict) and "domain_weights" in content:
         content = content["domain_weights"]
     if not isinstance(content, dict):
-        raise ValueError(f"`dataset_weights`: {path} must map task names to weights, or be a weights file of tDRO.")
+        raise ValueError(f"`{option}`: {path} must map task names to weights, or be a weights file of tDRO.")
     return content
 
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llamafactory.extras import logging
-from llamafactory.extras.constants import AttentionFunction
-from llamafactory.model import load_model
-from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import is_deepspeed_zero3_enabled
-
-from attention_patch import Backend
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.retrieval.reader import StreamedTask
 from ...data.retrieval.rows import Task
@@ -27,12 +19,10 @@ from ...hparams.embedding import EmbeddingOptions
 from ...model.checkpoint import POOLER_NAME
 from ...model.embedding import EmbeddingModel
 from ...model.embedding_config import CONFIG_NAME, EmbeddingConfig
-from ...model.llm2vec_adapters import ModuleNames, adapter_for_causal_lm
+from ..loading import attention_backend, load_backbone_for_training
 
 
 logger = logging.get_logger(__name__)
-
-CONVERTED_ADAPTERS = "converted_adapters"  # the folder below `output_dir`
 
 # How the architectures of transformers call the dropout of attention probabilities.
 ATTENTION_DROPOUT = ("attention_dropout", "attn_dropout")
@@ -64,56 +54,13 @@ def load_embedding_model_for_training(
 ) -> EmbeddingModel:
     """Load the language model as every stage of the host does (LoRA, QLoRA, freeze, full, Liger, …) and put the pooler
     on it."""
-    is_trainable = training_args.do_train
-    converted = with_adapters_of_causal_lm(model_args, training_args)
-    backbone = load_model(tokenizer, converted, finetuning_args, is_trainable)
-    folder = model_args.adapter_folder or ""
-    adapters = [
-        os.path.abspath(os.path.join(name, folder)) if os.path.isdir(name) else name
-        for name in model_args.adapter_name_or_path or []
-    ]
-    can_merge = not (model_args.use_unsloth or model_args.use_kt)  # as the host has it
-    new_adapter = is_trainable and finetuning_args.create_new_adapter and can_merge
-    config = dataclasses.replace(config, merged_adapters=merged_adapters(adapters, backbone, new_adapter))
-    model = EmbeddingModel(backbone, config, backend=attention_backend(model_args.flash_attn))
-    start = [model_args.model_name_or_path, *adapters][-1]
-    continue_pooler(model, start)
-    if not is_trainable:
-        warn_of_changes(model, start)
+    loaded = load_backbone_for_training(tokenizer, model_args, finetuning_args, training_args)
+    config = dataclasses.replace(config, merged_adapters=loaded.merged_adapters)
+    model = EmbeddingModel(loaded.model, config, backend=attention_backend(model_args.flash_attn))
+    continue_pooler(model, loaded.start)
+    if not training_args.do_train:
+        warn_of_changes(model, loaded.start)
     return model
-
-
-def with_adapters_of_causal_lm(model_args: Any, training_args: Any) -> Any:
-    """The arguments with every adapter in the host's layout: those of LLM2Vec are converted into a folder below
-    `output_dir`. (A checkpoint remembers their own names, and `Encoder` converts them when it loads them.)"""
-    if not model_args.adapter_name_or_path:
-        return model_args
-    hub = {
-        "revision": model_args.model_revision,
-        "token": model_args.hf_hub_token,
-        "cache_dir": model_args.cache_dir,
-    }
-    trust = model_args.trust_remote_code
-    converted = copy.copy(model_args)
-    with training_args.main_process_first(desc="converting adapters"):
-        base = AutoConfig.from_pretrained(model_args.model_name_or_path, trust_remote_code=trust, **hub)
-        modules = ModuleNames.of_config(base, trust)
-        cache = Path(training_args.output_dir, CONVERTED_ADAPTERS)
-        converted.adapter_name_or_path = [
-            adapter_for_causal_lm(name, modules, cache, subfolder=model_args.adapter_folder or "", **hub)
-            for name in model_args.adapter_name_or_path
-        ]
-    return converted
-
-
-def merged_adapters(adapters: Sequence[str], backbone: nn.Module, new_adapter: bool) -> list[str]:
-    """Those of the adapters that the host has merged into the weights. The last one is not among them if it goes on
-    training, or if the weights are such that nothing can be merged into them (quantized, ZeRO-3)."""
-    if not isinstance(backbone, PeftModel):
-        return list(adapters)
-    is_quantized = getattr(backbone.get_base_model(), "quantization_method", None) is not None  # set by transformers
-    can_merge = not is_quantized and not is_deepspeed_zero3_enabled()
-    return list(adapters) if new_adapter and can_merge else list(adapters[:-1])
 
 
 def continue_pooler(model: EmbeddingModel, start: str) -> None:
@@ -141,17 +88,6 @@ def warn_of_changes(model: EmbeddingModel, checkpoint: str) -> None:
     ]
     if changed:
         logger.warning_rank0(f"{checkpoint} was trained with {', '.join(changed)}; the recipe says otherwise.")
-
-
-def attention_backend(flash_attn: str) -> Backend | None:
-    """The back-end that `flash_attn:` asks for. The host leaves the model on sdpa where the flash-attn package is
-    missing; `patch_attention` then uses torch's own kernel, or says why it cannot."""
-    names: dict[AttentionFunction, Backend] = {
-        AttentionFunction.DISABLED: "eager",
-        AttentionFunction.SDPA: "sdpa",
-        AttentionFunction.FA2: "flash_attention_2",
-    }
-    return names.get(AttentionFunction(flash_attn))
 
 
 def set_attention_dropout(decoder: PreTrainedModel, dropout: float) -> None:

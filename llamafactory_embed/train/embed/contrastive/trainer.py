@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -14,24 +14,32 @@ from torch import Tensor, nn
 from ....data.retrieval.evalset import RetrievalEval
 from ....encoder import Encoder
 from ....evaluation.in_training import evaluate_retrieval
-from ....hparams.contrastive import ContrastiveOptions
+from ....hparams.contrastive import ComparisonOptions
 from ....model.packed import PackedBatch
 from ..gather import world_size
 from ..grad_cache import cached_backward, split_batches
 from ..trainer import EmbeddingTrainer
 from .batch import ContrastiveBatch
-from .objective import ContrastiveObjective
+
+
+# The loss of one micro-batch as a function of its embeddings [2B + B*K, d]; called once in every micro-batch.
+Objective = Callable[[Tensor, ContrastiveBatch], Tensor]
 
 
 class ContrastiveTrainer(EmbeddingTrainer):
     """Plain or cached steps; `evaluate` searches the held-out tasks."""
 
     def __init__(
-        self, *, options: ContrastiveOptions, retrieval_evals: Sequence[RetrievalEval], **kwargs: Any
+        self,
+        *,
+        options: ComparisonOptions,
+        objective: Objective,
+        retrieval_evals: Sequence[RetrievalEval],
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.options = options
-        self.objective = ContrastiveObjective(options)
+        self.objective = objective
         self.retrieval_evals = retrieval_evals
 
     def compute_loss(

@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llamafactory.extras import logging
-from llamafactory.extras.ploting import plot_loss
 from llamafactory.model import load_tokenizer
 
 from ....data.embedding_tokenizer import EmbeddingTokenizer
 from ....data.retrieval.evalset import build_retrieval_eval
-from ....data.retrieval.rows import RetrievalDataset, Task
-from ....data.retrieval.sampler import GlobalBatchSampler, SamplingOptions
-from ....data.retrieval.stream import StreamedBatches
 from ....hparams.contrastive import ContrastiveOptions
 from ....model.packed import tokens_per_batch
-from ..card import write_model_card
 from ..loading import embedding_config, load_embedding_model_for_training, set_attention_dropout
-from ..streaming import StreamedBatchSampler, StreamedExamples
 from ..tasks import AnyTask, first_rows, load_train_and_eval_tasks
 from .batch import ContrastiveCollator
+from .finish import evaluate_and_publish, train_and_save
+from .objective import ContrastiveObjective
+from .sampling import make_batches
 from .trainer import ContrastiveTrainer
-
-
-logger = logging.get_logger(__name__)
 
 
 def run_contrastive(
@@ -40,7 +33,9 @@ def run_contrastive(
     tasks, eval_tasks = load_train_and_eval_tasks(options, model_args, data_args, training_args)
     retrieval_evals = [build_retrieval_eval(task) for task in eval_tasks]
     check_contrast(options, tasks, training_args)
-    dataset, batch_sampler = make_batches(tasks, options, data_args, training_args, finetuning_args)
+    dataset, batch_sampler = make_batches(
+        tasks, options, options.task_batching, data_args, training_args, finetuning_args
+    )
 
     tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
@@ -59,6 +54,7 @@ def run_contrastive(
     trainer = ContrastiveTrainer(
         model=model,
         options=options,
+        objective=ContrastiveObjective(options),
         retrieval_evals=retrieval_evals,
         args=training_args,
         finetuning_args=finetuning_args,
@@ -74,57 +70,9 @@ def run_contrastive(
         **tokenizer_module,
     )
 
-    # Training
     if training_args.do_train:
-        train_result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-        trainer.save_model()
-        trainer.log_metrics("train", train_result.metrics)
-        trainer.save_metrics("train", train_result.metrics)
-        trainer.save_state()
-        if trainer.is_world_process_zero() and finetuning_args.plot_loss:
-            plot_loss(training_args.output_dir, keys=["loss", "eval_ndcg@10"])
-
-    # Evaluation
-    metrics: dict[str, float] = {}
-    if training_args.do_eval and retrieval_evals:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-
-    # Create model card
-    if training_args.do_train:
-        trainer.write_card = lambda: write_model_card(
-            training_args.output_dir, model.embedding_config, model_args.model_name_or_path, tasks, metrics
-        )
-        trainer.publish()
-
-
-def make_batches(
-    tasks: Sequence[AnyTask], options: ContrastiveOptions, data_args: Any, training_args: Any, finetuning_args: Any
-) -> tuple[RetrievalDataset | StreamedExamples | None, GlobalBatchSampler | StreamedBatchSampler | None]:
-    """The rows to train on, and this rank's part of the global batches."""
-    if not tasks:
-        return None, None
-    batch_size = training_args.per_device_train_batch_size * training_args.world_size
-    sampling = SamplingOptions(
-        task_batching=options.task_batching,
-        task_weights=options.dataset_weights,
-        sampling_temperature=options.dataset_sampling_temperature,
-        shuffle_rows=not finetuning_args.disable_shuffling,
-    )
-    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-    rank, world_size = training_args.process_index, training_args.world_size
-    held = [task for task in tasks if isinstance(task, Task)]
-    if held:
-        dataset = RetrievalDataset(held, num_negatives=options.num_negatives, seed=training_args.seed)
-        return dataset, GlobalBatchSampler(dataset, batch_size, sampling, seed, rank, world_size)
-
-    streams = [task for task in tasks if not isinstance(task, Task)]
-    batches = StreamedBatches(
-        streams, batch_size, sampling, options.num_negatives, seed, rank, world_size, data_args.buffer_size
-    )
-    count = training_args.max_steps * training_args.gradient_accumulation_steps
-    return StreamedExamples(count * batch_size), StreamedBatchSampler(batches, count)
+        train_and_save(trainer, training_args, finetuning_args)
+    evaluate_and_publish(trainer, tasks, model_args, training_args)
 
 
 def check_contrast(options: ContrastiveOptions, tasks: Sequence[AnyTask], training_args: Any) -> None:
