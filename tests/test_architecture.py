@@ -26,6 +26,7 @@ HOST_NAMES = {
     "llamafactory.model.load_model",
     "llamafactory.model.load_tokenizer",
     "llamafactory.train.pt.trainer.CustomTrainer",
+    "llamafactory.train.trainer_utils.create_ref_model",
 }
 
 # Each room may import those to the left of it (and itself).

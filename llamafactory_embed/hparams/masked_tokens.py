@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .option import option
 
@@ -12,10 +13,15 @@ class MaskedTokenOptions:
     """The token that hides another, and where a hidden token is predicted."""
 
     mask_token: str | None = option(
-        None, "The token that stands for a hidden one; empty: the mask token of the model's family or tokenizer."
+        None,
+        "The token that stands for a hidden one: blank (the token `_`), eos, mask (the tokenizer's own, or a new one "
+        "that is trained and saved) or any text that is one token; empty: that of the checkpoint or model family.",
     )
     shift: bool | None = option(
         None, "Whether a token is predicted at the position before it; empty: as the model's family was trained."
+    )
+    sliding_window: Literal["keep", "ignore"] = option(
+        "keep", "What to do with the sliding window of models like Mistral: keep it, two-sided, or see the whole text."
     )
     max_tokens_per_batch: int | None = option(
         None,
@@ -23,3 +29,10 @@ class MaskedTokenOptions:
         "device, 1024 on a CPU (its caches) and 16384 elsewhere.",
         minimum=1,
     )
+
+
+@dataclass
+class DocumentOptions:
+    """How the texts of a data set become documents."""
+
+    line_by_line: bool = option(False, "Take every line of a text as a document of its own.")

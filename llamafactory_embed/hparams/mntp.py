@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from .masked_tokens import MaskedTokenOptions
+from .masked_tokens import DocumentOptions, MaskedTokenOptions
+from .option import option
 
 
 @dataclass
-class MntpOptions(MaskedTokenOptions):
+class MntpOptions(DocumentOptions, MaskedTokenOptions):
     """What is hidden, and how."""
+
+    mlm_probability: float = option(
+        0.2, "Share of the tokens that are hidden and predicted; LLM2Vec takes 0.2, for Mistral 0.8."
+    )
+    masking: Literal["bert", "all_mask", "random_span"] = option(
+        "bert",
+        "bert: of the hidden tokens 80 % become the mask token, 10 % any token, 10 % stay; all_mask: all become the "
+        "mask token; random_span: runs of neighbours do.",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mlm_probability < 1:
+            raise ValueError(f"`mlm_probability` must lie between 0 and 1, both excluded, not {self.mlm_probability}.")

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from attention_patch import Backend
 
+from .backbone import ADAPTER_NAME as ADAPTER_NAME
 from .backbone import load_backbone_weights, part_of_state_dict, save_backbone
 from .embedding import EmbeddingModel
 from .embedding_config import EmbeddingConfig
