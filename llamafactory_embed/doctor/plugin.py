@@ -83,7 +83,7 @@ def tell_about_plugin() -> None:
                 error = describe_error(problem)
         registry = load_registry()
         facts |= {
-            "seams": list(autoload.SEAMS.values()),
+            "seams": list(dict.fromkeys(autoload.SEAMS.values())),
             "mismatches": mismatches,
             "error": error,
             "stages": {name: registry.owner(name) for name in registry.stages},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import contract
+from . import contract, export
 from .ray_cluster import check_cluster, fit_placement_group
 from .registry import load_registry
 from .stage import RUN_ARGUMENTS
@@ -50,6 +50,7 @@ def apply(tuner: Any) -> None:
     tuner.get_train_args = get_train_args
     tuner.run_sft = run_carrier_stage
     _apply_ray(tuner)
+    export.apply(tuner)
 
 
 def tell_deepspeed(training_args: Any) -> None:

@@ -44,6 +44,10 @@ class Stage:
     formats: tuple[str, ...] = ()
     """The values of `formatting` in `dataset_info.json` that the stage reads; empty means the host's own."""
 
+    engine: str = ""
+    """`package.module:Class` of the host's `BaseEngine` that serves the stage's models in `llamafactory-cli chat`,
+    `webchat` and `api`; empty: they do not chat."""
+
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
             raise ValueError(
@@ -60,8 +64,18 @@ class Stage:
                 raise ValueError(f'Option `{field.name}` of stage {self.name!r} needs metadata={{"help": …}}.')
         if not re.fullmatch(r"[\w.]+:\w+", self.run):
             raise ValueError(f"`run` of stage {self.name!r} must read `package.module:function`, not {self.run!r}.")
+        if self.engine and not re.fullmatch(r"[\w.]+:\w+", self.engine):
+            raise ValueError(f"`engine` of stage {self.name!r} must read `package.module:Class`, not {self.engine!r}.")
 
     def load_run(self) -> Callable[..., Any]:
         """Import the function behind `run`."""
-        module, _, function = self.run.partition(":")
-        return getattr(importlib.import_module(module), function)
+        return _import_named(self.run)
+
+    def load_engine(self) -> Callable[..., Any]:
+        """Import the class behind `engine`."""
+        return _import_named(self.engine)
+
+
+def _import_named(place: str) -> Callable[..., Any]:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -65,3 +65,6 @@ class ContrastiveOptions(ComparisonOptions, RetrievalDataOptions, EmbeddingOptio
         minimum=0.0,
         maximum=0.99,
     )
+    eval_tasks: list[str] | None = option(
+        None, "What the finished model is judged on with mteb: groups, tasks, data sets or paths of local data."
+    )

@@ -58,13 +58,13 @@ class DiffusionTuningOptions(DiffusionOptions):
     )
     eos_padding: Literal["never", "batch", "cutoff_len"] | None = option(
         None,
-        "Up to where an answer is followed by EOS that is learned like the answer: the longest row of its batch (as in "
-        "LLaDA) or `cutoff_len`. Empty: batch; `diffuseq` always fills up to `cutoff_len`, with the padding token.",
+        "Up to where an answer is followed by EOS that is learned like the answer: its batch's longest row (LLaDA) "
+        "or `cutoff_len`. Empty: batch; `diffuseq` always fills up to `cutoff_len`, with the padding token.",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ddm_format == "diffuseq" and self.eos_padding not in (None, "cutoff_len"):
             raise ValueError(
-                f"`ddm_format: diffuseq` fills every row up to `cutoff_len`: leave `eos_padding: {self.eos_padding}` out."
+                f"`ddm_format: diffuseq` fills every row up to `cutoff_len`: unset `eos_padding: {self.eos_padding}`."
             )

@@ -71,6 +71,10 @@ class EmbeddingModel(nn.Module):
 
     def _freeze_head(self) -> None:
         used = {id(parameter) for parameter in self.decoder.parameters()}
+        head: Any = self.backbone.get_output_embeddings()
+        if head is not None:  # LLaDA keeps it among the decoder's modules; in others it may be the embedding as well
+            embedding = self.decoder.get_input_embeddings()
+            used -= {id(each) for each in head.parameters()} - {id(each) for each in embedding.parameters()}
         for parameter in self.backbone.parameters():
             if id(parameter) not in used:
                 parameter.requires_grad_(False)

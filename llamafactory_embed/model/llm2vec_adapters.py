@@ -31,6 +31,7 @@ Layout = Literal["causal_lm", "decoder"]
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 OLD_WEIGHTS_FILE = "adapter_model.bin"
+LLM2VEC_SETTINGS = "llm2vec_config.json"
 
 PEFT_PREFIX = "base_model.model."
 LONGEST_PARAMETER_NAME = 2  # as in `lora_A.weight` or `lora_magnitude_vector`
@@ -232,3 +233,23 @@ def adapter_for_causal_lm(name: str | Path, modules: ModuleNames, cache: str | P
     if not _is_adapter(destination):
         convert_adapter(adapter, destination, "causal_lm", modules)
     return str(folder)
+
+
+def save_as_llm2vec(
+    name: str | Path, target: str | Path, modules: ModuleNames, settings: Mapping[str, Any], tokenizer: Any
+) -> None:
+    """Write an adapter, such as one of masked next-token prediction, as a folder that LLM2Vec loads on the base model:
+    `LLM2Vec.from_pretrained(base, peft_model_name_or_path=target)`. `target` must not exist. `settings` are those of
+    llm2vec_config.json (`pooling_mode`, `max_length`, …)."""
+    target = Path(target)
+    if target.exists():
+        raise ValueError(f"{target} is there already: name a folder that is to be made.")
+    adapter = AdapterFiles.find(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as unfinished:
+        folder = Path(unfinished, target.name)
+        convert_adapter(adapter, folder, "decoder", modules)
+        tokenizer.save_pretrained(folder)
+        written = json.dumps(dict(settings), indent=2, ensure_ascii=False) + "\n"
+        (folder / LLM2VEC_SETTINGS).write_text(written, encoding="utf-8")
+        os.rename(folder, target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Recorder(TrainerCallback):
         self.result.metrics = [
             {name: value for name, value in entry.items() if name.startswith("eval_")}
             for entry in state.log_history
-            if "eval_ndcg@10" in entry
+            if any(name.startswith("eval_") for name in entry)
         ]
         self.result.parameters = {name: each.detach().clone() for name, each in learning(kwargs["model"])}
         self.result.rank_difference = max(map(difference_of_ranks, self.result.parameters.values()), default=0.0)
@@ -164,7 +164,8 @@ def let_accelerate_shard_on_a_cpu() -> None:
     AcceleratorState.__init__ = init  # type: ignore[method-assign]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, recipe: Callable[..., dict[str, Any]]) -> None:
+    """Perform the runs that `folder` asks for, in this rank."""
     runs: dict[str, dict[str, Any]] = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
     dist.init_process_group("gloo")
     from llamafactory.train import tuner
@@ -184,4 +185,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), recipe)

@@ -18,18 +18,19 @@ from llamafactory_embed.model.llm2vec_adapters import (
     adapter_for_causal_lm,
     convert_adapter,
     find_layout,
+    save_as_llm2vec,
 )
-from tests.tiny_models import tiny_config, tiny_model
+from tests.tiny_models import tiny_config, tiny_model, tiny_tokenizer
 
 
-FAMILIES = ["llama", "qwen3", "gemma3", "gpt2"]
+FAMILIES = ["llama", "qwen3", "gemma3", "gpt2", "dream", "llada"]
 TOKENS = torch.tensor([[5, 9, 40, 7, 3, 100]])
 
 # What an adapter may be made of. A pattern has to match the whole name of a module.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"target_modules": "all-linear"},
     "dora": {"target_modules": "all-linear", "use_dora": True},
-    "pattern": {"target_modules": r"(.*\.)?(layers|h)\.1\..*(q_proj|c_attn)"},
+    "pattern": {"target_modules": r"(.*\.)?(layers|h|blocks)\.1\..*(q_proj|c_attn)"},
     "ranks": {
         "target_modules": "all-linear", "rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"^(h|layers)\.0\..*": 3},
     },
@@ -160,3 +161,26 @@ def test_the_names_are_those_of_the_file(tmp_path: Path) -> None:
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"task_type", "auto_mapping"}
     assert after["task_type"] == "CAUSAL_LM"
+
+
+def test_an_adapter_becomes_a_folder_of_llm2vec(tmp_path: Path) -> None:
+    """Upon the bare decoder it gives the states that it gave below the head, and it comes back unchanged."""
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    modules = ModuleNames.of_model(tiny_model("llama"))
+    settings = {"pooling_mode": "mean", "max_length": 512}
+    save_as_llm2vec(tmp_path / "adapter", tmp_path / "llm2vec", modules, settings, tiny_tokenizer())
+    assert json.loads((tmp_path / "llm2vec" / "llm2vec_config.json").read_text("utf-8")) == settings
+    assert (tmp_path / "llm2vec" / "tokenizer.json").is_file()
+    assert [path.name for path in tmp_path.glob(".converting-*")] == []
+
+    ids = torch.arange(3, 20)[None]
+    decoder = PeftModel.from_pretrained(tiny_model("llama").base_model, tmp_path / "llm2vec").eval()
+    expected = model.eval().get_base_model().base_model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(decoder(input_ids=ids).last_hidden_state, expected)
+    back = AdapterFiles.find(adapter_for_causal_lm(tmp_path / "llm2vec", modules, tmp_path / "cache")).read_weights()
+    before = AdapterFiles.find(tmp_path / "adapter").read_weights()
+    assert back.keys() == before.keys()
+    assert all(torch.equal(back[name], before[name]) for name in before)
+    with pytest.raises(ValueError, match="is there already"):
+        save_as_llm2vec(tmp_path / "adapter", tmp_path / "llm2vec", modules, settings, tiny_tokenizer())

@@ -19,6 +19,7 @@ from llamafactory_embed import Encoder
 from llamafactory_embed.model.embedding import EmbeddingModel
 from llamafactory_embed.model.embedding_config import EmbeddingConfig
 from llamafactory_embed.model.packed import forward_packed, pack_texts
+from llamafactory_embed.train import loading as backbone_loading
 from llamafactory_embed.train.embed import loading
 from llamafactory_embed.train.embed.contrastive import workflow
 from tests.e2e.contrastive_runs import LATENT, LORA, perform, recipe, write_data
@@ -184,15 +185,15 @@ def test_nothing_is_merged_into_quantized_or_sharded_weights(
     adapters: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny_model("llama")
-    assert loading.merged_adapters(adapters, base, new_adapter=False) == adapters
+    assert backbone_loading.merged_adapters(adapters, base, new_adapter=False) == adapters
     model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
-    assert loading.merged_adapters(adapters, model, new_adapter=True) == adapters
-    assert loading.merged_adapters(adapters, model, new_adapter=False) == adapters[:1]
+    assert backbone_loading.merged_adapters(adapters, model, new_adapter=True) == adapters
+    assert backbone_loading.merged_adapters(adapters, model, new_adapter=False) == adapters[:1]
     with monkeypatch.context() as patch:
-        patch.setattr(loading, "is_deepspeed_zero3_enabled", lambda: True)
-        assert loading.merged_adapters(adapters[:1], model, new_adapter=True) == []
+        patch.setattr(backbone_loading, "is_deepspeed_zero3_enabled", lambda: True)
+        assert backbone_loading.merged_adapters(adapters[:1], model, new_adapter=True) == []
     base.quantization_method = "bitsandbytes"
-    assert loading.merged_adapters(adapters[:1], model, new_adapter=True) == []
+    assert backbone_loading.merged_adapters(adapters[:1], model, new_adapter=True) == []
 
 
 def test_a_configuration_says_what_was_merged(run: Run, tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_a_configuration_says_what_was_merged(run: Run, tmp_path: Path) -> None:
     options = {"adapter_name_or_path": str(tmp_path / "first"), "create_new_adapter": True}
     run("second", **FAST, **options, save_strategy="steps", save_steps=1)
     assert EmbeddingConfig.load(tmp_path / "second" / "checkpoint-1").merged_adapters == [str(tmp_path / "first")]
-    assert not (tmp_path / "second" / loading.CONVERTED_ADAPTERS).exists()
+    assert not (tmp_path / "second" / backbone_loading.CONVERTED_ADAPTERS).exists()
 
     options |= {"adapter_name_or_path": str(tmp_path), "adapter_folder": "first"}
     model = run("third", **FAST, **options)

@@ -17,7 +17,7 @@ from llamafactory_embed.data.retrieval.reader import load_tasks
 from llamafactory_embed.data.retrieval.rows import Row
 from llamafactory_embed.evaluation.in_training import evaluate_retrieval
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
-from llamafactory_embed.train.embed import loading
+from llamafactory_embed.train import loading
 from llamafactory_embed.train.embed.contrastive import workflow
 from llamafactory_embed.train.embed.tasks import first_rows, load_train_and_eval_tasks
 from tests.e2e.contrastive_runs import LATENT, LORA, RunResult, perform, recipe, write_data

@@ -11,6 +11,7 @@ from ....data.embedding_tokenizer import EmbeddingTokenizer
 from ....data.retrieval.evalset import build_retrieval_eval
 from ....hparams.contrastive import ContrastiveOptions
 from ....model.packed import tokens_per_batch
+from ..eval_tasks import find_eval_tasks, judge
 from ..loading import embedding_config, load_embedding_model_for_training, set_attention_dropout
 from ..tasks import AnyTask, first_rows, load_train_and_eval_tasks
 from .batch import ContrastiveCollator
@@ -33,6 +34,7 @@ def run_contrastive(
     tasks, eval_tasks = load_train_and_eval_tasks(options, model_args, data_args, training_args)
     retrieval_evals = [build_retrieval_eval(task) for task in eval_tasks]
     check_contrast(options, tasks, training_args)
+    mteb_tasks = find_eval_tasks(options.eval_tasks, data_args.dataset_dir)
     dataset, batch_sampler = make_batches(
         tasks, options, options.task_batching, data_args, training_args, finetuning_args
     )
@@ -72,7 +74,9 @@ def run_contrastive(
 
     if training_args.do_train:
         train_and_save(trainer, training_args, finetuning_args)
-    evaluate_and_publish(trainer, tasks, model_args, training_args)
+    evaluate_and_publish(
+        trainer, tasks, model_args, training_args, more_metrics=lambda: judge(trainer, mteb_tasks, training_args)
+    )
 
 
 def check_contrast(options: ContrastiveOptions, tasks: Sequence[AnyTask], training_args: Any) -> None:

@@ -1,0 +1,1 @@
+"""Chat with a diffusion language model behind LLaMA-Factory's own interfaces."""

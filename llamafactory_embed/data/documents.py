@@ -1,0 +1,101 @@
+"""Documents → rows of tokens: cut into pieces that fit, laid end to end, and nothing left out.
+
+A row holds several pieces with their lengths; attention keeps them apart, so that no document sees another. (The
+host's stage `pt` joins documents into blocks that run across their borders, and drops what does not fill the last.)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..host.documents import load_pretraining_data
+from .tokenization import find_special_tokens
+
+
+logger = logging.getLogger(__name__)
+
+LLAMA3_END_OF_TEXT = "<|end_of_text|>"  # its chat models name another token as EOS
+
+
+@dataclass(frozen=True)
+class DocumentData:
+    """Rows with the columns `input_ids` and `lengths`; without `lengths`, a row is one document."""
+
+    train: Any | None
+    evaluation: Any | None
+    """One set, or several by their names (`eval_on_each_dataset`)."""
+
+
+def load_documents(
+    model_args: Any, data_args: Any, training_args: Any, tokenizer: Any, *, line_by_line: bool, packing: bool
+) -> DocumentData:
+    """Load and tokenize what `dataset`, `eval_dataset`, `val_size`, `streaming` and `tokenized_path` say."""
+    if tokenizer.eos_token is None:
+        raise ValueError("Documents end with an EOS token, and this tokenizer has none: set its `eos_token`.")
+    processor = partial(DocumentProcessor, line_by_line=line_by_line, packing=packing)
+    module = load_pretraining_data(processor, model_args, data_args, training_args, tokenizer)
+    return DocumentData(module.get("train_dataset"), module.get("eval_dataset"))
+
+
+@dataclass
+class DocumentProcessor:
+    """What the host's loader calls with batches of its standard format."""
+
+    template: Any
+    tokenizer: Any
+    processor: Any
+    data_args: Any
+    line_by_line: bool
+    packing: bool
+
+    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        """Texts → rows. What is empty is left out and counted."""
+        texts = [messages[0]["content"] for messages in examples["_prompt"]]
+        documents = [part for text in texts for part in (text.splitlines() if self.line_by_line else [text])]
+        filled = [document for document in documents if document.strip()]
+        if len(filled) < len(documents) and not self.line_by_line:
+            logger.warning("%d of %d documents are empty and are left out.", len(documents) - len(filled), len(texts))
+        pieces = [piece for tokens in self._tokenize(filled) for piece in cut(tokens, self.data_args.cutoff_len)]
+        rows = fill_rows(pieces, self.data_args.cutoff_len) if self.packing else [[piece] for piece in pieces]
+        return {
+            "input_ids": [[token for piece in row for token in piece] for row in rows],
+            "lengths": [[len(piece) for piece in row] for row in rows],
+        }
+
+    def print_data_example(self, example: dict[str, list[int]]) -> None:
+        """The first row, as the host's own processors show it."""
+        print(f"lengths:\n{example['lengths']}")
+        print(f"inputs:\n{self.tokenizer.decode(example['input_ids'], skip_special_tokens=False)}")
+
+    def _tokenize(self, documents: list[str]) -> Iterator[list[int]]:
+        """Each with what the tokenizer puts in front of a text, and EOS behind it."""
+        if not documents:
+            return
+        eos_token = LLAMA3_END_OF_TEXT if self.data_args.template == "llama3" else self.tokenizer.eos_token
+        eos = self.tokenizer.convert_tokens_to_ids(eos_token)
+        leading = list(find_special_tokens(self.tokenizer, append_eos=False).leading)
+        encoded = self.tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        for body in encoded["input_ids"]:
+            yield [*leading, *body, eos]
+
+
+def cut(tokens: Sequence[int], limit: int) -> list[Sequence[int]]:
+    """A document in pieces of `limit` tokens, and what remains."""
+    return [tokens[start : start + limit] for start in range(0, len(tokens), limit)]
+
+
+def fill_rows(pieces: Iterable[Sequence[int]], limit: int) -> list[list[Sequence[int]]]:
+    """Pieces in their order, as many a row as fit into `limit` tokens; the last row may be short."""
+    rows: list[list[Sequence[int]]] = []
+    room = 0
+    for piece in pieces:
+        if len(piece) > room:
+            rows.append([])
+            room = limit
+        rows[-1].append(piece)
+        room -= len(piece)
+    return rows

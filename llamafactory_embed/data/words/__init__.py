@@ -1,0 +1,1 @@
+"""Sentences whose words have labels: formats, reading, tokens of words."""

@@ -1,0 +1,34 @@
+"""What the readers of all formats give: sentences of words, with a label a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Words and their labels, with the place they come from."""
+
+    words: tuple[str, ...]
+    labels: tuple[str, ...]
+    """As many as words; empty where nothing is known and only predictions are wanted."""
+    file: str
+    line: int
+
+
+def find_labels(sentences: Iterable[Sentence]) -> list[str]:
+    """The label set: every label that occurs, sorted, so that every process numbers them alike."""
+    return sorted({label for sentence in sentences for label in sentence.labels})
+
+
+def refuse_unseen_labels(sentences: Iterable[Sentence], labels: Sequence[str]) -> None:
+    """A label that was never trained cannot be predicted: data of another kind, or a typing error."""
+    known = set(labels)
+    for sentence in sentences:
+        for position, label in enumerate(sentence.labels):
+            if label not in known:
+                raise ValueError(
+                    f"{sentence.file}:{sentence.line}: the label `{label}` of the word `{sentence.words[position]}` "
+                    f"does not occur in the training data, which have {', '.join(labels)}."
+                )

@@ -1,0 +1,103 @@
+"""`llamafactory-embed eval`: judge checkpoints on the field's benchmarks, and on data of one's own."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .options import EvaluationOptions
+from .recipe import options_of
+
+
+RECIPE_ENDINGS = (".yaml", ".yml")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments are the options of an evaluation recipe; those that are given win over the recipe's."""
+    helps = {each.name: each.metadata["help"] for each in dataclasses.fields(EvaluationOptions)}
+    parser.add_argument(
+        "what", nargs="*", metavar="CHECKPOINT | RECIPE.yaml", help=f"{helps['checkpoints']} Or one recipe."
+    )
+    for name, metavar in (("tasks", "TASK"), ("baseline", "NAME"), ("devices", "DEVICE"), ("languages", "LANGUAGE")):
+        parser.add_argument(f"--{name}", nargs="+", metavar=metavar, help=helps[name])
+    parser.add_argument("--dimensions", nargs="+", type=int, metavar="SIZE", help=helps["dimensions"])
+    parser.add_argument("--names", nargs="+", metavar="NAME", help=helps["names"])
+    parser.add_argument(
+        "--prompts", nargs="+", metavar="KEY=TEXT", help=f"{helps['prompts']} Or the path of a JSON file."
+    )
+    parser.add_argument(
+        "--no-default-prompts",
+        action="store_false",
+        dest="default_prompts",
+        default=None,
+        help="Leave mteb's own instructions out.",
+    )
+    parser.add_argument("--long-documents", choices=("truncate", "chunk"), help=helps["long_documents"])
+    for name, metavar in (("index", "INDEX"), ("output", "FOLDER"), ("dataset-dir", "FOLDER"), ("vectors", "FOLDER")):
+        parser.add_argument(f"--{name}", metavar=metavar, help=helps[name.replace("-", "_")])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate, print the table; 1 when a task failed."""
+    options = read_arguments(arguments)
+    require_mteb()
+    import datasets
+
+    datasets.disable_progress_bars()  # a bar for every step of mteb's; ours say what is embedded
+    from .report import format_table
+    from .run import evaluate
+
+    summary = evaluate(options)
+    if summary.lines:
+        print(format_table(summary))
+    print(f"\nResults: {options.output}")
+    for failure in summary.failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if summary.failures else 0
+
+
+def read_arguments(arguments: argparse.Namespace) -> EvaluationOptions:
+    """Options from the command line, over those of a recipe if one is named."""
+    recipes = [word for word in arguments.what if word.endswith(RECIPE_ENDINGS)]
+    if recipes and len(arguments.what) > 1:
+        raise ValueError(f"{recipes[0]} is a recipe: it says itself what is evaluated, name nothing beside it.")
+    names = {each.name for each in dataclasses.fields(EvaluationOptions)}
+    values: dict[str, Any] = {
+        name: value for name, value in vars(arguments).items() if name in names and value is not None
+    }
+    if "prompts" in values:
+        values["prompts"] = read_prompts(values["prompts"])
+    if not recipes and arguments.what:
+        values["checkpoints"] = arguments.what
+    return options_of(values, Path(recipes[0]) if recipes else None)
+
+
+def read_prompts(words: list[str]) -> dict[str, str]:
+    """`KEY=TEXT` pairs, or a JSON file with such pairs."""
+    if len(words) == 1 and "=" not in words[0]:
+        path = Path(words[0])
+        if not path.is_file():
+            raise ValueError(f"`--prompts {words[0]}` is neither KEY=TEXT nor a JSON file.")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    pairs = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ValueError(f"`--prompts {word}` must be KEY=TEXT.")
+        pairs[key] = text
+    return pairs
+
+
+def require_mteb() -> None:
+    """mteb is in the extra `eval`."""
+    try:
+        import mteb  # noqa: F401
+    except ImportError as error:
+        raise ValueError("Evaluation needs mteb: pip install 'llamafactory-embed[eval]'.") from error

@@ -1,0 +1,109 @@
+"""Reference lines that have learned nothing: BM25 and TF-IDF, as models that mteb can search with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mteb
+import numpy as np
+from mteb.models.model_meta import ModelMeta
+from scipy.sparse import csr_matrix, diags
+from sklearn.feature_extraction.text import CountVectorizer
+
+from .corpus_texts import texts_of
+from .words import words
+
+
+K1, B = 1.2, 0.75  # the defaults of Lucene
+
+QUERIES_AT_ONCE = 64
+
+
+class LexicalSearch:
+    """Compares words. The corpus is a sparse matrix [D, V] of weights, a query the counts of its words."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.mteb_model_meta = ModelMeta(
+            **EMPTY_META, name=f"baseline/{kind}", revision="1", framework=["NumPy"], model_type=["sparse"]
+        )
+
+    def index(self, corpus: Any, *, task_metadata: Any, **kwargs: Any) -> None:
+        """Count the words of the corpus."""
+        self._ids = [str(each) for each in corpus["id"]]
+        self._counter = CountVectorizer(analyzer=words, dtype=np.float64)
+        counts = self._counter.fit_transform(texts_of(corpus, task_metadata, mteb.types.PromptType.document))
+        self._weights, self._query_weights = (bm25_weights if self.kind == "bm25" else tfidf_weights)(counts)
+
+    def search(
+        self, queries: Any, *, task_metadata: Any, top_k: int, top_ranked: Any = None, **kwargs: Any
+    ) -> dict[str, dict[str, float]]:
+        """The documents that share the most telling words with each query."""
+        texts = texts_of(queries, task_metadata, mteb.types.PromptType.query)
+        counts = self._counter.transform(texts) @ diags(self._query_weights)
+        place = {key: index for index, key in enumerate(self._ids)}
+        found = {}
+        for start in range(0, len(texts), QUERIES_AT_ONCE):
+            scores = np.asarray((counts[start : start + QUERIES_AT_ONCE] @ self._weights.T).todense())
+            for query, row in zip(queries["id"][start : start + QUERIES_AT_ONCE], scores, strict=True):
+                if top_ranked is not None:
+                    chosen = np.array([place[key] for key in top_ranked.get(query, ())], dtype=int)
+                else:
+                    chosen = np.arange(len(row))
+                best = chosen[np.argsort(-row[chosen], kind="stable")[:top_k]]
+                found[str(query)] = {self._ids[index]: float(row[index]) for index in best}
+        return found
+
+
+def bm25_weights(counts: csr_matrix) -> tuple[csr_matrix, np.ndarray]:
+    """BM25 (Robertson and Zaragoza 2009) with Lucene's idf, which is never negative: weights of documents [D, V] and
+    of the words of a query [V]."""
+    documents, _ = counts.shape
+    lengths = np.asarray(counts.sum(axis=1)).ravel()
+    saturation = K1 * (1 - B + B * lengths / max(lengths.mean(), 1e-9))
+    weights = counts.copy()
+    rows = np.repeat(np.arange(documents), np.diff(counts.indptr))
+    weights.data = counts.data / (counts.data + saturation[rows])
+    frequency = document_frequency(counts)
+    return weights, np.log(1 + (documents - frequency + 0.5) / (frequency + 0.5))
+
+
+def tfidf_weights(counts: csr_matrix) -> tuple[csr_matrix, np.ndarray]:
+    """Cosine of TF-IDF vectors with logarithmic counts and smoothed idf. A query's own length would change all of its
+    scores alike, so it is left out."""
+    documents, _ = counts.shape
+    idf = np.log((1 + documents) / (1 + document_frequency(counts))) + 1
+    weights = counts.copy()
+    weights.data = 1 + np.log(counts.data)
+    weights = weights @ diags(idf)
+    lengths = np.sqrt(np.asarray(weights.multiply(weights).sum(axis=1)).ravel())
+    return diags(1 / np.maximum(lengths, 1e-9)) @ weights, idf
+
+
+def document_frequency(counts: csr_matrix) -> np.ndarray:
+    """In how many documents each word is, [V]."""
+    return np.bincount(counts.indices, minlength=counts.shape[1]).astype(np.float64)
+
+
+LEXICAL: Sequence[str] = ("bm25", "tfidf")
+
+# What mteb wants to be told of a model and does not apply to these.
+EMPTY_META: dict[str, Any] = dict.fromkeys(
+    (
+        "loader",
+        "release_date",
+        "languages",
+        "n_parameters",
+        "memory_usage_mb",
+        "max_tokens",
+        "embed_dim",
+        "license",
+        "open_weights",
+        "public_training_code",
+        "public_training_data",
+        "similarity_fn_name",
+        "use_instructions",
+        "training_datasets",
+    )
+)

@@ -1,0 +1,115 @@
+"""Questions judged by whether a passage that is found holds one of their answers (Acc@k), as tDRO evaluates MKQA."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mteb.abstasks import AbsTaskRetrieval
+from mteb.models import SearchProtocol
+from mteb.models.search_wrappers import SearchEncoderWrapper
+
+from ...data.retrieval import beir
+from ..words import words
+from .reading import LocalTask, make_task
+from .retrieval import texts_with_ids
+
+
+DEPTHS = (1, 5, 10, 20, 50, 100)
+MAIN_DEPTH = 100
+
+
+def holds_answer(passage: str, answers: Iterable[str]) -> bool:
+    """Whether the words of an answer stand in the passage, in their order and next to each other.
+
+    Case, accents and punctuation do not matter. In scripts without spaces every character is a word."""
+    text = f" {' '.join(words(passage))} "
+    return any(f" {' '.join(found)} " in text for answer in answers if (found := words(answer)))
+
+
+def accuracy_at(
+    ranking: Sequence[Sequence[str]], answers: Sequence[Sequence[str]], depths: Sequence[int] = DEPTHS
+) -> dict[int, float]:
+    """Acc@k: the share of questions for which one of the first k passages holds an answer.
+
+    `ranking[i]` are the passages found for question i, best first, and `answers[i]` the answers that count."""
+    first = []
+    for passages, right in zip(ranking, answers, strict=True):
+        place = next((place for place, text in enumerate(passages) if holds_answer(text, right)), None)
+        first.append(place)
+    return {depth: sum(place is not None and place < depth for place in first) / len(first) for depth in depths}
+
+
+class AnswerTask(AbsTaskRetrieval):
+    """A retrieval task without judgements: relevant is what holds an answer."""
+
+    k_values = DEPTHS
+    answers: Mapping[str, Sequence[str]]
+
+    def _evaluate_subset(
+        self,
+        model: Any,
+        data_split: Any,
+        *,
+        encode_kwargs: Any,
+        hf_split: str,
+        hf_subset: str,
+        **kwargs: Any,
+    ) -> Any:
+        search: Any = model if isinstance(model, SearchProtocol) else SearchEncoderWrapper(model)
+        about: dict[str, Any] = {"task_metadata": self.metadata, "hf_split": hf_split, "hf_subset": hf_subset}
+        about |= {"encode_kwargs": encode_kwargs, "num_proc": None}
+        corpus, queries = data_split["corpus"], data_split["queries"]
+        search.index(corpus, **about)
+        found = search.search(queries, top_k=max(DEPTHS), **about)
+        texts = dict(zip(corpus["id"], corpus["text"], strict=True))
+        names = list(queries["id"])
+        ranking = [
+            [texts[key] for key, _ in sorted(found[name].items(), key=lambda pair: (-pair[1], pair[0]))]
+            for name in names
+        ]
+        accuracy = accuracy_at(ranking, [self.answers[name] for name in names])
+        return {f"accuracy_at_{depth}": value for depth, value in accuracy.items()}
+
+
+def is_answers_folder(path: str) -> bool:
+    """A folder with a corpus and with queries that have answers instead of judgements."""
+    return all(os.path.isfile(os.path.join(path, name)) for name in (beir.CORPUS, beir.QUERIES))
+
+
+def make_answers_task(name: str, path: str) -> LocalTask:
+    """`corpus.jsonl` as in BEIR, and `queries.jsonl` with a list `answers` in every line."""
+    if not is_answers_folder(path):
+        raise ValueError(f"{path} must be a folder with {beir.CORPUS} and {beir.QUERIES}.")
+    corpus = {key: text for key, text, _ in beir.read_texts(os.path.join(path, beir.CORPUS))}
+    file = os.path.join(path, beir.QUERIES)
+    queries = {key: text for key, text, _ in beir.read_texts(file)}
+    answers = {}
+    with open(file, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                entry = json.loads(line)
+                found = entry.get("answers")
+                if not isinstance(found, list) or not any(isinstance(each, str) and words(each) for each in found):
+                    raise ValueError(f"{file}:{number}: `answers` must be a list with at least one text.")
+                answers[str(entry["_id"])] = [str(each) for each in found]
+    if not queries or not corpus:
+        raise ValueError(f"{path} has no queries or no corpus.")
+    data = {
+        "corpus": texts_with_ids(corpus),
+        "queries": texts_with_ids(queries),
+        "relevant_docs": {},
+        "top_ranked": None,
+    }
+    main_score = f"accuracy_at_{MAIN_DEPTH}"
+    return make_task(
+        AnswerTask,
+        name,
+        path,
+        {"default": {"test": data}},
+        kind="Retrieval",
+        main_score=main_score,
+        answers=answers,
+    )

@@ -1,0 +1,137 @@
+"""What all local tasks share: names, revisions, records, and how data become a task of mteb."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from ...data.retrieval import files
+from ...data.retrieval.problems import BadRowError, BadRows
+
+
+BLOCK = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """A task of mteb whose data are held."""
+
+    task: Any
+    source: str
+
+    @property
+    def name(self) -> str:
+        """Its name in results."""
+        return self.task.metadata.name
+
+
+def name_of(path: Path) -> str:
+    """A task's name from its path: letters, digits, dots, dashes and underscores."""
+    stem = path.resolve().name
+    if path.is_file():
+        stem = stem.removesuffix(".gz").rsplit(".", 1)[0]
+    return re.sub(r"[^\w.-]+", "_", stem)
+
+
+def make_task(
+    base: type,
+    name: str,
+    source: str,
+    dataset: Any,
+    *,
+    kind: Any,
+    main_score: str,
+    prompt: Any = None,
+    split: str = "test",
+    **attributes: Any,
+) -> LocalTask:
+    """A task of one of mteb's classes around data that are there. Its revision is a digest of the files and of the
+    instruction, so that results are found again only for the very same data."""
+    metadata = TaskMetadata(
+        name=name,
+        description=f"Local data: {source}",
+        dataset={"path": source, "revision": revision_of(source, repr(prompt))},
+        type=kind,
+        category="t2t",
+        modalities=["text"],
+        eval_splits=[split],
+        eval_langs=["eng-Latn"],  # mteb knows no undetermined language, and nothing of the score depends on it
+        main_score=main_score,
+        prompt=prompt,
+    )
+
+    def load_data(self: Any, num_proc: int | None = None, **kwargs: Any) -> None:
+        self.dataset = dataset
+        self.data_loaded = True
+
+    task = type(name, (base,), {"metadata": metadata, "load_data": load_data, **attributes})()
+    task.load_data()
+    return LocalTask(task, source)
+
+
+def revision_of(path: str, more: str = "") -> str:
+    """A digest of a file, or of all files of a folder."""
+    digest = hashlib.blake2b(more.encode(), digest_size=10)
+    paths = [path] if os.path.isfile(path) else sorted(str(each) for each in Path(path).rglob("*") if each.is_file())
+    for each in paths:
+        digest.update(os.path.relpath(each, path).encode())
+        with open(each, "rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def columns_of(path: str) -> list[str]:
+    """The columns of the first record that can be read."""
+    for _, _, record in files.read_records(path):
+        if not isinstance(record, BadRowError):
+            return list(record)
+    return []
+
+
+def read_fields(path: str, fields: dict[str, tuple[str, ...]]) -> Iterator[dict[str, Any]]:
+    """Records with some fields, each under the first of its names that the record has; bad rows are told together."""
+    known = "; ".join(f"{field} ({', '.join(names)})" for field, names in fields.items())
+    bad_rows = BadRows(known_columns=known)
+    for file, line, record in files.read_records(path):
+        try:
+            if isinstance(record, BadRowError):
+                raise record
+            yield {field: _value(record, field, names) for field, names in fields.items()}
+        except BadRowError as problem:
+            bad_rows.add(file, line, str(problem))
+            if bad_rows.full:
+                break
+    bad_rows.finish()
+
+
+def _value(record: dict[str, Any], field: str, names: tuple[str, ...]) -> Any:
+    name = next((name for name in names if name in record), None)
+    if name is None:
+        raise BadRowError(f"there is no column `{field}` among {', '.join(f'`{each}`' for each in record)}")
+    value = record[name]
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise BadRowError(f"`{name}` is empty")
+    return value
+
+
+def is_label_folder(path: str) -> bool:
+    """A folder with a file `train` to learn from and a file `test` to judge on."""
+    return all(split_file(path, split) is not None for split in ("train", "test"))
+
+
+def split_file(path: str, split: str) -> str | None:
+    """The data file of a split in a folder."""
+    if not os.path.isdir(path):
+        return None
+    return next(
+        (os.path.join(path, name) for name in files.data_files(path) if name.split(".")[0] == split),
+        None,
+    )

@@ -1,0 +1,169 @@
+"""Our `Encoder` as a model of mteb 2: it embeds (EncoderProtocol) and searches (SearchProtocol)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mteb import types as mteb_types
+from mteb.models.model_meta import ModelMeta
+from mteb.similarity_functions import cos_sim, dot_score, pairwise_cos_sim, pairwise_dot_score
+
+from ..encoder import Encoder, Role
+from .chunks import Parts, split_documents, whole_documents
+from .corpus_texts import texts_of
+from .prompts import Instructions
+from .search import EXACT, Corpus, prepare, search_exactly, search_with_faiss
+from .vector_store import VectorStore
+
+
+DOCUMENTS_AT_ONCE = 50_000  # texts of a corpus that are looked at together
+EMBEDDED_AT_ONCE = 2048  # on each device; what a crash may cost
+
+
+class MtebEncoder:
+    """What mteb runs. Vectors are kept whole on disk; cutting and normalizing happen when they are compared."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        meta: ModelMeta,
+        instructions: Instructions,
+        vectors: Path,
+        *,
+        dimension: int | None = None,
+        split_long_documents: bool = False,
+        index: str = EXACT,
+        devices: Sequence[str] | None = None,
+    ) -> None:
+        encoder.encode([], dimensions=dimension)  # refuses a size that was not trained
+        self.encoder = encoder
+        self.mteb_model_meta = meta
+        self.instructions = instructions
+        self.dimension = dimension or encoder.dimension
+        self.split_long_documents = split_long_documents
+        self.index_spec = index
+        self.devices = list(devices) if devices is not None and len(devices) > 1 else None
+        self._vectors = vectors
+        self._stores: dict[tuple[str, Role], VectorStore] = {}
+        self._corpus: tuple[Corpus, list[str]] | None = None
+
+    # EncoderProtocol
+
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Embeddings [N, d] of a data loader's texts. Without a prompt type texts are of one kind, and queries to us:
+        they carry the task's instruction if it has one."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        store, rows = self._embed(texts, task_metadata, prompt_type)
+        return prepare(store.vectors[rows], self.dimension, self.encoder.config.normalize).numpy()
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """All pairs, [N, M]."""
+        return (dot_score if self.is_dot else cos_sim)(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Corresponding pairs, [N]."""
+        return (pairwise_dot_score if self.is_dot else pairwise_cos_sim)(embeddings1, embeddings2)
+
+    @property
+    def is_dot(self) -> bool:
+        """Whether the model compares by inner product."""
+        return self.encoder.config.similarity == "dot"
+
+    # SearchProtocol
+
+    def index(self, corpus: Any, *, task_metadata: Any, **kwargs: Any) -> None:
+        """Embed a corpus onto the disk, window by window."""
+        document = mteb_types.PromptType.document
+        rows, owners = [], []
+        for start in range(0, len(corpus), DOCUMENTS_AT_ONCE):
+            window = corpus.select(range(start, min(start + DOCUMENTS_AT_ONCE, len(corpus))))
+            parts = self._split(texts_of(window, task_metadata, document))
+            store, found = self._embed(parts.texts, task_metadata, document)
+            rows.append(found)
+            owners.append(parts.owners + start)
+        unit_length = self.encoder.config.normalize or not self.is_dot
+        found_rows, all_owners = np.concatenate(rows), np.concatenate(owners)
+        vectors = Corpus(store.vectors, found_rows, all_owners, self.dimension, unit_length)
+        self._corpus = vectors, [str(key) for key in corpus["id"]]
+
+    def search(
+        self, queries: Any, *, task_metadata: Any, top_k: int, top_ranked: Any = None, **kwargs: Any
+    ) -> dict[str, dict[str, float]]:
+        """The best documents for each query with their similarities; where candidates are given, those only."""
+        if self._corpus is None:
+            raise RuntimeError("`search` comes after `index`.")
+        corpus, ids = self._corpus
+        query = mteb_types.PromptType.query
+        store, rows = self._embed(texts_of(queries, task_metadata, query), task_metadata, query)
+        vectors = prepare(store.vectors[rows], self.dimension, corpus.unit_length)
+        names = [str(key) for key in queries["id"]]
+        if top_ranked is not None:
+            return self._score_candidates(dict(zip(names, vectors, strict=True)), top_ranked)
+        if self.index_spec == EXACT:
+            scores, places = search_exactly(vectors, corpus, top_k, self.encoder.model.device)
+        else:
+            scores, places = search_with_faiss(vectors, corpus, top_k, self.index_spec)
+        return {
+            name: {ids[place]: score for score, place in zip(*pair, strict=True) if place >= 0}
+            for name, *pair in zip(names, scores.tolist(), places.tolist(), strict=True)
+        }
+
+    def _score_candidates(self, queries: dict[str, Any], candidates: Any) -> dict[str, dict[str, float]]:
+        assert self._corpus is not None
+        corpus, ids = self._corpus
+        place = {key: index for index, key in enumerate(ids)}
+        found = {}
+        for name, vector in queries.items():
+            documents = [place[str(key)] for key in candidates.get(name, ())]
+            scores = {}
+            for document in documents:
+                first, last = np.searchsorted(corpus.owners, [document, document + 1])
+                scores[ids[document]] = float((corpus.read(slice(first, last)) @ vector).max())
+            found[name] = scores
+        return found
+
+    def close(self) -> None:
+        """Let other runs use the vectors, and end the processes on other devices."""
+        for store in self._stores.values():
+            store.close()
+        self._stores = {}
+        self.encoder.close()
+
+    def _split(self, texts: Sequence[str]) -> Parts:
+        return split_documents(self.encoder, texts) if self.split_long_documents else whole_documents(texts)
+
+    def _embed(self, texts: Sequence[str], task: Any, prompt_type: Any) -> tuple[VectorStore, np.ndarray]:
+        """The store that holds these texts' vectors, and their rows in it."""
+        role = None if prompt_type is None else prompt_type.value
+        instruction = self.instructions.find(task, role)
+        # A document with an instruction is one of a symmetric task, and written like a query.
+        store = self._store(instruction, "document" if role == "document" else "query")
+        kind: Role = "document" if role == "document" else "query"
+
+        def embed(part: Sequence[str]) -> np.ndarray:
+            return self.encoder.encode(part, prompt=instruction, role=kind, normalize=False, devices=self.devices)
+
+        window = EMBEDDED_AT_ONCE * len(self.devices or [""])
+        return store, store.rows(texts, embed, window, title=f"{task.name}, {kind}")
+
+    def _store(self, instruction: str, role: Role) -> VectorStore:
+        key = (instruction, role)
+        if key not in self._stores:
+            about = {"role": role, "instruction": instruction}
+            digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
+            self._stores[key] = VectorStore(self._vectors / digest, self.encoder.dimension, about)
+        return self._stores[key]

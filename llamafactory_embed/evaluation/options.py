@@ -1,0 +1,80 @@
+"""Options of `llamafactory-embed eval`: the arguments of the command, and the keys of an evaluation recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..hparams.option import make_options, option
+from .suggest import suggest
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is judged, on what, and how."""
+
+    checkpoints: list[str] = option([], "Checkpoints of this package, or folders of sentence-transformers models.")
+    tasks: list[str] = option(
+        [], "Groups, tasks or benchmarks of mteb, names from `dataset_info.json`, or paths of local data."
+    )
+    output: str = option("mteb_results", "The folder of the results.")
+    baseline: list[str] | None = option(
+        None, "Reference lines on the same data: bm25, tfidf, minilm, or the path of another model."
+    )
+    devices: list[str] | None = option(
+        None, "Where to embed, one process each, such as cuda:0 cuda:1; empty: the GPU if there is one, in-process."
+    )
+    dimensions: list[int] | None = option(
+        None, "Sizes to which the embeddings of a Matryoshka model are cut, each a column; empty: the whole size."
+    )
+    prompts: dict[str, str] | None = option(
+        None, "Instructions by task, type of task, or query / document; `@name` is one that was trained."
+    )
+    default_prompts: bool = option(True, "Use mteb's instructions for its own tasks where no other applies.")
+    long_documents: Literal["truncate", "chunk"] = option(
+        "truncate", "Whether a document is cut at the trained length, or searched by all of its parts."
+    )
+    index: str = option("exact", "How a corpus is searched: exact, or a FAISS factory string such as IVF1024,Flat.")
+    languages: list[str] | None = option(
+        None, "Languages of multilingual tasks, as three letters (eng, deu); empty: all."
+    )
+    dataset_dir: str = option("data", "The folder of `dataset_info.json`, for tasks that are named as in a recipe.")
+    names: list[str] | None = option(
+        None, "Names of the checkpoints in the results, organization/model as the leaderboard wants them."
+    )
+    vectors: str | None = option(
+        None, "The folder in which embeddings are kept between runs; empty: `vectors` in the output folder."
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoints", "tasks"):
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` is empty: name at least one.")
+        if self.names is not None and len(self.names) != len(self.checkpoints):
+            raise ValueError(f"`names` has {len(self.names)} names for {len(self.checkpoints)} checkpoints.")
+        for name in self.names or ():
+            if name.count("/") != 1:
+                raise ValueError(f"`names: {name}` must be organization/model, as the leaderboard wants it.")
+
+
+def make_evaluation_options(values: dict[str, Any], where: str) -> EvaluationOptions:
+    """Options from a recipe or the command line; `where` says in errors where they were written."""
+    fields = {each.name: each for each in dataclasses.fields(EvaluationOptions)}
+    for name in values:
+        if name not in fields:
+            raise ValueError(f"{where}: unknown option `{name}`{suggest(name, fields)}")
+    defaults = {
+        name: each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        for name, each in fields.items()
+    }
+    lists = ("checkpoints", "tasks", "baseline", "devices", "dimensions", "languages", "names")
+    given = {
+        name: [value] if name in lists and isinstance(value, (str, int)) else value for name, value in values.items()
+    }
+    prompts = given.get("prompts")
+    if prompts is not None and not (
+        isinstance(prompts, dict) and all(isinstance(text, str) for pair in prompts.items() for text in pair)
+    ):
+        raise ValueError(f"{where}: `prompts` must map keys to texts.")
+    return make_options(EvaluationOptions, defaults | given)

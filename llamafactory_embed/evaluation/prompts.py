@@ -1,0 +1,92 @@
+"""Which instruction goes in front of the texts of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from ..model.embedding_config import EmbeddingConfig
+from .suggest import suggest
+
+
+ROLES = ("query", "document")
+TRAINED = "@"  # `@name` stands for the instruction that was trained under that name
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """The instructions of one model, in the order in which mteb itself looks for prompts."""
+
+    own: Mapping[str, str]
+    """What the user gave: by `<task>-<role>`, task, `<type>-<role>`, type or role."""
+    trained: Mapping[str, str]
+    """What the checkpoint was trained with, by the task's name."""
+    use_defaults: bool
+    """Whether mteb's own instruction is used for a task of its that has no other."""
+    local_tasks: frozenset[str]
+    """Tasks from local data: theirs is in their metadata, or they have none."""
+
+    def find(self, task: Any, role: str | None) -> str:
+        """The instruction for texts of a task; `role` is None where all texts of the task are of one kind."""
+        for key in keys_of(task.name, task.type, role):
+            if key in self.own:
+                return self.own[key]
+        if task.name in self.trained:
+            return self.trained[task.name] if role != "document" else ""
+        if task.name in self.local_tasks:
+            return prompt_of_metadata(task.prompt, role)
+        if not self.use_defaults:
+            return ""
+        return prompt_of_metadata(task.prompt, role) or default_of_kind(task.name, role)
+
+
+def keys_of(task: str, kind: str, role: str | None) -> list[str]:
+    """The keys that apply to some texts, the most telling first."""
+    if role is None:
+        return [task, kind]
+    both = [f"{task}-{role}", task, f"{kind}-{role}", kind, role]
+    # A key without a role speaks of queries: documents have an instruction only where one is given for them.
+    return both if role == "query" else [key for key in both if key.endswith(role)]
+
+
+def prompt_of_metadata(prompt: str | Mapping[str, str] | None, role: str | None) -> str:
+    """A task's own instruction; one without a role is for queries and for texts of one kind."""
+    if isinstance(prompt, Mapping):
+        return prompt.get(role or "query", "")
+    return (prompt or "") if role != "document" else ""
+
+
+def default_of_kind(task: str, role: str | None) -> str:
+    """mteb's instruction for the kind of task."""
+    from mteb.abstasks.abstask import get_abstask_prompt
+
+    return get_abstask_prompt(task) if role != "document" else ""
+
+
+def resolve_prompts(prompts: Mapping[str, str], config: EmbeddingConfig, checkpoint: str) -> dict[str, str]:
+    """The user's instructions, those that name a trained one replaced by it."""
+    resolved = {}
+    for key, text in prompts.items():
+        name = text.removeprefix(TRAINED)
+        if text.startswith(TRAINED) and name not in config.instructions:
+            raise ValueError(
+                f"`prompts: {key}` names `{name}`, but {checkpoint} was trained with the instructions of "
+                f"{', '.join(config.instructions) or 'no task'}{suggest(name, config.instructions)}"
+            )
+        resolved[key] = config.instructions[name] if text.startswith(TRAINED) else text
+    return resolved
+
+
+def check_prompt_keys(prompts: Iterable[str], tasks: Iterable[str]) -> None:
+    """Refuse keys that no text could ever have."""
+    from mteb.abstasks.task_metadata import TaskType
+
+    names = [*tasks, *get_args(TaskType)]
+    known = [*ROLES, *names, *(f"{name}-{role}" for name in names for role in ROLES)]
+    for key in prompts:
+        if key not in known:
+            raise ValueError(
+                f"`prompts` has the key `{key}`, which is none of the tasks that are run, no type of task and neither "
+                f"query nor document{suggest(key, known)}"
+            )

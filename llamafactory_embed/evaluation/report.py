@@ -1,0 +1,157 @@
+"""What people look at: a table, in the terminal and as files, and a picture where there is something to compare."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .tasks import ChosenTask
+
+
+MEAN = "mean"
+MOST_TASKS_DRAWN = 60
+
+# FollowIR's main score is p-MRR; its paper's second one is of the original instructions alone.
+SECOND_SCORES = {
+    "Robust04InstructionRetrieval": ("og", "map_at_1000"),
+    "Core17InstructionRetrieval": ("og", "map_at_1000"),
+    "News21InstructionRetrieval": ("og", "ndcg_at_5"),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table: one metric of one task, or a mean, for every model that has it."""
+
+    task: str
+    metric: str
+    group: str
+    scores: dict[str, float]
+
+
+@dataclass
+class Summary:
+    """All results of a run."""
+
+    models: list[str]
+    lines: list[Line] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, chosen: ChosenTask, model: str, result: Any) -> None:
+        """Enter the scores of a model on a task; `result` is mteb's."""
+        self._enter(chosen.name, chosen.task.metadata.main_score, chosen.group, model, float(result.get_score()))
+        if chosen.name in SECOND_SCORES:
+            part, metric = SECOND_SCORES[chosen.name]
+            values = [each[part][metric] for split in result.scores.values() for each in split]
+            self._enter(chosen.name, f"{metric} ({part})", chosen.group, model, sum(values) / len(values))
+
+    def score(self, task: str, model: str) -> float:
+        """The main score of a model on a task."""
+        return next(line.scores[model] for line in self.lines if line.task == task)
+
+    def means(self) -> list[Line]:
+        """For each group of several tasks with one metric, the mean of each model that was run on all of them."""
+        groups: dict[tuple[str, str], list[Line]] = {}
+        for line in self.lines:
+            groups.setdefault((line.group, line.metric), []).append(line)
+        lines = []
+        for (group, metric), members in groups.items():
+            scores = {
+                model: sum(line.scores[model] for line in members) / len(members)
+                for model in self.models
+                if all(model in line.scores for line in members)
+            }
+            if len(members) > 1 and scores:
+                lines.append(
+                    Line(f"{MEAN} of {len(members)}" + (f", {group}" if group else ""), metric, group, scores)
+                )
+        return lines
+
+    def _enter(self, task: str, metric: str, group: str, model: str, score: float) -> None:
+        line = next((line for line in self.lines if (line.task, line.metric) == (task, metric)), None)
+        if line is None:
+            line = Line(task, metric, group, {})
+            self.lines.append(line)
+        line.scores[model] = score
+
+
+def format_table(summary: Summary) -> str:
+    """Columns for the terminal; scores are shown times 100."""
+    rows = [["task", "metric", *summary.models]]
+    rows += [cells_of(line, summary.models) for line in [*summary.lines, *summary.means()]]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    text = []
+    for row in rows:
+        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        text.append("  ".join([*left, *right]).rstrip())
+    return "\n".join(text)
+
+
+def format_markdown(summary: Summary) -> str:
+    """The same table for a page."""
+    rows = [["task", "metric", *summary.models], ["---", "---", *["---:"] * len(summary.models)]]
+    rows += [cells_of(line, summary.models) for line in [*summary.lines, *summary.means()]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def cells_of(line: Line, models: Sequence[str]) -> list[str]:
+    """A line's cells; a dash where a model was not run."""
+    scores = [f"{100 * line.scores[model]:.2f}" if model in line.scores else "-" for model in models]
+    return [line.task, line.metric, *scores]
+
+
+def write_summary(summary: Summary, folder: Path) -> list[Path]:
+    """`summary.md` and `summary.json`, and `summary.png` where several models are compared."""
+    values = {
+        "models": summary.models,
+        "scores": [
+            {"task": line.task, "metric": line.metric, "group": line.group, "scores": line.scores}
+            for line in [*summary.lines, *summary.means()]
+        ],
+        "failures": summary.failures,
+    }
+    texts = {
+        "summary.md": format_markdown(summary),
+        "summary.json": json.dumps(values, indent=2, ensure_ascii=False) + "\n",
+    }
+    written = []
+    for name, text in texts.items():
+        temporary = folder / f"{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, folder / name)
+        written.append(folder / name)
+    if len(summary.models) > 1 and summary.lines:
+        written.append(draw_comparison(summary, folder / "summary.png"))
+    return written
+
+
+def draw_comparison(summary: Summary, path: Path) -> Path:
+    """Bars for each task, one for each model."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = (summary.means() + summary.lines)[:MOST_TASKS_DRAWN]
+    height = 0.8 / len(summary.models)
+    figure = Figure(figsize=(9, 1.2 + len(lines) * max(0.4, 0.2 * len(summary.models))), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, model in enumerate(summary.models):
+        there = [(place, line.scores[model]) for place, line in enumerate(lines) if model in line.scores]
+        places = [place + (number + 0.5) * height - 0.4 for place, _ in there]
+        bars = axes.barh(places, [100 * score for _, score in there], height, label=model)
+        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+    axes.set_yticks(range(len(lines)), [f"{line.task}\n{line.metric}" for line in lines], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("score × 100")
+    axes.margins(x=0.1)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8)
+    temporary = path.with_suffix(".tmp")
+    figure.savefig(temporary, format="png", dpi=150)
+    os.replace(temporary, path)
+    return path

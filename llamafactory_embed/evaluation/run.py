@@ -1,0 +1,128 @@
+"""Judge models on tasks with mteb: every model on every task, found again where it was judged before."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..encoder import Encoder
+from .models import Judged, list_models, release, wrap_encoder
+from .options import EvaluationOptions
+from .prompts import check_prompt_keys
+from .report import Summary, write_summary
+from .search import EXACT, make_faiss_index
+from .tasks import ChosenTask, choose_tasks
+
+
+logger = logging.getLogger(__name__)
+
+OWN_RESULTS = "local"  # the folder of results on local data, which no leaderboard takes
+
+
+def evaluate(options: EvaluationOptions) -> Summary:
+    """Run what the options say, and write the results: mteb's own files, and a summary of them."""
+    if options.index != EXACT:
+        make_faiss_index(options.index, dimension=64)  # refuses what FAISS cannot make before anything is embedded
+    tasks = choose_tasks(options.tasks, options.dataset_dir, options.languages)
+    check_prompt_keys(options.prompts or (), [chosen.name for chosen in tasks])
+    judged = list_models(options, [chosen.name for chosen in tasks if chosen.is_local])
+    summary = Summary([each.label for each in judged])
+    for each in judged:
+        judge(each, tasks, Path(options.output), summary)
+    write_summary(summary, Path(options.output))
+    return summary
+
+
+def judge(judged: Judged, tasks: Sequence[ChosenTask], output: Path, summary: Summary, again: bool = False) -> None:
+    """One model on all tasks. A task that fails is told and does not stop the others."""
+    model: Any = None
+    try:
+        for chosen in tasks:
+            if judged.searches_only and not is_retrieval(chosen.task):
+                continue
+            result = None if again else find_result(judged, chosen, output)
+            if result is None:
+                model = judged.open() if model is None else model
+                try:
+                    result = run_task(model, chosen, output, again)
+                except Exception as error:  # hours of other tasks must not be lost with this one
+                    logger.debug("%s failed", chosen.name, exc_info=True)
+                    reason = " ".join(str(error).split()) or type(error).__name__
+                    summary.failures.append(f"{judged.label} on {chosen.name}: {reason}")
+                    continue
+            summary.add(chosen, judged.label, result)
+    finally:
+        release(model)
+
+
+def run_task(model: Any, chosen: ChosenTask, output: Path, again: bool = False) -> Any:
+    """mteb's result; of subsets of a task that were judged before, the others are run."""
+    import mteb
+
+    result = mteb.evaluate(
+        model,
+        [chosen.task],
+        cache=results_folder(chosen, output),
+        overwrite_strategy="always" if again else "only-missing",
+        co2_tracker=False,
+        show_progress_bar=False,
+    )
+    if result.exceptions:  # a private data set that cannot be had
+        raise ValueError(result.exceptions[0].exception)
+    return result.task_results[0]
+
+
+class NotJudgedYetError(Exception):
+    """A result is not there, so the model is needed."""
+
+
+def find_result(judged: Judged, chosen: ChosenTask, output: Path) -> Any:
+    """The whole result of an earlier run on the same data, or None. mteb itself looks for it, with a stand-in for the
+    model that it must not need."""
+    from mteb.models.model_meta import ModelMeta
+
+    from .lexical import EMPTY_META
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise NotJudgedYetError
+
+    experiment = judged.experiment or None
+    named = {"name": judged.name, "revision": judged.revision, "experiment_kwargs": experiment, "loader": refuse}
+    try:
+        return run_task(ModelMeta(**(EMPTY_META | named), framework=[]), chosen, output)
+    except NotJudgedYetError:
+        return None
+
+
+def results_folder(chosen: ChosenTask, output: Path) -> Any:
+    """mteb's files lie in `results/<organization>__<model>/<revision>`, as in the leaderboard's repository."""
+    import mteb
+
+    return mteb.ResultCache(output / OWN_RESULTS if chosen.is_local else output)
+
+
+def is_retrieval(task: Any) -> bool:
+    """Whether a task is one of searching."""
+    from mteb.abstasks import AbsTaskRetrieval
+
+    return isinstance(task, AbsTaskRetrieval)
+
+
+def evaluate_encoder(encoder: Encoder, tasks: Sequence[ChosenTask], name: str, output: Path) -> dict[str, float]:
+    """Judge an Encoder in memory, after training: main scores as `<task>_<metric>`."""
+    local = frozenset(chosen.name for chosen in tasks if chosen.is_local)
+    with tempfile.TemporaryDirectory() as vectors:
+        options = EvaluationOptions(checkpoints=[name], tasks=[chosen.name for chosen in tasks], vectors=vectors)
+        model = wrap_encoder(encoder, name, IN_MEMORY, None, {}, options, local)
+        summary = Summary([name])
+        judge(Judged(name, IN_MEMORY, lambda: model, label=name), tasks, output, summary, again=True)
+    write_summary(summary, output)
+    for failure in summary.failures:
+        logger.warning("`eval_tasks`: %s", failure)
+    return {f"{line.task}_{line.metric}": line.scores[name] for line in summary.lines}
+
+
+IN_MEMORY = "in_training"  # the revision of a model that is no checkpoint

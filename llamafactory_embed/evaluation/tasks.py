@@ -1,0 +1,137 @@
+"""From names and paths to tasks of mteb."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.retrieval.entries import make_entry
+from .groups import GROUPS, SPLITS, Group
+from .suggest import suggest
+
+
+@dataclass(frozen=True)
+class ChosenTask:
+    """A task and why it is run."""
+
+    task: Any
+    group: str
+    """The group that brought it, or `local`, or nothing."""
+    is_local: bool = False
+
+    @property
+    def name(self) -> str:
+        """The task's name in results."""
+        return self.task.metadata.name
+
+
+LOCAL = "local"
+
+
+def choose_tasks(
+    names: Sequence[str], dataset_dir: str | None, languages: Sequence[str] | None = None, option: str = "tasks"
+) -> list[ChosenTask]:
+    """The tasks, each once, in the order in which they are named. Local data are read and checked here."""
+    chosen: dict[str, ChosenTask] = {}
+    sources: dict[str, str] = {}
+    for name in names:
+        with same_random_numbers():
+            try:
+                found = find_tasks(name, dataset_dir, languages)
+            except ValueError as error:
+                raise ValueError(f"`{option}`: {error}") from error
+        for task in found:
+            if chosen.setdefault(task.name, task) is not task and sources[task.name] != name and task.is_local:
+                raise ValueError(
+                    f"`{option}`: {sources[task.name]} and {name} would both be called `{task.name}`: rename one."
+                )
+            sources.setdefault(task.name, name)
+    return list(chosen.values())
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """mteb seeds all generators whenever a task is made, which would change a training that goes on."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
+def find_tasks(name: str, dataset_dir: str | None, languages: Sequence[str] | None) -> list[ChosenTask]:
+    """The tasks behind one name or path."""
+    from .local import load_entry, load_path, split_path
+
+    _, path, _ = split_path(name)
+    if os.path.exists(path):
+        return [ChosenTask(load_path(name).task, LOCAL, is_local=True)]
+    entries = read_entries(dataset_dir)
+    if name in entries:
+        entry = make_entry(name, entries[name], dataset_dir or "")
+        return [ChosenTask(load_entry(entry).task, LOCAL, is_local=True)]
+    if name.lower() in GROUPS:
+        return tasks_of_group(name.lower(), GROUPS[name.lower()], languages)
+    return tasks_of_mteb(name, languages, entries)
+
+
+def tasks_of_group(name: str, group: Group, languages: Sequence[str] | None) -> list[ChosenTask]:
+    """A named group, in the languages that were asked for."""
+    import mteb
+
+    if group.benchmark is not None:
+        return limit_languages(name, list(mteb.get_benchmark(group.benchmark).tasks), languages)
+    tasks = [mteb.get_task(task, eval_splits=SPLITS.get(task)) for task in group.tasks]
+    return limit_languages(name, tasks, languages)
+
+
+def tasks_of_mteb(name: str, languages: Sequence[str] | None, entries: Mapping[str, Any]) -> list[ChosenTask]:
+    """A task or benchmark by mteb's own name."""
+    import mteb
+
+    all_tasks = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False, exclude_private=False)}
+    if name in all_tasks:
+        return limit_languages("", [mteb.get_task(name, eval_splits=SPLITS.get(name))], languages)
+    benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
+    if name in benchmarks:
+        return limit_languages(name, list(benchmarks[name].tasks), languages)
+    if os.sep in name or name.endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")):
+        raise ValueError(f"there is no file or folder {name}.")
+    raise ValueError(
+        f"{name} is no task or benchmark of mteb, no group ({', '.join(GROUPS)}), no path, and no data set "
+        f"of dataset_info.json{suggest(name, [*all_tasks, *benchmarks, *GROUPS, *entries])}"
+    )
+
+
+def limit_languages(group: str, tasks: Sequence[Any], languages: Sequence[str] | None) -> list[ChosenTask]:
+    """Tasks in some languages; one that has none of them is left out."""
+    if languages is None:
+        return [ChosenTask(task, group) for task in tasks]
+    wanted = set(languages)
+    chosen = []
+    for task in tasks:
+        if wanted & {language.split("-")[0] for language in task.metadata.languages}:
+            chosen.append(ChosenTask(task.filter_languages(list(languages)), group))
+    if not chosen:
+        raise ValueError(f"`languages`: {', '.join(languages)} is a language of none of the tasks of {group}.")
+    return chosen
+
+
+def read_entries(dataset_dir: str | None) -> dict[str, Any]:
+    """`dataset_info.json`, if there is one."""
+    path = Path(dataset_dir or "") / "dataset_info.json"
+    if dataset_dir is None or not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error

@@ -1,0 +1,111 @@
+"""Embeddings on disk, found again by model, prompt and text: nothing is embedded twice, nor held in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+
+KEY_SIZE = 16  # bytes of a text's digest
+KEYS, VECTORS, PROMPT, LOCK = "keys.bin", "vectors.bin", "prompt.json", "lock"
+
+
+class VectorStore:
+    """The vectors of texts under one prompt: two files that only grow, one of digests and one of float32 rows.
+
+    Vectors are written before the digests that name them, so what a crash leaves behind is a valid store with some
+    unnamed bytes at its end, which the next run cuts off.
+    """
+
+    def __init__(self, folder: Path, dimension: int, about: dict[str, str]) -> None:
+        """`about` says for people which prompt the folder, named by a digest, belongs to."""
+        self.folder = folder
+        self.dimension = dimension
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"`vectors`: another run writes to {folder} just now; wait for it, or name another folder."
+            ) from None
+        (folder / PROMPT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        self._count = self._cut_off_what_a_crash_left()
+        self._keys = np.fromfile(folder / KEYS, dtype=np.uint64).reshape(-1, 2)
+        self._new_keys: list[np.ndarray] = []
+        self._order = self._keys[:, 0].argsort(kind="stable")
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """All vectors [n, d], memory-mapped."""
+        if self._count == 0:
+            return np.empty((0, self.dimension), dtype=np.float32)
+        shape = (self._count, self.dimension)
+        return np.memmap(self.folder / VECTORS, dtype=np.float32, mode="r", shape=shape)
+
+    def rows(
+        self, texts: Sequence[str], embed: Callable[[Sequence[str]], np.ndarray], window: int, title: str = "Encoding"
+    ) -> np.ndarray:
+        """The row of each text [N]; those that are not there yet are embedded, `window` of them at a time."""
+        keys = digest_texts(texts)
+        found = self._find(keys)
+        first_with_key: dict[bytes, int] = {}
+        for index in np.flatnonzero(found < 0):
+            first_with_key.setdefault(keys[index].tobytes(), int(index))
+        missing = list(first_with_key.values())
+        with tqdm(total=len(missing), desc=title, disable=not missing, leave=False) as progress:
+            for start in range(0, len(missing), window):
+                part = missing[start : start + window]
+                self._append(keys[part], embed([texts[index] for index in part]))
+                progress.update(len(part))
+        return self._find(keys) if missing else found
+
+    def close(self) -> None:
+        """Let another run write here."""
+        self._lock.release()
+
+    def _find(self, keys: np.ndarray) -> np.ndarray:
+        """Rows of digests [N], -1 for those that are not there. They are sorted by their first half; of two different
+        texts that agree in it, which is all but impossible, one is never found and embedded again."""
+        if self._count == 0:
+            return np.full(len(keys), -1)
+        if self._new_keys:
+            self._keys = np.concatenate([self._keys, *self._new_keys])
+            self._new_keys = []
+            self._order = self._keys[:, 0].argsort(kind="stable")
+        places = np.searchsorted(self._keys[:, 0], keys[:, 0], sorter=self._order).clip(max=self._count - 1)
+        rows = self._order[places]
+        return np.where((self._keys[rows] == keys).all(axis=1), rows, -1)
+
+    def _append(self, keys: np.ndarray, vectors: np.ndarray) -> None:
+        if not np.isfinite(vectors).all():
+            raise ValueError("The model gives embeddings that are not numbers (nan or inf): nothing can be judged.")
+        for name, content in ((VECTORS, np.ascontiguousarray(vectors, dtype=np.float32)), (KEYS, keys)):
+            with open(self.folder / name, "ab") as file:
+                file.write(content.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        self._count += len(keys)
+        self._new_keys.append(keys)
+
+    def _cut_off_what_a_crash_left(self) -> int:
+        sizes = {KEYS: KEY_SIZE, VECTORS: 4 * self.dimension}
+        for name in sizes:
+            (self.folder / name).touch()
+        count = min((self.folder / name).stat().st_size // size for name, size in sizes.items())
+        for name, size in sizes.items():
+            os.truncate(self.folder / name, count * size)
+        return count
+
+
+def digest_texts(texts: Sequence[str]) -> np.ndarray:
+    """Digests [N, 2] of uint64."""
+    joined = b"".join(hashlib.blake2b(text.encode(), digest_size=KEY_SIZE).digest() for text in texts)
+    return np.frombuffer(joined, dtype=np.uint64).reshape(-1, 2)

@@ -1,0 +1,49 @@
+"""A folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..model.embedding_config import CONFIG_NAME
+from ..model.llm2vec_adapters import CONFIG_FILE
+
+
+@contextmanager
+def new_folder(target: str | Path, checkpoint: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside the target, which takes its name when the block ends well and is removed otherwise.
+
+    A target that exists is replaced only if `overwrite` says so and it is an earlier export.
+    """
+    target = Path(os.path.abspath(target))
+    check_target(target, Path(os.path.abspath(checkpoint)), overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.exporting-"))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)  # mkdtemp's folders are for their owner's eyes only
+        if target.exists():
+            replaced = temporary.with_name(f"{temporary.name}-replaced")
+            os.rename(target, replaced)
+            os.rename(temporary, target)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_target(target: Path, checkpoint: Path, overwrite: bool) -> None:
+    """Refuse to write where something is lost."""
+    if target == checkpoint or checkpoint.is_relative_to(target):
+        raise ValueError(f"The export would replace the checkpoint {checkpoint} itself: name another folder.")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise ValueError(f"{target} exists: name a new folder, or replace an earlier export with `--overwrite`.")
+    if not any((target / name).is_file() for name in (CONFIG_NAME, CONFIG_FILE)):
+        raise ValueError(f"{target} is not an earlier export: `--overwrite` leaves it alone, name another folder.")

@@ -1,0 +1,168 @@
+"""What the llm2vec package (BehnamGhader et al. 2024) loads: `LLM2Vec.from_pretrained`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModel, AutoTokenizer, PretrainedConfig
+
+from ..data.prompts import TEMPLATES
+from ..encoder import Encoder
+from ..model.checkpoint import ADAPTER_CONFIG_NAME
+from ..model.embedding import EmbeddingModel
+from ..model.embedding_config import EmbeddingConfig
+from ..model.llm2vec_adapters import AdapterFiles, ModuleNames, convert_adapter
+from .card import CARD_NAME, front_matter, make_header, metrics_section, write_text
+from .folder import new_folder
+from .tokenizer_files import save_tokenizer
+from .verify import check_same
+from .weights import (
+    Dtype,
+    find_base,
+    find_dtype,
+    load_merged,
+    read_model_config,
+    round_weights,
+    save_weights,
+    write_json,
+)
+
+
+SETTINGS_NAME = "llm2vec_config.json"
+POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "bos": "bos_token"}
+MODELS = ("llama", "mistral", "gemma", "qwen2")  # of its release 0.2.3
+
+
+def export_llm2vec(
+    checkpoint: str | Path,
+    target: str | Path,
+    *,
+    dtype: Dtype = "auto",
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> list[str]:
+    """An adapter with the names of a bare decoder if the checkpoint has one right upon its base model, merged weights
+    otherwise; remarks about its use."""
+    config = EmbeddingConfig.load(checkpoint)
+    model_config = read_model_config(checkpoint)
+    check_fits(config, model_config)
+    is_adapter = (Path(checkpoint) / ADAPTER_CONFIG_NAME).is_file() and not config.merged_adapters
+    with new_folder(target, checkpoint, overwrite) as folder:
+        write_json(folder / SETTINGS_NAME, llm2vec_settings(config))
+        write_text(folder / CARD_NAME, llm2vec_card(Path(target).name, checkpoint, config, is_adapter))
+        if is_adapter:
+            _write_adapter(checkpoint, config, model_config, folder, device)
+        else:
+            saved_dtype = find_dtype(model_config, dtype)
+            _write_weights(checkpoint, config, saved_dtype, max_shard_size, folder, device)
+    return describe_use(config)
+
+
+def check_fits(config: EmbeddingConfig, model: PretrainedConfig) -> None:
+    """Refuse what the package would pool, mask or build otherwise."""
+    if config.attention != "bidirectional":
+        raise ValueError("`--layout llm2vec` is for bidirectional models, and this one has `attention: causal`.")
+    if config.pooling not in POOLINGS:
+        raise ValueError(
+            f"LLM2Vec knows the poolings {', '.join(POOLINGS)} and appends no EOS, so it cannot pool like `pooling: "
+            f"{config.pooling}`: use `--layout sentence-transformers`."
+        )
+    if model.model_type not in MODELS:
+        raise ValueError(
+            f"LLM2Vec has classes for {', '.join(MODELS)}, not for {model.model_type}: use `--layout "
+            "sentence-transformers`."
+        )
+
+
+def llm2vec_settings(config: EmbeddingConfig) -> dict[str, Any]:
+    """The content of llm2vec_config.json."""
+    return {
+        "pooling_mode": POOLINGS[config.pooling],
+        "max_length": max(config.query_max_length, config.document_max_length),
+        "doc_max_length": config.document_max_length,
+        "skip_instruction": config.skip_instruction,
+    }
+
+
+def describe_use(config: EmbeddingConfig) -> list[str]:
+    """Where the package treats a text otherwise than we do."""
+    remarks = [
+        "LLM2Vec shortens long texts by whole words, and with `skip_instruction` counts a text's tokens when it "
+        "stands alone: such texts get slightly other embeddings there."
+    ]
+    if TEMPLATES.get(config.query_template, config.query_template) != TEMPLATES["llm2vec"]:
+        remarks.append(
+            f"LLM2Vec puts a space between instruction and text, but this model was trained with `query_template: "
+            f"{config.query_template}`: give it the whole prompt as the instruction."
+        )
+    return remarks
+
+
+def llm2vec_card(name: str, checkpoint: str | Path, config: EmbeddingConfig, is_adapter: bool) -> list[str]:
+    """The lines of the model card."""
+    if is_adapter:
+        call = f'LLM2Vec.from_pretrained("{config.base_model}", peft_model_name_or_path="{name}")'
+    else:
+        call = f'LLM2Vec.from_pretrained("{name}")'
+    return [
+        *front_matter(make_header(config, "peft" if is_adapter else "transformers")),
+        f"# {name}",
+        "",
+        "A text embedder in the layout of LLM2Vec, trained with llamafactory-embed, a plugin of LLaMA-Factory.",
+        "",
+        "```python",
+        "from llm2vec import LLM2Vec",
+        "",
+        f"model = {call}",
+        'vectors = model.encode(["a document", "another one"])',
+        "```",
+        "",
+        *(line for remark in describe_use(config) for line in (remark, "")),
+        *metrics_section(checkpoint),
+    ]
+
+
+def _write_adapter(
+    checkpoint: str | Path, config: EmbeddingConfig, model_config: PretrainedConfig, folder: Path, device: str
+) -> None:
+    base = find_base(checkpoint, config)
+    made = folder / "made"
+    convert_adapter(AdapterFiles.find(checkpoint), made, "decoder", ModuleNames.of_config(model_config))
+    for path in made.iterdir():
+        os.rename(path, folder / path.name)
+    made.rmdir()
+    contents = json.loads((folder / ADAPTER_CONFIG_NAME).read_text("utf-8"))
+    write_json(folder / ADAPTER_CONFIG_NAME, contents | {"base_model_name_or_path": base})
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.save_pretrained(folder)
+
+    decoder = AutoModel.from_pretrained(base, dtype=torch.float32)
+    decoder = PeftModel.from_pretrained(decoder, str(folder)).merge_and_unload()
+    loaded = EmbeddingModel(decoder, config).eval().to(device)
+    check_same(
+        Encoder(checkpoint, device=device, dtype=torch.float32), Encoder(loaded, tokenizer), "PEFT on a bare decoder"
+    )
+
+
+def _write_weights(
+    checkpoint: str | Path,
+    config: EmbeddingConfig,
+    dtype: torch.dtype,
+    max_shard_size: str,
+    folder: Path,
+    device: str,
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = load_merged(checkpoint, device)
+    round_weights(model, dtype)
+    save_weights(model, folder, dtype, max_shard_size)
+    longest = max(config.query_max_length, config.document_max_length)
+    save_tokenizer(tokenizer, folder, append_eos=False, max_length=longest)
+    loaded = EmbeddingModel(AutoModel.from_pretrained(folder, dtype=torch.float32), config).eval().to(device)
+    check_same(Encoder(model, tokenizer), Encoder(loaded, AutoTokenizer.from_pretrained(folder)), "transformers")

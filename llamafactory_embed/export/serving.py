@@ -1,0 +1,108 @@
+"""What sentence-transformers has to be told so that it prepares and pools texts as the checkpoint was trained to."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import get_args
+
+from ..data.prompts import parse_template
+from ..model.embedding_config import EmbeddingConfig
+from ..model.pooling import LatentPooling
+
+
+# How sentence-transformers calls our poolings (`1_Pooling/config.json`), and which of them read the token that an
+# instruction stands in front of rather than all tokens: for these `skip_instruction` changes nothing.
+POOLING_MODES = {
+    "mean": "mean_tokens",
+    "weighted_mean": "weightedmean_tokens",
+    "last": "lasttoken",
+    "eos": "lasttoken",
+    "bos": "cls_token",
+}
+PICKS_ONE_TOKEN = ("last", "eos", "bos")
+
+QUERY, DOCUMENT = "query", "document"  # the prompts that every program knows by name
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How an exported folder serves a checkpoint."""
+
+    prompts: dict[str, str]
+    """What is written before a text, by name: `query`, `document`, and one for each task that was trained."""
+    query_length: int
+    document_length: int
+    dimensions: int | None
+    """Embeddings are cut to this size; None: whole."""
+    needs_code: bool
+    """Whether sentence-transformers' own modules cannot pool like this, so that the folder brings a module."""
+
+    @property
+    def max_length(self) -> int:
+        return max(self.query_length, self.document_length)
+
+
+def plan_serving(
+    config: EmbeddingConfig, hidden_size: int, query_task: str | None = None, dimensions: int | None = None
+) -> Serving:
+    """What to write, or one sentence about what sentence-transformers has no place for."""
+    if dimensions is not None and dimensions not in (*(config.matryoshka_dims or []), hidden_size):
+        trained = sorted({*(config.matryoshka_dims or []), hidden_size})
+        raise ValueError(
+            f"`--dimensions {dimensions}` was not trained; this model has {', '.join(map(str, trained))}."
+        )
+    return Serving(
+        prompts=collect_prompts(config, query_task),
+        query_length=config.query_max_length,
+        document_length=config.document_max_length,
+        dimensions=None if dimensions == hidden_size else dimensions,
+        needs_code=needs_code(config),
+    )
+
+
+def needs_code(config: EmbeddingConfig) -> bool:
+    """Whether the pooling has weights, or leaves out an instruction token by token. (sentence-transformers leaves out
+    as many tokens as the prompt has when it stands alone, which is another number where prompt and text share a
+    token.)"""
+    if config.pooling in get_args(LatentPooling):
+        return True
+    return config.skip_instruction and config.pooling not in PICKS_ONE_TOKEN
+
+
+def collect_prompts(config: EmbeddingConfig, query_task: str | None = None) -> dict[str, str]:
+    """The prompt of each task, and under `query` that of `query_task`, or of the only task."""
+    tasks = {
+        name: _prompt(config.query_template, instruction, "query_template")
+        for name, instruction in config.instructions.items()
+    }
+    if query_task is None and len(tasks) == 1:
+        query_task = next(iter(tasks))
+    if query_task is None:
+        query = _prompt(config.query_template, "", "query_template")
+    elif query_task in tasks:
+        query = tasks[query_task]
+    else:
+        nearest = difflib.get_close_matches(query_task, tasks, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+        raise ValueError(
+            f"`--query-task {query_task}`: this model was trained on {', '.join(tasks) or 'no named task'}{hint}"
+        )
+    prompts = {QUERY: query, DOCUMENT: _prompt(config.document_template, "", "document_template")}
+    for name, prompt in prompts.items():
+        if tasks.get(name, prompt) != prompt:
+            raise ValueError(
+                f"A task of this checkpoint is named {name!r}, the name of sentence-transformers for the prompt of "
+                "all tasks: give it another name in the checkpoint's embedding_config.json."
+            )
+    return prompts | tasks
+
+
+def _prompt(template: str, instruction: str, option: str) -> str:
+    prompted = parse_template(template, option).render("", instruction)
+    if prompted.suffix:
+        raise ValueError(
+            f"`{option}: {template}` writes {prompted.suffix!r} behind the text, but a prompt of "
+            "sentence-transformers stands in front of it: this checkpoint is served by `Encoder` only."
+        )
+    return prompted.prefix

@@ -1,0 +1,97 @@
+"""Seam: `llamafactory-cli chat`, `webchat` and `api`. Stages bring their own engines, and a text that settles in place
+is shown as one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+from ..terminal import SettlingText
+from . import contract
+from .registry import load_registry
+
+
+ENGINE_ARGUMENTS = ("self", "model_args", "data_args", "finetuning_args", "generating_args")
+STREAM_ARGUMENTS = ("self", "messages", "system", "tools", "images", "videos", "audios", "input_kwargs")
+
+
+class DenoisingEngine:
+    """Mixed into an engine whose text does not grow from left to right: `stream_chat(…, whole_texts=True)` yields the
+    whole text again and again, as it stands, the last time finished."""
+
+
+class WholeText(str):
+    """A text that replaces what it is appended to, for those who collect a stream with `+=`."""
+
+    __slots__ = ()
+
+    def __radd__(self, other: str) -> str:
+        return str(self)
+
+
+def apply(module: ModuleType) -> None:
+    """Adjust one of three modules of the host."""
+    {"hf_engine": _apply_engine, "chat_model": _apply_terminal, "chatter": _apply_web}[
+        module.__name__.rpartition(".")[2]
+    ](module)
+
+
+def _apply_engine(hf_engine: Any) -> None:
+    """Where the host makes its engine for transformers models, make the one of the recipe's stage."""
+    host_engine = contract.attribute(hf_engine, "HuggingfaceEngine")
+    contract.check_signature(host_engine.__init__, *ENGINE_ARGUMENTS)
+
+    class HuggingfaceEngine(host_engine):  # type: ignore[misc, valid-type]
+        def __new__(cls, model_args: Any, data_args: Any, finetuning_args: Any, generating_args: Any) -> Any:
+            stage = load_registry().find(finetuning_args.stage)
+            if stage is None:
+                return super().__new__(cls)
+            if not stage.engine:
+                raise ValueError(f"`stage: {stage.name}` trains models that do not chat: use its other commands.")
+            return stage.load_engine()(model_args, data_args, finetuning_args, generating_args)
+
+    hf_engine.HuggingfaceEngine = HuggingfaceEngine
+
+
+def _apply_terminal(chat_model: Any) -> None:
+    """`llamafactory-cli chat`: in a terminal, a text settles in its place."""
+    host_run_chat = contract.attribute(chat_model, "run_chat")
+    host_model = contract.attribute(chat_model, "ChatModel")
+    contract.check_signature(host_run_chat)
+    contract.check_signature(contract.attribute(host_model, "stream_chat"), *STREAM_ARGUMENTS)
+
+    class TerminalChatModel(host_model):  # type: ignore[misc, valid-type]
+        def stream_chat(self, messages: Any, *args: Any, **kwargs: Any) -> Iterator[str]:
+            if not isinstance(self.engine, DenoisingEngine) or not sys.stdout.isatty():
+                yield from super().stream_chat(messages, *args, **kwargs)
+                return
+            text = ""
+            with SettlingText(sys.stdout, prefix="Assistant: ") as screen:  # as the host writes it
+                for text in super().stream_chat(messages, *args, whole_texts=True, **kwargs):
+                    screen.show(text)
+            yield text
+
+    def run_chat() -> None:
+        with mock.patch.object(chat_model, "ChatModel", TerminalChatModel):
+            host_run_chat()
+
+    chat_model.run_chat = run_chat
+
+
+def _apply_web(chatter: Any) -> None:
+    """The pages of `webchat` and of LLaMA Board collect a stream with `+=`."""
+    web_model = contract.attribute(chatter, "WebChatModel")
+    host_stream_chat = contract.attribute(web_model, "stream_chat")
+    contract.check_signature(host_stream_chat, *STREAM_ARGUMENTS)
+
+    def stream_chat(self: Any, messages: Any, *args: Any, **kwargs: Any) -> Iterator[str]:
+        if isinstance(self.engine, DenoisingEngine):
+            texts = host_stream_chat(self, messages, *args, whole_texts=True, **kwargs)
+            yield from map(WholeText, texts)
+        else:
+            yield from host_stream_chat(self, messages, *args, **kwargs)
+
+    web_model.stream_chat = stream_chat

@@ -1,0 +1,51 @@
+"""Seam: `llamafactory-cli export`, and the Export tab of LLaMA Board, which calls the same function.
+
+The checkpoint of an embedder is more than its language model: it is written with its pooling, prompts and attention,
+as `llamafactory-embed export` writes it. Everything else is exported by the host.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+from ..hparams.embedding import EmbeddingOptions
+from ..model.embedding_config import CONFIG_NAME
+from . import contract
+from .registry import load_registry
+
+
+EXPORTER = "llamafactory_embed.export.from_recipe"  # by name: it stands on a higher floor
+
+
+def apply(tuner: Any) -> None:
+    """Part of the seam of `llamafactory.train.tuner`, called by `dispatch`."""
+    host_export_model = contract.attribute(tuner, "export_model")
+    contract.check_signature(host_export_model, "args")
+    contract.check_signature(contract.attribute(tuner, "get_infer_args"), "args")
+
+    def export_model(args: dict[str, Any] | None = None) -> None:
+        model_args, _, finetuning_args, _ = tuner.get_infer_args(args)
+        if is_embedder(model_args, finetuning_args):
+            importlib.import_module(EXPORTER).export_from_recipe(find_checkpoint(model_args), model_args)
+        else:
+            host_export_model(args)
+
+    tuner.export_model = export_model
+
+
+def find_checkpoint(model_args: Any) -> str:
+    """The last adapter that the recipe names, or its model."""
+    if not model_args.adapter_name_or_path:
+        return model_args.model_name_or_path
+    return os.path.join(model_args.adapter_name_or_path[-1], model_args.adapter_folder or "")
+
+
+def is_embedder(model_args: Any, finetuning_args: Any) -> bool:
+    """Whether the stage trains embedders or the folder is one's checkpoint: a recipe for export may leave `stage` out,
+    as the host's own examples and the Board do."""
+    stage = load_registry().find(finetuning_args.stage)
+    if stage is not None and issubclass(stage.options, EmbeddingOptions):
+        return True
+    return os.path.isfile(os.path.join(find_checkpoint(model_args), CONFIG_NAME))

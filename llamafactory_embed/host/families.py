@@ -1,0 +1,60 @@
+"""Seam: the model loader. It knows Dream and LLaDA, Liger's kernels reach them, and `lora_target: all` leaves alone a
+head that has the name of a layer."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from . import contract
+
+
+def apply(loader: ModuleType) -> None:
+    """Register the classes and adjust the two functions of the loader that go by names."""
+    contract.check_signature(
+        contract.attribute(loader, "apply_liger_kernel"), "config", "model_args", "is_trainable", "require_logits"
+    )
+    adapter = importlib.import_module(f"{loader.__name__.rpartition('.')[0]}.adapter")
+    contract.check_signature(contract.attribute(adapter, "find_all_linear_modules"), "model", "freeze_vision_tower")
+    importlib.import_module("llamafactory_embed.model.families")
+    _apply_liger(loader)
+    _apply_linear_modules(adapter)
+
+
+def _apply_liger(loader: ModuleType) -> None:
+    from ..model.families import find_family
+
+    host_apply_liger_kernel = loader.apply_liger_kernel
+
+    def apply_liger_kernel(config: Any, model_args: Any, is_trainable: bool, require_logits: bool) -> None:
+        family = find_family(config)
+        if family is not None and family.liger_as is not None:
+            config = SimpleNamespace(model_type=family.liger_as)  # all that the host looks at
+        host_apply_liger_kernel(config, model_args, is_trainable, require_logits)
+
+    loader.apply_liger_kernel = apply_liger_kernel  # type: ignore[attr-defined]
+
+
+def _apply_linear_modules(adapter: ModuleType) -> None:
+    host_find_all_linear_modules = adapter.find_all_linear_modules
+
+    def find_all_linear_modules(model: Any, freeze_vision_tower: bool) -> list[str]:
+        return spare_head(model, host_find_all_linear_modules(model, freeze_vision_tower))
+
+    adapter.find_all_linear_modules = find_all_linear_modules  # type: ignore[attr-defined]
+
+
+def spare_head(model: Any, names: list[str]) -> list[str]:
+    """The names, with whole ones in the place of one that the head shares with other modules: PEFT takes a name for
+    the end of a module's name, so LLaDA's `ff_out` would stand for a layer in each block and for the head."""
+    head = model.get_output_embeddings()
+    if head is None:
+        return names
+    shared = next(name for name, module in model.named_modules() if module is head).rpartition(".")[2]
+    if shared not in names:
+        return names
+    others = [
+        name for name, module in model.named_modules() if name.rpartition(".")[2] == shared and module is not head
+    ]
+    return [name for name in names if name != shared] + others

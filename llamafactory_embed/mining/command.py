@@ -1,0 +1,63 @@
+"""`llamafactory-embed mine`: hard negatives for a data set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from .arguments import add_dataclass_arguments, read_dataclass
+from .options import MiningOptions
+
+
+WIDTH = 110
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add_dataclass_arguments(parser, MiningOptions)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Mine, then show what was found."""
+    from .mine import mine  # late: it imports torch
+
+    options: MiningOptions = read_dataclass(arguments, MiningOptions)
+    summary = mine(options)
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(describe(summary)))
+        print(f"\nThe entry for dataset_info.json:\n{json.dumps(suggest_entry(options), indent=2)}")
+    return 0
+
+
+def describe(summary: dict[str, Any]) -> list[str]:
+    """The summary as a table, and examples."""
+    lines = [""]
+    for name, value in summary.items():
+        if name == "candidates dropped":
+            lines += [f"  {f'candidates dropped, {reason}':<58} {count:>10,}" for reason, count in value.items()]
+        elif isinstance(value, int):
+            lines.append(f"  {name:<58} {value:>10,}")
+        elif isinstance(value, float):
+            lines.append(f"  {name:<58} {value:>10.3f}")
+    for example in summary["examples"]:
+        lines += ["", f"  {example['where']}", _line("query", example["query"])]
+        lines.append(_line(f"+ {example['similarity']:.3f}", example["positive"]))
+        lines += [_line(f"- {each['similarity']:.3f}", each["text"]) for each in example["negatives"]]
+    return lines
+
+
+def suggest_entry(options: MiningOptions) -> dict[str, Any]:
+    """What to add to dataset_info.json so that a recipe can name the output."""
+    file = os.path.relpath(options.output, options.dataset_dir)
+    entry: dict[str, Any] = {"file_name": file, "formatting": "retrieval"}
+    if options.instruction is not None:
+        entry["instruction"] = options.instruction
+    return {Path(options.output).stem: entry}
+
+
+def _line(label: str, text: str) -> str:
+    return f"    {label:<8} {textwrap.shorten(text, WIDTH, placeholder=' …')}"

@@ -1,0 +1,47 @@
+"""`llamafactory-embed dedup`: take test queries out of training data."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from typing import Any
+
+from ..arguments import add_dataclass_arguments, read_dataclass
+from .options import DedupOptions
+
+
+WIDTH = 60
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add_dataclass_arguments(parser, DedupOptions)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Deduplicate, then show what was left out."""
+    from .deduplicate import deduplicate  # late: it imports the readers
+
+    options: DedupOptions = read_dataclass(arguments, DedupOptions)
+    print("\n".join(describe(deduplicate(options), options.examples)))
+    return 0
+
+
+def describe(report: dict[str, Any], examples: int) -> list[str]:
+    """The report as a table, and some of the duplicates."""
+    lines = [
+        f"\n{report['rows']:,} rows, {report['dropped']:,} left out, {report['kept']:,} in {report['output']}",
+        "",
+    ]
+    lines.append(f"  {'test set':<40} {'queries':>10} {'left out':>10}")
+    for name, queries in report["test_queries"].items():
+        lines.append(f"  {name:<40} {queries:>10,} {report['dropped_by_test_set'][name]:>10,}")
+    for each in report["duplicates"][:examples]:
+        lines += ["", f"  {each['row']}  {each['method']}, {each['nearness']}"]
+        lines.append(f"    {_short(each['query'])}")
+        lines.append(f"    {_short(each['test_query'])}  ({each['test_row']})")
+    return lines
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, WIDTH, placeholder=" …")

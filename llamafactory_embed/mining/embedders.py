@@ -1,0 +1,126 @@
+"""The models that mining uses: an `Encoder` or a sentence-transformers model to search, a cross-encoder to judge."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..encoder import Encoder
+from ..model.embedding_config import CONFIG_NAME
+
+
+class Embedder(Protocol):
+    """Writes embeddings whose inner product is the model's similarity."""
+
+    def write_queries(self, texts: Sequence[str], instructions: Sequence[str], file: Path) -> None:
+        """Embed queries, each with its instruction, into a `.npy` file [n, d] of float32."""
+
+    def write_documents(self, texts: Sequence[str], instruction: str, file: Path) -> None:
+        """Embed documents; those of a symmetric task have its instruction, others none."""
+
+
+def load_embedder(
+    model: str, device: str | None, query_prompt: str | None = None, document_prompt: str | None = None
+) -> Embedder:
+    """An Encoder of a checkpoint of this package, a SentenceTransformer of anything else."""
+    if os.path.isfile(os.path.join(model, CONFIG_NAME)):
+        if query_prompt is not None or document_prompt is not None:
+            name = "query_prompt" if query_prompt is not None else "document_prompt"
+            raise ValueError(
+                f"`{name}` is for sentence-transformers models; {model} has its own templates, into which "
+                "`instruction` goes."
+            )
+        return _OwnCheckpoint(model, device)
+    return _SentenceTransformer(model, device, query_prompt, document_prompt)
+
+
+class _OwnCheckpoint:
+    def __init__(self, model: str, device: str | None) -> None:
+        self._encoder = Encoder(model, device=device)
+        self._normalize = True if self._encoder.config.similarity == "cosine" else None
+
+    def write_queries(self, texts: Sequence[str], instructions: Sequence[str], file: Path) -> None:
+        self._encoder.encode(texts, prompt=instructions, role="query", normalize=self._normalize, output_file=file)
+
+    def write_documents(self, texts: Sequence[str], instruction: str, file: Path) -> None:
+        self._encoder.encode(texts, prompt=instruction, role="document", normalize=self._normalize, output_file=file)
+
+
+class _SentenceTransformer:
+    def __init__(self, model: str, device: str | None, query_prompt: str | None, document_prompt: str | None) -> None:
+        self._model = _load("SentenceTransformer", "model", model, device)
+        similarity = self._model.similarity_fn_name
+        if similarity not in ("cosine", "dot"):
+            raise ValueError(f"`model`: {model} compares by {similarity} distance; mining needs cosine or dot.")
+        self._normalize = similarity == "cosine"
+        self._query_prompt = query_prompt
+        self._document_prompt = document_prompt
+
+    def write_queries(self, texts: Sequence[str], instructions: Sequence[str], file: Path) -> None:
+        if self._query_prompt is None:
+            self._save(self._model.encode_query(list(texts), **self._how), file)
+            return
+        prompts = [self._query_prompt.replace("{instruction}", each) for each in instructions]
+        by_prompt: dict[str, list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            by_prompt.setdefault(prompt, []).append(number)
+        parts = [
+            self._model.encode_query([texts[number] for number in numbers], prompt=prompt, **self._how)
+            for prompt, numbers in by_prompt.items()
+        ]
+        order = np.argsort([number for numbers in by_prompt.values() for number in numbers])
+        self._save(np.concatenate(parts)[order], file)
+
+    def write_documents(self, texts: Sequence[str], instruction: str, file: Path) -> None:
+        prompt = {} if self._document_prompt is None else {"prompt": self._document_prompt}
+        self._save(self._model.encode_document(list(texts), **prompt, **self._how), file)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"normalize_embeddings": self._normalize, "show_progress_bar": False, "convert_to_numpy": True}
+
+    @staticmethod
+    def _save(vectors: np.ndarray, file: Path) -> None:
+        temporary = file.with_suffix(".tmp.npy")
+        np.save(temporary, np.asarray(vectors, dtype=np.float32))
+        os.replace(temporary, file)
+
+
+class CrossEncoderScores:
+    """Raw scores (logits) of pairs: a softmax over them, as distillation makes it, is what the model means."""
+
+    def __init__(self, model: str, device: str | None) -> None:
+        self._model = _load("CrossEncoder", "cross_encoder", model, device)
+        if self._model.num_labels != 1:
+            raise ValueError(
+                f"`cross_encoder`: {model} gives {self._model.num_labels} numbers a pair; a relevance score is one."
+            )
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """The scores [n] of (query, passage) pairs."""
+        import torch
+
+        if not pairs:
+            return np.empty(0, dtype=np.float32)
+        scores = self._model.predict(list(pairs), activation_fn=torch.nn.Identity(), show_progress_bar=False)
+        return np.asarray(scores, dtype=np.float32)
+
+
+def _load(kind: str, option: str, model: str, device: str | None) -> Any:
+    try:
+        package = importlib.import_module("sentence_transformers")
+    except ImportError as error:
+        raise ValueError(
+            f"`{option}: {model}` is no checkpoint of this package, so sentence-transformers must load it, which is "
+            "not installed: pip install 'llamafactory-embed[eval]'."
+        ) from error
+    try:
+        return getattr(package, kind)(model, device=device)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"`{option}`: {model} cannot be loaded as a {kind}: {reason}") from error

@@ -1,0 +1,268 @@
+"""First step of mining: read rows and passages once, and leave them on disk where they can be looked up.
+
+`rows` holds what training will see. `passages` holds every text once: first those that are searched, then the
+positives that are not among them, which are only compared with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..data.retrieval import beir
+from ..data.retrieval.entries import Entry
+from ..data.retrieval.files import LocatedRecord, read_records
+from ..data.retrieval.formats import KNOWN_COLUMNS, group_nli_pairs
+from ..data.retrieval.problems import BadRowError, BadRows
+from ..data.retrieval.reader import HubOptions, parse_records, records_of_entry
+from .data_source import is_beir
+from .records import Records, RecordWriter
+from .text_hash import HashTable, id_hash, text_hash
+
+
+TEXT_COLUMNS = ("text", "passage", "contents", "document", "sentence")
+ID_COLUMNS = ("_id", "docid", "doc_id", "passage_id", "id")
+
+
+@dataclass(frozen=True)
+class MiningRow:
+    """A row of the data, as it goes through the work folder."""
+
+    query: str
+    positives: list[str]
+    positive_ids: list[str]
+    """Where the data gives the ids of its positives."""
+    negatives: list[str]
+    instruction: str | None
+    file: str
+    line: int
+
+
+class Material:
+    """Rows and passages of a finished first step."""
+
+    def __init__(self, folder: Path) -> None:
+        self._rows = Records(folder, "rows")
+        self.passages = Records(folder, "passages")  # [id, text] each
+        self.by_text = HashTable(folder, "texts")
+        self.by_id = HashTable(folder, "ids")
+        self.searched: int = json.loads((folder / "counts.json").read_text("utf-8"))["searched"]
+
+    @property
+    def row_count(self) -> int:
+        return len(self._rows)
+
+    def rows(self, start: int, stop: int) -> list[MiningRow]:
+        """Neighbouring rows."""
+        return [MiningRow(**record) for record in self._rows[start:stop]]
+
+    def passage_texts(self, start: int, stop: int) -> list[str]:
+        """Texts of neighbouring passages."""
+        return [text for _, text in self.passages[start:stop]]
+
+    def positions_of_positives(self, row: MiningRow) -> list[int]:
+        """The passages that are a row's positives, by text; all of them are there."""
+        return [self.by_text.find(text_hash(text)) for text in row.positives]
+
+    def known_answers(self, row: MiningRow) -> set[int]:
+        """Passages that cannot be negatives of a row: its positives by text and by id, and its own query."""
+        found = {self.by_id.find(id_hash(key)) for key in row.positive_ids}
+        found.update(self.positions_of_positives(row))
+        found.add(self.by_text.find(text_hash(row.query)))
+        return found - {-1}
+
+
+def read_material(
+    entry: Entry, corpus: str | None, folder: Path, *, split: str, max_rows: int | None, skip_bad_rows: bool
+) -> None:
+    """Read everything and tell of all bad rows, before a model is loaded."""
+    if entry.num_samples is not None:
+        raise ValueError(
+            f"Data set `{entry.name}`: `num_samples` cannot be drawn from rows that are read one by one; use "
+            "`max_rows`."
+        )
+    rows, passages = RecordWriter(folder, "rows"), _PassageWriter(folder)
+    bad_rows = BadRows(skip_bad_rows, KNOWN_COLUMNS)
+    if is_beir(entry):
+        judged = _BeirRows(entry.location, split)
+        own = _passages_of_file(os.path.join(entry.location, beir.CORPUS), bad_rows)
+        for key, text in _progress(judged.remember(own), "Reading passages"):
+            if corpus is None:
+                passages.add(key, text)
+        bad_rows.finish()
+        _write_rows(judged.rows(), rows, max_rows)
+    else:
+        _write_rows(_rows_of_entry(entry, bad_rows), rows, max_rows)
+        bad_rows.finish()
+    if not len(rows):
+        raise ValueError(f"`data`: `{entry.name}` ({entry.location}) has no rows.")
+    rows.finish()
+    written = Records(folder, "rows")
+    if corpus is not None:
+        path = os.path.join(corpus, beir.CORPUS) if beir.is_beir_folder(corpus) else corpus
+        for key, text in _progress(_passages_of_file(path, bad_rows), "Reading passages"):
+            passages.add(key, text)
+        bad_rows.finish()
+    elif not is_beir(entry):
+        for record in written:
+            for text in (*record["positives"], *record["negatives"]):
+                passages.add("", text)
+    searched = len(passages)
+    if not searched:
+        raise ValueError(f"`corpus`: `{corpus}` has no passages.")
+    for record in written:
+        for text in record["positives"]:
+            passages.add("", text)
+    passages.finish(searched)
+
+
+class _PassageWriter:
+    """Passages as they come, of which each text is counted once in the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._records = RecordWriter(folder, "passages")
+        self._hashes = array("Q")
+        self._id_hashes = array("Q")
+        self._with_id = array("q")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def add(self, key: str, text: str) -> None:
+        if key:
+            self._id_hashes.append(id_hash(key))
+            self._with_id.append(len(self._records))
+        self._hashes.append(text_hash(text))
+        self._records.add([key, text])
+
+    def finish(self, searched: int) -> None:
+        """`searched` of the passages that came are searched, the first ones."""
+        hashes = np.frombuffer(self._hashes, dtype=np.uint64)
+        unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+        order = np.sort(first)  # in the order in which texts first came
+        number = np.searchsorted(order, first)  # [unique] its number among the passages
+        self._records.finish(order)
+        HashTable.write(self.folder, "texts", unique, number)
+        with_id = np.frombuffer(self._with_id, dtype=np.int64)
+        HashTable.write(self.folder, "ids", np.frombuffer(self._id_hashes, dtype=np.uint64), number[inverse[with_id]])
+        counts = {"searched": int(np.searchsorted(order, searched))}
+        (self.folder / "counts.json").write_text(json.dumps(counts), "utf-8")
+
+
+class _BeirRows:
+    """Rows of a BEIR folder: judged queries with their relevant passages; of the corpus, only these are held."""
+
+    def __init__(self, path: str, split: str) -> None:
+        self.path = path
+        self.judgements = os.path.join(path, beir.QRELS, f"{split}.tsv")
+        if not os.path.isfile(self.judgements):
+            known = sorted(os.path.splitext(name)[0] for name in os.listdir(os.path.join(path, beir.QRELS)))
+            raise ValueError(f"`split`: `{path}` has no judgements for `{split}`; it has {', '.join(known)}.")
+        self._lines: dict[tuple[str, str], int] = {}
+        self._relevant: dict[str, list[str]] = {}
+        for line, (query, passage, grade) in beir.read_judgements(self.judgements):
+            if grade > 0:
+                self._lines[query, passage] = line
+                self._relevant.setdefault(query, []).append(passage)
+        self._texts: dict[str, str | None] = {passage: None for _, passage in self._lines}
+
+    def remember(self, passages: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        """Let the corpus pass, and keep what is relevant to a query."""
+        for key, text in passages:
+            if key in self._texts:
+                self._texts[key] = text
+            yield key, text
+
+    def rows(self) -> Iterator[MiningRow]:
+        file = os.path.join(self.path, beir.QUERIES)
+        queries = {}
+        bad = BadRows()
+        for line, (key, text) in enumerate(_passages_of_file(file, bad), start=1):
+            if key in self._relevant:
+                queries[key] = (text, line)
+        bad.finish()
+        for query, passages in self._relevant.items():
+            if query not in queries:
+                raise self._unknown(query, passages[0], query, beir.QUERIES)
+            texts = []
+            for passage in passages:
+                found = self._texts[passage]
+                if found is None:
+                    raise self._unknown(query, passage, passage, beir.CORPUS)
+                texts.append(found)
+            text, line = queries[query]
+            yield MiningRow(text, texts, passages, [], None, file, line)
+
+    def _unknown(self, query: str, passage: str, key: str, where: str) -> ValueError:
+        return ValueError(f"{self.judgements}:{self._lines[query, passage]}: `{key}` is judged but is not in {where}.")
+
+
+def _rows_of_entry(entry: Entry, bad_rows: BadRows) -> Iterator[MiningRow]:
+    ids: dict[tuple[str, int], list[str]] = {}  # of the record that is being parsed
+
+    def note_ids(records: Iterable[LocatedRecord]) -> Iterator[LocatedRecord]:
+        for file, line, record in records:
+            ids.clear()
+            ids[file, line] = _positive_ids(record)
+            yield file, line, record
+
+    records = note_ids(records_of_entry(entry, HubOptions(), streaming=True))
+    for row in group_nli_pairs(parse_records(records, entry, bad_rows), consecutive_only=True):
+        if row.scores is not None and not row.negatives and len(row.positives) == 1:
+            raise ValueError(
+                f"{row.where}: a scored pair has no right or wrong passage; mine for rows of a query and its positive."
+            )
+        yield MiningRow(
+            query=row.query,
+            positives=list(row.positives),
+            positive_ids=ids.get((row.file, row.line), []),
+            negatives=list(row.negatives),
+            instruction=row.instruction,
+            file=row.file,
+            line=row.line,
+        )
+
+
+def _positive_ids(record: Any) -> list[str]:
+    """The ids that tDRO's layout gives its positives."""
+    passages = record.get("positive_passages") if isinstance(record, dict) else None
+    if not isinstance(passages, list):
+        return []
+    return [str(each["docid"]) for each in passages if isinstance(each, dict) and each.get("docid") not in (None, "")]
+
+
+def _passages_of_file(path: str, bad_rows: BadRows) -> Iterator[tuple[str, str]]:
+    """Id (where there is one) and text of every passage of a file or folder; title and text are joined as in BEIR."""
+    for file, line, record in read_records(path):
+        problem = str(record) if isinstance(record, BadRowError) else ""
+        if isinstance(record, dict):
+            column = next((name for name in TEXT_COLUMNS if isinstance(record.get(name), str)), None)
+            text = "" if column is None else f"{record.get('title') or ''} {record[column]}".strip()
+            if text:
+                yield next((str(record[name]) for name in ID_COLUMNS if record.get(name) not in (None, "")), ""), text
+                continue
+            problem = f"a passage needs a text in one of {', '.join(f'`{name}`' for name in TEXT_COLUMNS)}"
+        bad_rows.add(file, line, problem)
+        if bad_rows.full:
+            return
+
+
+def _write_rows(found: Iterator[MiningRow], rows: RecordWriter, max_rows: int | None) -> None:
+    for row in _progress(found, "Reading rows"):
+        rows.add(dataclasses.asdict(row))
+        if len(rows) == max_rows:
+            return
+
+
+def _progress(items: Iterable[Any], what: str) -> Iterable[Any]:
+    return tqdm(items, desc=what, unit="")

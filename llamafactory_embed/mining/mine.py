@@ -1,0 +1,87 @@
+"""`mine`: hard negatives for a data set, from reading it to the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .data_source import check_readable, find_source
+from .miner import JOB_STEPS, Miner, write_text
+from .options import MiningOptions
+from .search import import_faiss
+from .workers import Workers, find_workers, own_device
+
+
+def mine(options: MiningOptions, workers: Workers | None = None) -> dict[str, Any]:
+    """Write `options.output` and return the summary's figures. What an interrupted call has done is not done again."""
+    output = Path(options.output)
+    if output.exists() and not options.overwrite:
+        raise ValueError(f"`output`: {output} exists; name another file, or allow it with `overwrite`.")
+    import_faiss()
+    entry = find_source("data", options.data, options.dataset_dir)
+    if options.corpus is not None:
+        check_readable("corpus", options.corpus)
+    if not entry.on_hub and output.resolve() == Path(entry.location).resolve():
+        raise ValueError(f"`output`: {output} is the data itself; name another file.")
+
+    workers = workers or find_workers(options)
+    miner = Miner(dataclasses.replace(options, device=own_device(options)), entry)
+    if workers.is_first:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        miner.prepare()
+    workers.wait()
+    for step in JOB_STEPS:
+        workers.do_jobs(miner, step)
+    summary = _summarize(miner)
+    if workers.is_first:
+        _join_results(miner.results(), output)
+        write_text(output.with_suffix(".summary.json"), json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    workers.wait()
+    if workers.is_first and not options.keep_work:
+        miner.work.remove()
+    return summary
+
+
+def _join_results(parts: list[Path], output: Path) -> None:
+    temporary = output.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        for part in parts:
+            with open(part, "rb") as content:
+                shutil.copyfileobj(content, file)
+    os.replace(temporary, output)
+
+
+def _summarize(miner: Miner) -> dict[str, Any]:
+    """Figures of all chunks together."""
+    counts: Counter[str] = Counter()
+    positive, negative = 0.0, 0.0
+    examples: list[dict[str, Any]] = []
+    for part in miner.results():
+        figures = json.loads(part.with_suffix(".json").read_text("utf-8"))
+        counts.update(figures["counts"])
+        positive += figures["sum_of_positive_similarities"]
+        negative += figures["sum_of_negative_similarities"]
+        examples += figures["examples"][: miner.options.examples - len(examples)]
+    written = counts["rows written"]
+    return {
+        "output": miner.options.output,
+        "passages searched": miner.material.searched,
+        "rows": counts["rows"],
+        "rows written": written,
+        "rows left out, for want of a candidate": counts["rows"] - written,
+        "rows with fewer negatives than asked": counts["rows with fewer negatives than asked"],
+        "negatives": counts["negatives"],
+        "negatives above their positive": counts["negatives above their positive"],
+        "mean similarity of positives": positive / written if written else None,
+        "mean similarity of negatives": negative / written if written else None,
+        "candidates dropped": {
+            reason: counts[reason]
+            for reason in ("known answers", "near-duplicates of a positive", "too close to the positive's score")
+        },
+        "examples": examples,
+    }

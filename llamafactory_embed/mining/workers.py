@@ -1,0 +1,160 @@
+"""Who does the jobs of a step: this process, the ranks of torchrun, or Ray workers. All see the same work folder."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import Any, Protocol
+
+from tqdm.auto import tqdm
+
+from ..data.retrieval.entries import Entry
+from .miner import Miner
+from .options import MiningOptions
+
+
+UNITS = {"embed": "texts", "search": "passages", "select": "rows"}
+LONGEST_STEP = datetime.timedelta(days=30)  # ranks that are done wait for the others
+
+
+class Workers(Protocol):
+    """Does what is left of a step, and comes back when all of it is done."""
+
+    is_first: bool
+    """Whether this process reads the data and writes the result."""
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+
+    def do_jobs(self, miner: Miner, step: str) -> None:
+        """All jobs of a step that are not done yet."""
+
+
+class OneProcess:
+    """This process alone."""
+
+    is_first = True
+
+    def wait(self) -> None:
+        """For nobody."""
+
+    def do_jobs(self, miner: Miner, step: str) -> None:
+        _do(miner, step, miner.jobs(step), show=True)
+
+
+class Ranks:
+    """The processes of torchrun; every one of them takes each n-th job."""
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=LONGEST_STEP)
+        self._rank, self._count = dist.get_rank(), dist.get_world_size()
+        self.is_first = self._rank == 0
+
+    def wait(self) -> None:
+        """A barrier."""
+        import torch.distributed as dist
+
+        dist.barrier()
+
+    def do_jobs(self, miner: Miner, step: str) -> None:
+        jobs = miner.jobs(step)
+        self.wait()  # nobody begins before all have seen the same list
+        _do(miner, step, jobs[self._rank :: self._count], show=self.is_first)
+        self.wait()
+
+
+class RayWorkers:
+    """Actors of Ray Data, here or on a cluster whose machines share the work folder."""
+
+    is_first = True
+
+    def __init__(self, count: int) -> None:
+        try:
+            import ray
+            import ray.data
+        except ImportError as error:
+            raise ValueError(
+                "`ray_workers` needs Ray Data, which the extra `ray` brings: pip install 'llamafactory-embed[ray]'."
+            ) from error
+        self._count = count
+        if not ray.is_initialized():
+            ray.init()
+        resources = ray.cluster_resources()
+        cpus, self._gpus = int(resources.get("CPU", 0)), 1 if resources.get("GPU", 0) >= count else 0
+        if cpus < count:
+            raise ValueError(f"`ray_workers: {count}`: the Ray cluster has {cpus} CPUs; each worker needs one.")
+
+    def wait(self) -> None:
+        """For nobody: the driver alone comes here."""
+
+    def do_jobs(self, miner: Miner, step: str) -> None:
+        import ray
+
+        jobs = miner.jobs(step)
+        if not jobs:
+            return
+        rows = ray.data.from_items([{"job": number} for number in jobs], override_num_blocks=len(jobs))
+        done = rows.map_batches(
+            _RayWorker,
+            fn_constructor_args=(miner.options, miner.entry, step),
+            batch_size=1,
+            concurrency=min(self._count, len(jobs)),
+            num_cpus=1,
+            num_gpus=self._gpus,
+        )
+        with _progress(miner, step, jobs) as progress:
+            for batch in done.iter_batches(batch_size=1):
+                progress.update(sum(miner.work_of(step, int(number)) for number in batch["job"]))
+        left = miner.jobs(step)
+        if left:
+            raise ValueError(
+                f"`work_folder`: {miner.work.path} lacks the results of {len(left)} jobs that Ray workers did; it "
+                "must lie on a disk that all machines share."
+            )
+
+
+class _RayWorker:
+    """One actor: its models and indexes stay from job to job."""
+
+    def __init__(self, options: MiningOptions, entry: Entry, step: str) -> None:
+        self._miner = Miner(options, entry)
+        self._step = step
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for number in batch["job"]:
+            self._miner.do(self._step, int(number))
+        return batch
+
+
+def find_workers(options: MiningOptions) -> Workers:
+    """Ray where it is asked for, ranks where torchrun started us."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if options.ray_workers:
+        if ranks > 1:
+            raise ValueError("`ray_workers` and torchrun both share out the work; use one of them.")
+        return RayWorkers(options.ray_workers)
+    return Ranks() if ranks > 1 else OneProcess()
+
+
+def own_device(options: MiningOptions) -> str | None:
+    """The device of this process: under torchrun, every rank has a GPU of its own where there are GPUs."""
+    import torch
+
+    if options.device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return options.device
+
+
+def _do(miner: Miner, step: str, jobs: list[int], show: bool) -> None:
+    with _progress(miner, step, jobs, show) as progress:
+        for number in jobs:
+            miner.do(step, number)
+            progress.update(miner.work_of(step, number))
+
+
+def _progress(miner: Miner, step: str, jobs: list[int], show: bool = True) -> Any:
+    total = sum(miner.work_of(step, number) for number in jobs)
+    return tqdm(total=total, desc=f"{step.capitalize()}", unit=f" {UNITS[step]}", disable=not show or not jobs)

@@ -1,0 +1,1 @@
+"""Generation with diffusion language models: one denoising loop, strategies as pure functions."""

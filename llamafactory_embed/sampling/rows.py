@@ -1,0 +1,101 @@
+"""What is to be predicted: prompts, nothing at all, or the gaps of texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from ..hparams.sampling import SamplingOptions
+
+
+GAP = re.compile(r"\[\[(\d+)\]\]")  # in a text that a user writes: a gap of so many tokens
+
+
+@dataclass(frozen=True)
+class PredictionRow:
+    """One text to generate."""
+
+    tokens: list[int]
+    """The prompt; or the whole text, if it has holes."""
+    label: list[int]
+    """What the data have in its place: the answer, the rest of the text, or the text with its gaps filled."""
+    holes: list[bool] | None = None
+    """Which tokens are to be generated, for gaps in a text; None: what follows the prompt."""
+
+    def show_gaps(self, tokenizer: PreTrainedTokenizerBase, mask: str) -> str:
+        """The text with the mask token's name in its gaps."""
+        assert self.holes is not None
+        pieces: list[str] = []
+        given: list[int] = []
+        for token, hole in zip(self.tokens, self.holes, strict=True):
+            if hole:
+                pieces += [tokenizer.decode(given), mask] if given else [mask]
+                given = []
+            else:
+                given.append(token)
+        return "".join([*pieces, tokenizer.decode(given)])
+
+
+def rows_of_texts(
+    texts: Iterable[Sequence[int]], options: SamplingOptions, mask_token: int, end_token: int | None
+) -> list[PredictionRow]:
+    """Rows of plain texts (`stage: ddm`), as `predict_task` says: the first `prompt_tokens` of each as its prompt;
+    nothing; or its gaps, which are its mask tokens or, where there is none, `gap_tokens` in its middle."""
+    rows = []
+    for text in texts:
+        ended = options.predict_task == "infilling" and len(text) > 0 and text[-1] == end_token
+        rows.append(_row_of_text(list(text[:-1] if ended else text), options, mask_token))
+    return rows
+
+
+def _row_of_text(tokens: list[int], options: SamplingOptions, mask_token: int) -> PredictionRow:
+    if options.predict_task == "unconditional":
+        return PredictionRow([], [])
+    if options.predict_task == "prompt":
+        return PredictionRow(tokens[: options.prompt_tokens], tokens[options.prompt_tokens :])
+    holes = [token == mask_token for token in tokens]
+    if any(holes):
+        return PredictionRow(tokens, [], holes)
+    start = max(0, (len(tokens) - options.gap_tokens) // 2)
+    holes = [start <= index < start + options.gap_tokens for index in range(len(tokens))]
+    return PredictionRow(tokens, tokens, holes)
+
+
+def row_of_answer(tokens: Sequence[int], is_answer: Sequence[bool], options: SamplingOptions) -> PredictionRow:
+    """A conversation (`stage: ddm-sft`): its last answer is to be predicted, from nothing, from what precedes it, or
+    from that and from the answer around its middle."""
+    end = len(tokens)
+    while end > 0 and not is_answer[end - 1]:
+        end -= 1
+    start = end
+    while start > 0 and is_answer[start - 1]:
+        start -= 1
+    prompt, answer = list(tokens[:start]), list(tokens[start:end])
+    if options.predict_task == "unconditional":
+        return PredictionRow([], [])
+    if options.predict_task == "prompt":
+        return PredictionRow(prompt, answer)
+    first = start + max(0, (len(answer) - options.gap_tokens) // 2)
+    last = min(end, first + options.gap_tokens)
+    whole = prompt + answer
+    return PredictionRow(whole, whole, [first <= index < last for index in range(len(whole))])
+
+
+def parse_gaps(text: str, tokenizer: PreTrainedTokenizerBase, mask_token: int) -> tuple[list[int], list[bool]]:
+    """Tokens and holes of a text in which `[[8]]` stands for a gap of eight tokens."""
+    pieces = GAP.split(text)  # text, number, text, number, …, text
+    if len(pieces) == 1:
+        raise ValueError(f"The text {text!r} has no gap: write [[8]] where eight tokens are missing.")
+    tokens: list[int] = []
+    holes: list[bool] = []
+    for index, piece in enumerate(pieces):
+        if index % 2:
+            new = [mask_token] * int(piece)
+        else:
+            new = tokenizer(piece, add_special_tokens=index == 0)["input_ids"]
+        tokens += new
+        holes += [bool(index % 2)] * len(new)
+    return tokens, holes

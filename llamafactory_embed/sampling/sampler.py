@@ -1,0 +1,162 @@
+"""A diffusion language model with all that generation needs: what predictions, chat, the command and lm-eval share."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from attention_patch import SlidingWindow
+
+from ..data.tokenization import find_special_tokens
+from ..model.token_loss import LanguageModelHead
+from .canvas import Canvas
+from .draws import SeededDraws, text_seed
+from .loop import Frame, denoise
+from .network import GuidedNetwork, LanguageModelNetwork, Network
+from .settings import SamplingSettings
+
+
+HIDDEN = "░"  # how a token is shown that is masked still
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The generated tokens of one text, up to its end."""
+
+    tokens: list[int]
+    text: list[int]
+    """The whole text, prompt included, without padding."""
+    ended: bool
+    """Whether an end token came before the room was used up."""
+
+
+@dataclass
+class Sampler:
+    """Generates texts. What a text becomes depends on its number and the seed, not on its neighbours."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    settings: SamplingSettings
+    mask_token: int
+    shift: bool
+    end_tokens: tuple[int, ...] = ()
+    sliding_window: SlidingWindow = "keep"
+    """As the model was trained; a checkpoint with full weights says it in its config.json."""
+    forwards: int = 0
+    """Forwards of the network so far."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        numbers: Sequence[int] | None = None,
+        *,
+        settings: SamplingSettings | None = None,
+        watch: Callable[[Frame], None] | None = None,
+    ) -> list[Generated]:
+        """`max_new_tokens` tokens behind each prompt. `numbers` are the texts' numbers in their data set."""
+        settings = settings or self.settings
+        canvas = Canvas.of_prompts(
+            [self.start_of(prompt) for prompt in prompts], settings.max_new_tokens, self.mask_token, self.device
+        )
+        done = self._denoise(canvas, numbers, settings, watch, self.end_tokens)
+        return [self._cut(done.answer(row), done.text(row)) for row in range(len(done))]
+
+    def fill(
+        self,
+        texts: Sequence[Sequence[int]],
+        holes: Sequence[Sequence[bool]],
+        numbers: Sequence[int] | None = None,
+        *,
+        settings: SamplingSettings | None = None,
+        watch: Callable[[Frame], None] | None = None,
+    ) -> list[Generated]:
+        """The holes of texts. An end token ends nothing here: what follows is given."""
+        for text, hole in zip(texts, holes, strict=True):
+            if not any(hole):
+                raise ValueError(f"The text {self.tokenizer.decode(list(text))!r} has no gap to fill.")
+        canvas = Canvas.of_texts(texts, holes, self.mask_token, self.device)
+        done = self._denoise(canvas, numbers, settings or self.settings, watch, ())
+        return [Generated(done.answer(row), done.text(row), False) for row in range(len(done))]
+
+    def start_of(self, prompt: Sequence[int]) -> list[int]:
+        """The prompt, or what stands for none: the tokenizer's BOS. A model that predicts with a shift needs a token
+        before the first one that it generates; EOS, which ended the document before, serves where there is no BOS."""
+        if len(prompt) > 0:
+            return list(prompt)
+        leading = list(find_special_tokens(self.tokenizer, append_eos=False).leading)
+        if leading or not self.shift or self.tokenizer.eos_token_id is None:
+            return leading
+        return [self.tokenizer.eos_token_id]
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of tokens."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+
+    def show(self, tokens: Sequence[int], masked: Sequence[bool], skip_special_tokens: bool = True) -> str:
+        """Text with blocks in the place of what is masked."""
+        pieces: list[str] = []
+        for is_masked, group in itertools.groupby(zip(tokens, masked, strict=True), key=lambda pair: pair[1]):
+            run = [token for token, _ in group]
+            pieces.append(HIDDEN * len(run) if is_masked else self.decode(run, skip_special_tokens))
+        return "".join(pieces)
+
+    def _denoise(
+        self,
+        canvas: Canvas,
+        numbers: Sequence[int] | None,
+        settings: SamplingSettings,
+        watch: Callable[[Frame], None] | None,
+        end_tokens: Sequence[int],
+    ) -> Canvas:
+        seeds = [text_seed(settings.seed, number) for number in (numbers or range(len(canvas)))]
+        was_training = self.model.training
+        self.model.eval()
+        done = denoise(
+            canvas,
+            self._network(canvas, settings),
+            settings,
+            SeededDraws(seeds, canvas.generated),
+            banned_tokens=self._never_written(),
+            end_tokens=end_tokens,
+            watch=watch,
+        )
+        self.model.train(was_training)
+        self.forwards += done.forwards
+        return done.canvas
+
+    def _never_written(self) -> set[int]:
+        """The mask token, and rows of the embedding matrix that belong to no token."""
+        rows = LanguageModelHead.of_model(self.model).vocabulary_size
+        return {self.mask_token, *range(len(self.tokenizer), rows)}
+
+    def _network(self, canvas: Canvas, settings: SamplingSettings) -> Network:
+        def language_model() -> Network:
+            return LanguageModelNetwork(
+                self.model,
+                shift=self.shift,
+                block_size=settings.block_size,
+                sliding_window=self.sliding_window,
+                cache=settings.cache,
+                cache_refresh_steps=settings.cache_refresh_steps,
+            )
+
+        if settings.cfg_scale <= 0:
+            return language_model()
+        return GuidedNetwork(language_model(), language_model(), settings.cfg_scale, canvas.generated, self.mask_token)
+
+    def _cut(self, answer: Sequence[int], text: list[int]) -> Generated:
+        """Up to the first end token, which is not part of the answer."""
+        for index, token in enumerate(answer):
+            if token in self.end_tokens:
+                return Generated(list(answer[:index]), text[: len(text) - len(answer) + index], True)
+        return Generated(list(answer), text, False)

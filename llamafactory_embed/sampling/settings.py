@@ -1,0 +1,91 @@
+"""How a text is denoised: our options and those of the host's GeneratingArguments in one record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..hparams.sampling import ALGORITHMS_WITH_PROBABILITY, SamplingOptions
+from ..model.families import Family
+
+
+DEFAULT_ALGORITHM = "low_confidence"
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Everything the denoising loop is told. The defaults are greedy."""
+
+    steps: int = 64
+    algorithm: str = DEFAULT_ALGORITHM
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    logits_temp: float = 1.0
+    alg_temp: float = 0.0
+    block_length: int | None = None
+    block_size: int | None = None
+    """Of a model trained for block diffusion: blocks are counted from the start of the text, and no block sees a
+    later one."""
+    cfg_scale: float = 0.0
+    confidence_threshold: float | None = None
+    confidence_factor: float | None = None
+    cache: str = "none"
+    cache_refresh_steps: int | None = None
+    seed: int = 42
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether the network's confidence decides how many positions a step reveals, not the number of steps."""
+        return self.confidence_threshold is not None or self.confidence_factor is not None
+
+    @classmethod
+    def from_options(
+        cls,
+        options: SamplingOptions,
+        generating_args: Any,
+        *,
+        family: Family | None = None,
+        block_size: int | None = None,
+        seed: int = 42,
+    ) -> SamplingSettings:
+        """Of a recipe's options. Without a `sampling_algorithm` the model's family decides, with its own settings
+        where the recipe leaves them open; parallel decoding needs a probability and takes the default instead."""
+        algorithm: str | None = options.sampling_algorithm
+        block_length = options.block_length
+        is_parallel = options.confidence_threshold is not None or options.confidence_factor is not None
+        if algorithm is None and family is not None:
+            if not is_parallel or ALGORITHMS_WITH_PROBABILITY.issuperset({family.sampler}):
+                algorithm = family.sampler
+            block_length = block_length or family.sampler_settings.get("block_length")
+        settings = cls(
+            steps=options.diffusion_steps,
+            algorithm=algorithm or DEFAULT_ALGORITHM,
+            logits_temp=options.logits_temp,
+            alg_temp=options.alg_temp,
+            block_length=block_length,
+            block_size=block_size,
+            cfg_scale=options.cfg_scale,
+            confidence_threshold=options.confidence_threshold,
+            confidence_factor=options.confidence_factor,
+            cache=options.sampling_cache,
+            cache_refresh_steps=options.cache_refresh_steps,
+            seed=seed,
+        )
+        return settings.with_generation(vars(generating_args))
+
+    def with_generation(self, values: Mapping[str, Any]) -> SamplingSettings:
+        """Take over what the host's generation options say; `do_sample: false` is temperature 0 without filters, and
+        what is None is left as it is."""
+        names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
+        changed = {name: values[name] for name in names if values.get(name) is not None}
+        if values.get("do_sample") is False:
+            changed |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
+        settings = dataclasses.replace(self, **changed)
+        if settings.max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be at least 1, not {settings.max_new_tokens}.")
+        return settings

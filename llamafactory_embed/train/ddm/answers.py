@@ -1,0 +1,131 @@
+"""Prompts with answers, in the host's formats and templates, as texts of which only the answers are hidden."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+from llamafactory.extras import logging
+
+from ...data.document_batches import DocumentRow
+from ...hparams.ddm import DiffusionTuningOptions
+from ...model.families import Family
+from .rows import DiffuSeqTokens, Text, chat_text, diffuseq_text, pad_text, split_labels
+
+
+logger = logging.get_logger(__name__)
+
+UNCUT = 2**31  # a `cutoff_len` that no row reaches: the host would cut answers, and their end first
+NO_TEMPLATE = "empty"  # the host's template that adds nothing
+
+
+@dataclass(frozen=True)
+class AnswerData:
+    """Rows of the host's stage `sft`, not cut: `input_ids`, and `labels` that are -100 where a token is prompt."""
+
+    train: Any | None
+    evaluation: Any | None
+    end_tokens: frozenset[int]
+    """EOS, and what else the template ends an answer with."""
+
+
+def load_answers(
+    options: DiffusionTuningOptions,
+    family: Family | None,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    tokenizer_module: dict[str, Any],
+) -> AnswerData:
+    """Load and tokenize as the host's stage `sft` does, with its templates, tools and turns."""
+    uncut = copy.copy(data_args)
+    uncut.cutoff_len = UNCUT
+    uncut.packing = uncut.neat_packing = False  # rows are packed anyway, and see nothing of one another
+    uncut.template = choose_template(options, family, data_args.template, tokenizer_module["tokenizer"])
+    template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], uncut)
+    module = get_dataset(template, model_args, uncut, training_args, stage="sft", **tokenizer_module)
+    end_tokens = frozenset(template.get_stop_token_ids(tokenizer_module["tokenizer"]))
+    data = AnswerData(module.get("train_dataset"), module.get("eval_dataset"), end_tokens)
+    warn_of_cut_rows(data.train, data_args.cutoff_len)
+    return data
+
+
+def choose_template(
+    options: DiffusionTuningOptions, family: Family | None, asked: str | None, tokenizer: Any
+) -> str | None:
+    """The host's name of the template; None: the chat template of the tokenizer."""
+    if options.ddm_format == "diffuseq":
+        return NO_TEMPLATE
+    if asked is not None:
+        return asked
+    if tokenizer.chat_template is None and (family is None or family.template is None):
+        raise ValueError(
+            "`template` is not set, and neither the tokenizer nor the model's family has one: name one, for instance "
+            "`template: default`, or use `ddm_format: diffuseq`."
+        )
+    return None if tokenizer.chat_template is not None or family is None else family.template
+
+
+def warn_of_cut_rows(rows: Any, cutoff_len: int) -> None:
+    """Say how many rows lose the beginning of their prompt; a stream is not read for that."""
+    if rows is None or not hasattr(rows, "__len__"):
+        return
+    column = rows.with_format("arrow")[:]["input_ids"]
+    lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks])
+    too_long = int((lengths > cutoff_len).sum())
+    if too_long:
+        logger.warning_rank0(
+            f"{too_long} of {len(lengths)} rows are longer than `cutoff_len: {cutoff_len}` (up to {lengths.max()} "
+            "tokens): their answers are kept, but the beginning of their prompts is cut off."
+        )
+
+
+@dataclass(frozen=True)
+class ChatTexts:
+    """Conversations as the template writes them, followed by EOS as far as `eos_padding` says."""
+
+    cutoff_len: int
+    bos: int | None
+    eos: int
+    ends: frozenset[int]
+    eos_padding: str
+
+    def __call__(self, rows: Sequence[DocumentRow]) -> list[list[Text]]:
+        texts = [self._text(row) for row in rows]
+        lengths = {"never": 0, "batch": max(map(len, texts)), "cutoff_len": self.cutoff_len}
+        return [[pad_text(text, lengths[self.eos_padding], self.eos)] for text in texts]
+
+    def _text(self, row: DocumentRow) -> Text:
+        assert row.labels is not None
+        return chat_text(row.token_ids, row.labels, self.cutoff_len, bos=self.bos, ends=self.ends)
+
+
+@dataclass(frozen=True)
+class DiffuSeqTexts:
+    """Rows `bos source sep target eos pad…`."""
+
+    cutoff_len: int
+    special: DiffuSeqTokens
+
+    def __call__(self, rows: Sequence[DocumentRow]) -> list[list[Text]]:
+        texts = []
+        for row in rows:
+            assert row.labels is not None
+            source, target = split_labels(row.token_ids, row.labels)
+            texts.append([diffuseq_text(source, target, self.cutoff_len, self.special)])
+        return texts
+
+
+def diffuseq_tokens(tokenizer: Any) -> DiffuSeqTokens:
+    """The tokenizer's own special tokens; between source and target, a new line where it has no separator."""
+    eos = tokenizer.eos_token_id
+    sep = tokenizer.sep_token_id
+    if sep is None:
+        newline = tokenizer.encode("\n", add_special_tokens=False)
+        sep = newline[-1] if newline else eos
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
+    return DiffuSeqTokens(bos=bos, sep=sep, eos=eos, pad=tokenizer.pad_token_id)

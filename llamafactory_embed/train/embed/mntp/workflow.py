@@ -1,0 +1,81 @@
+"""`stage: mntp`, from the recipe to the checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....data.documents import load_documents
+from ....host.documents import asks_for_packing
+from ....hparams.mntp import MntpOptions
+from ....model.packed import tokens_per_batch
+from ...token_batches import TokenCollator
+from ...token_card import write_model_card
+from ...token_loading import load_token_predictor, set_up_masked_tokens
+from ...token_trainer import eval_sets_of
+from ...workflow import make_batches, train_and_evaluate
+from .corruption import MntpCorruption
+from .trainer import MntpTrainer
+
+
+def run_mntp(
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    finetuning_args: Any,
+    generating_args: Any,
+    callbacks: list[Any] | None = None,
+) -> None:
+    """Train a decoder to predict masked tokens from both sides; called by the host's tuner."""
+    options: MntpOptions = finetuning_args.stage_options
+    setup = set_up_masked_tokens(options, model_args, otherwise="blank")
+    data = load_documents(
+        model_args,
+        data_args,
+        training_args,
+        setup.tokenizer,
+        line_by_line=options.line_by_line,
+        packing=asks_for_packing(finetuning_args),
+    )
+    dataset, batches = make_batches(data.train, training_args, finetuning_args)
+    model, record = load_token_predictor(setup, options, model_args, finetuning_args, training_args)
+
+    corruption = MntpCorruption(
+        mask_id=setup.mask.id,
+        vocabulary_size=len(setup.tokenizer),
+        special_ids=frozenset(setup.tokenizer.all_special_ids),
+        probability=options.mlm_probability,
+        masking=options.masking,
+        shift=setup.shift,
+    )
+    collator = TokenCollator(
+        corruption, training_args.seed, tokens_per_batch(options.max_tokens_per_batch, training_args.device)
+    )
+    eval_sets = eval_sets_of(data.evaluation)
+    trainer = MntpTrainer(
+        model=model,
+        record=record,
+        batches=batches,
+        recipe=finetuning_args.recipe,
+        eval_sets=eval_sets,
+        eval_collator=collator,
+        args=training_args,
+        finetuning_args=finetuning_args,
+        data_collator=collator,
+        train_dataset=dataset,
+        eval_dataset=eval_sets or None,
+        callbacks=callbacks,
+        **setup.tokenizer_module,
+    )
+    plotted = ["loss", *(f"eval_{f'{name}_' if name else ''}loss" for name in eval_sets)]
+    metrics = train_and_evaluate(trainer, training_args, finetuning_args, plotted)
+    if training_args.do_train:
+        trainer.write_card = lambda: write_model_card(
+            training_args.output_dir,
+            model_args.model_name_or_path,
+            "Masked next-token prediction (LLM2Vec, arXiv 2404.05961) has made it read in both directions.",
+            ("mntp", "masked-lm"),
+            record,
+            data_args.dataset or [],
+            metrics,
+        )
+        trainer.publish()

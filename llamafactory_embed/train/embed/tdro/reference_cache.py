@@ -1,0 +1,139 @@
+"""The reference's losses of a whole run, computed once: the reference then takes no memory while the proxy trains, and
+the next run on the same data takes no time for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ....data.retrieval.rows import Example, RetrievalDataset
+from ....data.retrieval.sampler import GlobalBatchSampler
+from ....hparams.contrastive import ComparisonOptions
+from ....model.embedding_config import EmbeddingConfig
+from ..gather import gather, rank, world_size
+from ..trainer import EvenEpochs
+from .batch import TdroBatch, TdroCollator, example_id
+from .reference import ReferenceFunction
+
+
+# What of an embedder's configuration changes its losses: not how it is described or served.
+CONFIG_LEFT_OUT = ("instructions", "symmetric_tasks", "base_model", "merged_adapters", "normalize", "matryoshka_dims")
+
+
+class CachedReference:
+    """Losses by example; what is not known is an example of another run."""
+
+    def __init__(self, losses: dict[int, float]) -> None:
+        self.losses = losses
+
+    def __call__(self, batch: TdroBatch) -> Tensor:
+        return torch.tensor([self.losses[number] for number in batch.example_ids.tolist()])
+
+
+def cache_path(
+    folder: str | Path, models: Iterable[str], config: EmbeddingConfig, options: ComparisonOptions, dtype: Any
+) -> Path:
+    """The file for a reference made of these models: another reference, prompt, length or temperature has another."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in CONFIG_LEFT_OUT}
+    identity = [
+        [fingerprint(model) for model in models],
+        settings,
+        options.similarity,
+        options.loss_temperature,
+        str(dtype),
+    ]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode("utf-8")).hexdigest()
+    return Path(folder) / f"reference_losses-{digest[:16]}.safetensors"
+
+
+def fingerprint(model: str) -> list[Any]:
+    """What tells a model from another: its name, and of a folder its files with their sizes and times."""
+    if not os.path.isdir(model):
+        return [model]
+    names = sorted(name for name in os.listdir(model) if name.endswith((".json", ".safetensors", ".bin")))
+    stats = [os.stat(os.path.join(model, name)) for name in names]
+    found = [[name, each.st_size, each.st_mtime_ns] for name, each in zip(names, stats, strict=True)]
+    return [os.path.abspath(model), *found]
+
+
+def examples_of_run(dataset: RetrievalDataset, sampler: GlobalBatchSampler, training_args: Any) -> Iterator[Example]:
+    """What this rank will see in a run, as the Trainer counts its steps."""
+    batches = EvenEpochs(sampler)
+    accumulated = training_args.gradient_accumulation_steps
+    steps_per_epoch = math.ceil(len(batches) / accumulated)
+    steps = training_args.max_steps
+    if steps <= 0:
+        steps = math.ceil(training_args.num_train_epochs * steps_per_epoch)
+    for epoch in range(math.ceil(steps / steps_per_epoch)):
+        sampler.set_epoch(epoch)
+        left = steps - epoch * steps_per_epoch
+        for batch in itertools.islice(batches, left * accumulated):
+            yield from (dataset[key] for key in batch)
+    sampler.set_epoch(0)
+
+
+def fill_cache(
+    path: Path,
+    examples: Iterable[Example],
+    collator: TdroCollator,
+    batch_size: int,
+    load: Callable[[], ReferenceFunction],
+) -> CachedReference:
+    """Read the losses that the file holds, compute those that are missing (loading the reference only if there are
+    any), and write them all back."""
+    known = read_losses(path)
+    missing: dict[int, Example] = {}
+    for example in examples:
+        number = example_id(example)
+        if number not in known:
+            missing.setdefault(number, example)
+    if int(gather(torch.tensor([len(missing)])).sum()) == 0:
+        return CachedReference(known)
+
+    reference = load()
+    todo = sorted(missing.items(), key=lambda item: len(item[1].negatives))
+    groups = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
+    found: dict[int, float] = {}
+    for group in tqdm(groups, desc="Losses of the reference", disable=rank() != 0):
+        losses = reference(collator([example for _, example in group])["batch"])
+        found.update(zip((number for number, _ in group), losses.tolist(), strict=True))
+
+    parts: list[dict[int, float]] = [found]
+    if world_size() > 1:
+        parts = [{} for _ in range(world_size())]
+        dist.all_gather_object(parts, found)
+    for part in parts:
+        known.update(part)
+    if rank() == 0:
+        write_losses(path, known)
+    return CachedReference(known)
+
+
+def read_losses(path: Path) -> dict[int, float]:
+    """Losses by example, none if there is no file."""
+    if not path.is_file():
+        return {}
+    tensors = load_file(path)
+    return dict(zip(tensors["examples"].tolist(), tensors["losses"].tolist(), strict=True))
+
+
+def write_losses(path: Path, losses: dict[int, float]) -> None:
+    """Write to a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    numbers, values = torch.tensor(list(losses)), torch.tensor(list(losses.values()))
+    save_file({"examples": numbers, "losses": values}, temporary)
+    os.replace(temporary, path)

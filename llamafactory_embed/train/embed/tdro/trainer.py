@@ -1,0 +1,115 @@
+"""The training step of `stage: tdro`: the weights of the tasks and the proxy model learn in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....hparams.tdro import TdroOptions
+from ..contrastive.batch import ContrastiveBatch
+from ..contrastive.trainer import ContrastiveTrainer
+from ..gather import gather, world_size
+from .batch import TdroBatch, query_losses
+from .history import WeightHistory
+from .measure import MeasureAccumulator, robust_loss
+from .reference import ReferenceFunction
+from .task_weights import TaskWeights
+from .weight_files import weight_tables, write_weight_files
+
+
+STATE_NAME = "task_weights.pt"
+
+
+class TdroTrainer(ContrastiveTrainer):
+    """Measures every task in every update, moves the weights, and trains the proxy on the weighted loss."""
+
+    options: TdroOptions
+
+    def __init__(
+        self,
+        *,
+        options: TdroOptions,
+        weights: TaskWeights,
+        tasks: Sequence[str],
+        sizes: Sequence[int],
+        reference: ReferenceFunction | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(options=options, objective=self._robust_loss, **kwargs)
+        self.weights = weights
+        self.tasks = tasks
+        self.sizes = sizes
+        self.reference = reference
+        self.measures = MeasureAccumulator(len(tasks), options.tdro_measure, options.tdro_norm)
+        folder = Path(self.args.output_dir) if self.is_world_process_zero() else None
+        self.history = WeightHistory(tasks, folder)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The reference first, so that its forward lies between no forward of the proxy and its backward."""
+        if self.reference is not None:
+            batch: TdroBatch = inputs["batch"]
+            packed = self._equal_forwards(batch.packed)
+            with self.compute_loss_context_manager():
+                losses = self.reference(dataclasses.replace(batch, packed=packed))
+            inputs = inputs | {"batch": dataclasses.replace(batch, reference_losses=losses)}
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _robust_loss(self, embeddings: Tensor, batch: ContrastiveBatch) -> Tensor:
+        """Measure a micro-batch, move the weights if it completes the update, and weight its losses with them (so that
+        only the last micro-batch of an update sees the new weights, as in tDRO)."""
+        assert isinstance(batch, TdroBatch)
+        losses = query_losses(embeddings, batch, self.options)  # [B]
+        tasks = batch.task_indices.to(losses.device)  # [B]
+        all_tasks = gather(tasks)
+        reference = None if batch.reference_losses is None else gather(batch.reference_losses.to(losses.device))
+        self.measures.add(gather(losses.detach()), reference, all_tasks)
+        if self.accelerator.sync_gradients:
+            self._update_weights()
+        weights = self.weights.current.to(losses)
+        # DDP averages gradients over ranks, and each has a part of the sum.
+        return world_size() * robust_loss(losses, tasks, weights, all_tasks)
+
+    def _update_weights(self) -> None:
+        measured = self.measures.finish()
+        rate = self.weights.update(measured.measures, self.state.max_steps)
+        self.history.add(self.weights.updates, rate, self.weights.current, measured)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the losses of the proxy: weight, loss and measure of every task since the entry before."""
+        if "loss" in logs:
+            before = [entry["step"] for entry in self.state.log_history if "loss" in entry]
+            logs |= self.history.means_after(before[-1] if before else 0)
+        super().log(logs, start_time)
+
+    def write_checkpoint(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+        super().write_checkpoint(folder, state_dict)
+        tables = weight_tables(self.tasks, self.sizes, self.weights, self.options.tdro_top_percents)
+        write_weight_files(folder, tables)
+        self.history.save(folder)
+        temporary = folder / f"{STATE_NAME}.tmp"
+        torch.save({"tasks": list(self.tasks), **self.weights.state_dict()}, temporary)
+        os.replace(temporary, folder / STATE_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint, STATE_NAME)
+        if not path.is_file():
+            raise ValueError(
+                f"`resume_from_checkpoint: {checkpoint}` is no checkpoint of `stage: tdro`: it has no {path.name}."
+            )
+        state = torch.load(path, weights_only=True)
+        if state["tasks"] != list(self.tasks):
+            raise ValueError(
+                f"`resume_from_checkpoint: {checkpoint}` has weights for {', '.join(state['tasks'])}, and the recipe "
+                f"has the tasks {', '.join(self.tasks)}: resume with the same `dataset`."
+            )
+        self.weights.load_state_dict(state)
+        self.history.load(Path(checkpoint))

@@ -1,0 +1,83 @@
+"""`stage: tdro`, from the recipe to the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llamafactory.model import load_tokenizer
+
+from ....data.embedding_tokenizer import EmbeddingTokenizer
+from ....data.retrieval.evalset import build_retrieval_eval
+from ....data.retrieval.rows import RetrievalDataset, Task
+from ....data.retrieval.sampler import GlobalBatchSampler
+from ....hparams.tdro import TdroOptions
+from ....model.packed import tokens_per_batch
+from ..contrastive.finish import evaluate_and_publish, train_and_save
+from ..contrastive.sampling import make_batches
+from ..loading import embedding_config
+from ..tasks import load_train_and_eval_tasks
+from .batch import TdroCollator
+from .checks import check_arguments, check_tasks
+from .models import ModelLoader
+from .reference_cache import examples_of_run
+from .report import PICTURE_NAME, closing_table, draw_weights
+from .task_weights import TaskWeights, start_weights
+from .trainer import TdroTrainer
+
+
+def run_tdro(
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    finetuning_args: Any,
+    generating_args: Any,
+    callbacks: list[Any] | None = None,
+) -> None:
+    """Find the weights of the tasks with a proxy model; called by the host's tuner."""
+    options: TdroOptions = finetuning_args.stage_options
+    check_arguments(options, data_args, training_args)
+    loaded, eval_tasks = load_train_and_eval_tasks(options, model_args, data_args, training_args)
+    tasks = [task for task in loaded if isinstance(task, Task)]
+    check_tasks(options, tasks)
+    names, sizes = [task.name for task in tasks], [len(task.rows) for task in tasks]
+    start = start_weights(options.tdro_start_weights, names)
+    weights = TaskWeights(start, options)
+    retrieval_evals = [build_retrieval_eval(task) for task in eval_tasks]
+    dataset, batch_sampler = make_batches(tasks, options, "mixed", data_args, training_args, finetuning_args)
+    assert isinstance(dataset, RetrievalDataset)
+    assert isinstance(batch_sampler, GlobalBatchSampler)
+
+    tokenizer_module = load_tokenizer(model_args)
+    tokenizer = tokenizer_module["tokenizer"]
+    config = embedding_config(options, data_args.cutoff_len, model_args, tasks, similarity=options.similarity)
+    collator = TdroCollator(
+        EmbeddingTokenizer(tokenizer, config),
+        options.grad_cache_tokens or tokens_per_batch(options.max_tokens_per_batch, training_args.device),
+    )
+    loader = ModelLoader(options, config, tokenizer, collator, model_args, training_args, finetuning_args)
+    proxy, reference = loader.load(lambda: examples_of_run(dataset, batch_sampler, training_args))
+
+    trainer = TdroTrainer(
+        model=proxy,
+        options=options,
+        weights=weights,
+        tasks=names,
+        sizes=sizes,
+        reference=reference,
+        retrieval_evals=retrieval_evals,
+        args=training_args,
+        finetuning_args=finetuning_args,
+        data_collator=collator,
+        batch_sampler=batch_sampler,
+        recipe=finetuning_args.recipe,
+        train_dataset=dataset,
+        eval_dataset=retrieval_evals or None,
+        callbacks=callbacks,
+        **tokenizer_module,
+    )
+    train_and_save(trainer, training_args, finetuning_args)
+    if trainer.is_world_process_zero():
+        draw_weights(Path(training_args.output_dir) / PICTURE_NAME, trainer.history)
+        print(closing_table(trainer.history, sizes, weights, start))
+    evaluate_and_publish(trainer, tasks, model_args, training_args)

@@ -1,0 +1,83 @@
+"""What a trained classifier of words remembers, and its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ....hparams.word_task import WordTaskOptions
+
+
+RECORD_NAME = "word_task.json"
+CLASSIFIER_NAME = "word_classifier.safetensors"
+
+
+@dataclass(frozen=True)
+class WordTaskRecord:
+    """Labels, and how words are read; a classifier is worth nothing on hidden states that are read otherwise."""
+
+    word_task: str
+    labels: list[str]
+    attention: str
+    sliding_window: str
+    retroactive_labels: str
+    merge_subwords: bool
+    space_before_words: bool
+    base_model: str
+    merged_adapters: list[str]
+
+    def save(self, folder: Path) -> None:
+        temporary = folder / f"{RECORD_NAME}.tmp"
+        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(temporary, folder / RECORD_NAME)
+
+    @classmethod
+    def load(cls, folder: Path) -> WordTaskRecord:
+        return cls(**json.loads((folder / RECORD_NAME).read_text("utf-8")))
+
+    def check_read_alike(self, options: WordTaskOptions, space_before_words: bool, folder: Path) -> None:
+        """Refuse a recipe that reads words in another way than this classifier was trained on."""
+        asked: dict[str, Any] = dataclasses.asdict(options) | {"space_before_words": space_before_words}
+        for name in (
+            "word_task",
+            "attention",
+            "sliding_window",
+            "retroactive_labels",
+            "merge_subwords",
+            "space_before_words",
+        ):
+            trained = getattr(self, name)
+            if trained != asked[name]:
+                raise ValueError(
+                    f"The classifier in {folder} was trained with `{name}: {_written(trained)}`, the recipe says "
+                    f"`{_written(asked[name])}`: set it alike."
+                )
+
+
+def save_classifier(folder: Path, state: dict[str, Tensor]) -> None:
+    temporary = folder / f"{CLASSIFIER_NAME}.tmp"
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, temporary)
+    os.replace(temporary, folder / CLASSIFIER_NAME)
+
+
+def load_classifier(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / CLASSIFIER_NAME)
+
+
+def find_classifier(candidates: list[str | None]) -> Path | None:
+    """The first of these folders that holds one."""
+    for name in candidates:
+        if name and Path(name, CLASSIFIER_NAME).is_file():
+            return Path(name)
+    return None
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

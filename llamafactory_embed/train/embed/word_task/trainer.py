@@ -1,0 +1,141 @@
+"""The training step of `stage: word-task`, and its evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ....data.words.sentences import Sentence
+from ....evaluation.word_metrics import CUT, word_metrics
+from ....model.backbone import load_backbone_weights, part_of_state_dict, save_backbone
+from ...trainer import WrappedModelTrainer
+from .batches import NO_LABEL, WordExample, collate_words
+from .record import WordTaskRecord, load_classifier, save_classifier
+from .tagger import WordTagger
+
+
+@dataclass(frozen=True)
+class WordEval:
+    """Sentences to judge by, and the same as the model gets them."""
+
+    sentences: list[Sentence]
+    examples: list[WordExample]
+
+
+class WordTaskTrainer(WrappedModelTrainer):
+    """The host's trainer around a `WordTagger`.
+
+    A step's loss is the mean over all its words, over accumulated batches and ranks: accumulating equals a large
+    batch, and several ranks equal one process.
+    """
+
+    def __init__(self, *, model: WordTagger, record: WordTaskRecord, held_out: WordEval | None, **kwargs: Any) -> None:
+        super().__init__(model=model, **kwargs)
+        self.record = record
+        self.held_out = held_out
+        self.model_accepts_loss_kwargs = True  # the loss is divided here, by the words of the whole step
+
+    @property
+    def tagger(self) -> WordTagger:
+        return self.wrapped_model
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """This micro-batch's part of the step's loss, with its graph."""
+        scores = model(inputs["sentences"], inputs["states"])  # [W, labels]
+        labels = inputs["labels"]
+        total = nn.functional.cross_entropy(scores.float(), labels, ignore_index=NO_LABEL, reduction="sum")
+        words = (labels != NO_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = total * self.accelerator.num_processes / words.clamp(min=1)  # engines average over ranks
+        return (loss, {}) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
+        """The words of the step: of all its micro-batches, on all ranks."""
+        if not batch_samples:
+            return None
+        words = torch.stack([(batch["labels"] != NO_LABEL).sum() for batch in batch_samples]).sum().to(device)
+        if self.accelerator.num_processes > 1:
+            dist.all_reduce(words)
+        return words
+
+    # ---------------------------------------------- evaluation ----------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss, accuracy, and what counts for these labels: F1 of entities, or the labels' mean F1."""
+        assert self.held_out is not None
+        if self.optimizer is not None:
+            self.optimizer.eval()
+        predicted, loss = self.label(self.held_out)
+        gold = [sentence.labels for sentence in self.held_out.sentences]
+        found = {"loss": loss} | word_metrics(gold, predicted)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def label(self, data: WordEval) -> tuple[list[list[str]], float]:
+        """The label of every word, without dropout, and the mean loss where the labels are known. Ranks share the
+        sentences, unless each of them is needed for every forward."""
+        ranks = 1 if self.is_sharded else self.args.world_size
+        rank = 0 if self.is_sharded else self.args.process_index
+        was_training = self.model.training
+        self.model.eval()
+        own = range(rank, len(data.examples), ranks)
+        numbers: dict[int, list[int]] = {}
+        total, words = 0.0, 0
+        size = self.args.per_device_eval_batch_size
+        for start in tqdm(range(0, len(own), size), desc="Labelling", disable=self.args.disable_tqdm, leave=False):
+            chosen = own[start : start + size]
+            inputs = self._prepare_inputs(collate_words([data.examples[index] for index in chosen]))
+            scores = self.model(inputs["sentences"], inputs["states"]).float()
+            labels = inputs["labels"]
+            total += float(nn.functional.cross_entropy(scores, labels, ignore_index=NO_LABEL, reduction="sum"))
+            words += int((labels != NO_LABEL).sum())
+            counts = [len(data.examples[index].labels) for index in chosen]
+            for index, found in zip(chosen, scores.argmax(dim=-1).split(counts), strict=True):
+                numbers[index] = found.tolist()
+        self.model.train(was_training)
+        if ranks > 1:
+            parts: list[Any] = [None] * ranks
+            dist.all_gather_object(parts, (numbers, total, words))
+            numbers = {index: found for part in parts for index, found in part[0].items()}
+            total, words = sum(part[1] for part in parts), sum(part[2] for part in parts)
+        named = [self._named(data, index, numbers[index]) for index in range(len(data.examples))]
+        return named, total / max(1, words)
+
+    def _named(self, data: WordEval, index: int, numbers: Sequence[int]) -> list[str]:
+        """Numbers of the words that were read → a label of every word."""
+        labels = [CUT] * len(data.sentences[index].words)
+        for word, number in zip(data.examples[index].sentence.words, numbers, strict=True):
+            labels[word] = self.record.labels[number]
+        return labels
+
+    # --------------------------------------------- checkpoints ----------------------------------------------
+
+    def write_checkpoint(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+        """The classifier, and the backbone if it has learned."""
+        if not self.tagger.is_frozen:
+            save_backbone(self.tagger.backbone, folder, state_dict)
+        classifier = part_of_state_dict(state_dict, "classifier.") or self.tagger.classifier.state_dict()
+        save_classifier(folder, classifier)
+        self.record.save(folder)
+
+    def read_checkpoint(self, folder: Path) -> None:
+        if not self.tagger.is_frozen:
+            load_backbone_weights(self.tagger.backbone, folder)
+        self.tagger.classifier.load_state_dict(load_classifier(folder))

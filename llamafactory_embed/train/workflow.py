@@ -1,0 +1,61 @@
+"""What workflows of masked-token stages have in common: from rows to batches, and from a trainer to its results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llamafactory.extras.ploting import plot_loss
+
+from ..data.document_batches import DocumentBatches, GivenRows, StreamedDocumentBatches
+from .trainer import WrappedModelTrainer
+
+
+AnyBatches = DocumentBatches | StreamedDocumentBatches
+
+
+def make_batches(rows: Any, training_args: Any, finetuning_args: Any) -> tuple[GivenRows | None, AnyBatches | None]:
+    """This rank's part of the global batches, and the data set that the Trainer wants to see beside them."""
+    if rows is None or not training_args.do_train:
+        return None, None
+    per_rank, rank, ranks = (
+        training_args.per_device_train_batch_size,
+        training_args.process_index,
+        training_args.world_size,
+    )
+    if not hasattr(rows, "__len__"):
+        count = training_args.max_steps * training_args.gradient_accumulation_steps
+        return GivenRows(count * per_rank * ranks), StreamedDocumentBatches(
+            rows, per_rank, count, rank=rank, world_size=ranks
+        )
+    batches = DocumentBatches(
+        rows,
+        per_rank,
+        training_args.seed if training_args.data_seed is None else training_args.data_seed,
+        rank=rank,
+        world_size=ranks,
+        shuffle=not finetuning_args.disable_shuffling,
+        drop_last=training_args.dataloader_drop_last,
+    )
+    return GivenRows(len(rows)), batches
+
+
+def train_and_evaluate(
+    trainer: WrappedModelTrainer, training_args: Any, finetuning_args: Any, plotted: Sequence[str]
+) -> dict[str, float]:
+    """Run what the recipe asks for; the host's files and pictures are left in `output_dir`."""
+    if training_args.do_train:
+        train_result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        trainer.save_model()
+        trainer.log_metrics("train", train_result.metrics)
+        trainer.save_metrics("train", train_result.metrics)
+        trainer.save_state()
+        if trainer.is_world_process_zero() and finetuning_args.plot_loss:
+            plot_loss(training_args.output_dir, keys=list(plotted))
+
+    metrics: dict[str, float] = {}
+    if training_args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    return metrics

@@ -1,0 +1,173 @@
+"""`llamafactory-cli chat`, `webchat` and `api` with a diffusion language model, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from llamafactory.chat import ChatModel, chat_model
+from llamafactory.webui.chatter import WebChatModel
+
+from llamafactory_embed.chat.engine import DiffusionEngine
+from llamafactory_embed.host.chat import WholeText
+from llamafactory_embed.sampling.sampler import HIDDEN
+
+
+QUESTION = [{"role": "user", "content": "What do the people of the United States want?"}]
+
+
+def arguments(model: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "model_name_or_path": str(model),
+        "stage": "ddm-sft",
+        "template": "default",
+        "max_new_tokens": 12,
+        "diffusion_steps": 6,
+        "block_length": 6,
+        "infer_dtype": "float32",
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def served(tiny_llama: Path) -> ChatModel:
+    return ChatModel(arguments(tiny_llama))
+
+
+@pytest.fixture
+def fresh(served: ChatModel) -> ChatModel:
+    """As if it had just been loaded: the numbers of answers decide what is drawn."""
+    served.engine.answers = 0
+    return served
+
+
+def test_a_stage_chats_with_its_own_engine(served: ChatModel) -> None:
+    assert isinstance(served.engine, DiffusionEngine)
+    assert not served.engine.model.training
+    assert served.engine.sampler.settings.block_length == 6
+
+
+def test_the_hosts_own_stages_keep_theirs(tiny_llama: Path) -> None:
+    stock = ChatModel({"model_name_or_path": str(tiny_llama), "template": "default", "infer_dtype": "float32"})
+    assert not isinstance(stock.engine, DiffusionEngine)
+    assert stock.engine.can_generate
+    assert stock.chat(QUESTION, max_new_tokens=3)[0].response_length <= 3
+
+
+def test_a_stage_without_an_engine_is_refused(tiny_llama: Path) -> None:
+    with pytest.raises(ValueError, match="`stage: contrastive` trains models that do not chat"):
+        ChatModel({"model_name_or_path": str(tiny_llama), "stage": "contrastive"})
+
+
+def test_the_prompt_is_what_training_wrote(served: ChatModel) -> None:
+    engine = served.engine
+    turns = [*QUESTION, {"role": "assistant", "content": "Peace"}, {"role": "user", "content": "Why?"}]
+    pairs = engine.template.encode_multiturn(engine.tokenizer, [*turns, {"role": "assistant", "content": "So."}])
+    trained = [token for source, target in pairs for token in (*source, *target)][: -len(pairs[-1][1])]
+    assert engine.encode_prompt(turns, None, None) == trained
+
+
+def test_answers(fresh: ChatModel) -> None:
+    first, second = fresh.chat(QUESTION), fresh.chat(QUESTION)
+    assert first != second  # each draws its own numbers
+    fresh.engine.answers = 0
+    assert fresh.chat(QUESTION) == first
+    (response,) = first
+    assert 0 < response.response_length <= 12
+    assert response.prompt_length == len(fresh.engine.encode_prompt(QUESTION, None, None))
+    assert response.finish_reason == ("stop" if response.response_length < 12 else "length")
+
+
+def test_a_request_overrides_the_recipe(fresh: ChatModel) -> None:
+    (short,) = fresh.chat(QUESTION, max_new_tokens=3)
+    assert short.response_length <= 3
+    greedy = [fresh.chat(QUESTION, do_sample=False)[0].response_text for _ in range(2)]
+    assert greedy[0] == greedy[1]
+    assert len({response.response_text for response in fresh.chat(QUESTION, num_return_sequences=3)}) == 3
+
+
+def test_a_stream_adds_up_to_the_answer(fresh: ChatModel) -> None:
+    (whole,) = fresh.chat(QUESTION)
+    fresh.engine.answers = 0
+    pieces = list(fresh.stream_chat(QUESTION))
+    assert "".join(pieces) == whole.response_text
+    assert len(pieces) > 1
+
+
+def test_whole_texts_settle(fresh: ChatModel) -> None:
+    (whole,) = fresh.chat(QUESTION)
+    fresh.engine.answers = 0
+    texts = list(fresh.stream_chat(QUESTION, whole_texts=True))
+    hidden = [text.count(HIDDEN) for text in texts]
+    assert hidden == sorted(hidden, reverse=True)
+    assert hidden[0] > 0
+    assert texts[-1] == whole.response_text
+
+
+def test_a_listener_who_leaves_stops_the_denoising(fresh: ChatModel) -> None:
+    async def leave() -> int:
+        before = fresh.engine.sampler.forwards
+        stream = fresh.engine.stream_chat(QUESTION, whole_texts=True, max_new_tokens=60)
+        async for _ in stream:
+            break
+        await stream.aclose()
+        return before
+
+    before = asyncio.run(leave())
+    fresh.engine.semaphore = asyncio.Semaphore(1)  # that one belonged to the loop above
+    assert fresh.engine.sampler.forwards == before  # it never came to its end, where forwards are counted
+    assert fresh.chat(QUESTION)
+
+
+def test_media_and_scores_are_refused(served: ChatModel) -> None:
+    with pytest.raises(ValueError, match="reads text only"):
+        served.chat(QUESTION, images=["picture"])
+    with pytest.raises(ValueError, match="it does not score"):
+        served.get_scores(["text"])
+
+
+def test_the_web_page_collects_texts_that_replace_one_another(fresh: ChatModel) -> None:
+    (whole,) = fresh.chat(QUESTION)
+    fresh.engine.answers = 0
+    page = WebChatModel(SimpleNamespace())
+    page.engine, page._loop = fresh.engine, fresh._loop
+    shown = [
+        chatbot[-1]["content"]
+        for chatbot, _ in page.stream([], QUESTION, "en", "", "", None, None, None, 12, 0.7, 0.95, True, False, False)
+    ]
+    assert HIDDEN in shown[0]
+    assert shown[-1] == whole.response_text
+    assert type("" + WholeText("a")) is str
+
+
+def test_in_a_terminal_the_text_settles_in_place(
+    fresh: ChatModel, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    (whole,) = fresh.chat(QUESTION)
+    asked = iter([QUESTION[0]["content"], "exit"])
+    screen = Terminal()
+    monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
+    monkeypatch.setattr(sys, "argv", ["llamafactory-cli", *(f"--{k}={v}" for k, v in arguments(tiny_llama).items())])
+    monkeypatch.setattr(sys, "stdout", screen)
+    chat_model.run_chat()
+    monkeypatch.undo()
+    written = screen.getvalue()
+    assert HIDDEN in written
+    assert written.rpartition("\x1b[J")[2] == f"Assistant: {whole.response_text}\n"
+    assert chat_model.ChatModel is ChatModel
+
+
+def test_diffuseq_prompts_are_those_of_training(tiny_llama: Path) -> None:
+    engine = ChatModel(arguments(tiny_llama, ddm_format="diffuseq")).engine
+    prompt = engine.encode_prompt([{"role": "user", "content": "Why"}], None, None)
+    source = engine.tokenizer("Why", add_special_tokens=False)["input_ids"]
+    assert prompt[0] == engine.tokenizer.bos_token_id
+    assert prompt[1:-1] == source

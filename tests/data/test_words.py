@@ -1,0 +1,140 @@
+"""Files of labelled words: every format gives the same sentences, and bad lines are told with file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafactory_embed.data.words.reader import load_sentences
+from llamafactory_embed.data.words.sentences import Sentence, find_labels, refuse_unseen_labels
+from llamafactory_embed.data.words.tokenization import WordTokenizer, tells_words_by_spaces
+from tests.tiny_models import tiny_tokenizer
+
+
+CONLL_2003 = """-DOCSTART- -X- O O
+
+EU NNP I-NP I-ORG
+rejects VBZ I-VP O
+
+Peter NNP I-NP I-PER
+"""
+CONLL_U = """# text = EU won't
+1\tEU\tEU\tPROPN\tNNP\t_\t3\tnsubj\t_\t_
+2-3\twon't\t_\t_\t_\t_\t_\t_\t_\t_
+2\two\twill\tAUX\tMD\t_\t0\troot\t_\t_
+3\tn't\tnot\tPART\tRB\t_\t2\tadvmod\t_\t_
+3.1\tgo\tgo\tVERB\tVB\t_\t_\t_\t_\t_
+
+1\tPeter\tPeter\tPROPN\tNNP\t_\t0\troot\t_\t_
+"""
+
+
+def write(folder: Path, content: dict[str, str], **entries: dict[str, Any]) -> str:
+    for name, text in content.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    info = {
+        Path(name).stem: {"file_name": name, "formatting": "words"} | entries.get(Path(name).stem, {})
+        for name in content
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    return str(folder)
+
+
+def read(folder: str, name: str, labels: str | None) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    return [(each.words, each.labels) for each in load_sentences(name, folder, labels)]
+
+
+def test_columns_of_conll_2003(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"eng.txt": CONLL_2003})
+    assert read(folder, "eng", "ner") == [(("EU", "rejects"), ("I-ORG", "O")), (("Peter",), ("I-PER",))]
+    assert read(folder, "eng", "chunk")[0][1] == ("I-NP", "I-VP")
+    assert read(folder, "eng", None) == [(("EU", "rejects"), ()), (("Peter",), ())]
+    assert [each.line for each in load_sentences("eng", folder, "ner")] == [3, 6]
+
+
+def test_conll_u_gives_syntactic_words(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"ewt.conllu": CONLL_U})
+    assert read(folder, "ewt", "upos") == [(("EU", "wo", "n't"), ("PROPN", "AUX", "PART")), (("Peter",), ("PROPN",))]
+    assert read(folder, "ewt", "xpos")[0][1] == ("NNP", "MD", "RB")
+
+
+@pytest.mark.parametrize("columns", [("tokens", "ner_tags"), ("words", "ner"), ("text_words", "kind")])
+def test_records_with_lists(columns: tuple[str, str], tmp_path: Path) -> None:
+    words, labels = columns
+    row = json.dumps({words: ["EU", "rejects"], labels: ["I-ORG", "O"]})
+    entry = {"columns": {"words": words, "ner": labels}} if words == "text_words" else {}
+    folder = write(tmp_path, {"rows.jsonl": row + "\n"}, rows=entry)
+    assert read(folder, "rows", "ner") == [(("EU", "rejects"), ("I-ORG", "O"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "labels", "sentence"),
+    [
+        ("a.txt", "EU NNP I-NP I-ORG\nrejects VBZ\n", "ner", r"a\.txt:2: this line has 2 columns"),
+        ("a.txt", CONLL_2003, "nre", r"no column `nre`: .*did you mean `ner`\?"),
+        ("a.jsonl", '{"tokens": [], "ner_tags": []}\n', "ner", r"a\.jsonl:1: the list of words is empty"),
+        ("a.jsonl", '{"tokens": ["a"], "ner_tags": []}\n', "ner", r"a\.jsonl:1: there are 1 words and 0 labels"),
+        ("a.jsonl", '{"tokens": ["a", " "], "ner_tags": ["O", "O"]}\n', "ner", r"a\.jsonl:1: a word is no text"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": ["O"]}\n', "ner", r"a\.jsonl:1: there is no column `ner`"),
+        ("a.jsonl", '{"tokens": ["a"]\n', "ner", r"a\.jsonl:1: this is not JSON"),
+        ("a.conll", "\n\n", "ner", "`a` has no sentences"),
+    ],
+)
+def test_bad_lines_are_told(name: str, text: str, labels: str, sentence: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, {name: text})
+    with pytest.raises(ValueError, match=sentence):
+        load_sentences("a", folder, labels)
+
+
+def test_bad_rows_can_be_skipped(tmp_path: Path) -> None:
+    rows = '{"tokens": [], "ner": []}\n{"tokens": ["a"], "ner": ["O"]}\n'
+    folder = write(tmp_path, {"a.jsonl": rows})
+    assert [each.words for each in load_sentences("a", folder, "ner", skip_bad_rows=True)] == [("a",)]
+
+
+def test_the_bundled_sample_holds_its_names_out() -> None:
+    folder = str(Path(__file__).parents[2] / "data")
+    parts = [load_sentences(name, folder, "ner") for name in ("words_sample", "words_sample_heldout")]
+    labels = [find_labels(part) for part in parts]
+    assert labels[0] == labels[1] == ["B-LOC", "B-ORG", "B-PER", "I-LOC", "I-ORG", "I-PER", "O"]
+    names = [
+        {word for each in part for word, label in zip(each.words, each.labels, strict=True) if label == "B-PER"}
+        for part in parts
+    ]
+    assert not names[0] & names[1]
+
+
+def test_a_label_that_was_never_trained() -> None:
+    sentence = Sentence(("a", "b"), ("O", "B-XYZ"), "dev.conll", 7)
+    with pytest.raises(ValueError, match=r"dev\.conll:7: the label `B-XYZ` of the word `b`"):
+        refuse_unseen_labels([sentence], ["B-PER", "O"])
+
+
+def test_words_that_are_cut_off_are_not_among_the_read_ones() -> None:
+    words = ["water", "wheel", "stone", "bridge"]
+    whole = WordTokenizer(tiny_tokenizer(), 64, "same_token", True)([words])[0]
+    for room in range(2, len(whole.token_ids)):
+        cut = WordTokenizer(tiny_tokenizer(), room, "same_token", True)([words])[0]
+        assert cut.token_ids == whole.token_ids[:room]
+        assert cut.words == [w for w, (start, _) in zip(whole.words, whole.spans, strict=True) if start < room]
+    with pytest.raises(ValueError, match="`cutoff_len: 1`"):
+        WordTokenizer(tiny_tokenizer(), 1, "same_token", True)([words])
+
+
+def test_next_token_reads_one_token_before() -> None:
+    words = ["water", "wheel"]
+    same, before = (
+        WordTokenizer(tiny_tokenizer(), 64, place, True)([words])[0] for place in ("same_token", "next_token")
+    )
+    assert before.token_ids == same.token_ids
+    assert before.spans == [(start - 1, end - 1) for start, end in same.spans]
+    assert before.spans[0][0] == 0
+
+
+def test_byte_level_tokenizers_tell_words_by_spaces() -> None:
+    assert tells_words_by_spaces(tiny_tokenizer())
+    spaced = WordTokenizer.create(tiny_tokenizer(), 64, "same_token", None)([["a", "stone"]])[0]
+    assert tiny_tokenizer().decode(spaced.token_ids, skip_special_tokens=True) == "a stone"

@@ -1,0 +1,187 @@
+"""`stage: mntp`: resumed = uninterrupted, and two ranks of DDP, DeepSpeed and FSDP2 = one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from .conftest import REPOSITORY
+from .contrastive_runs import RunResult, perform
+from .token_runs import recipe, write_documents
+
+
+LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all"}
+EXAMPLES = REPOSITORY / "examples"
+TIME_LIMIT = 400  # seconds of one torchrun
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_llama: Path, folder: Path) -> dict[str, Any]:
+    """What all recipes have in common."""
+    return {"model": str(tiny_llama), "data": str(write_documents(folder / "data"))}
+
+
+def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    assert found.keys() == expected.keys()
+    assert expected
+    return max(float((found[name] - expected[name]).abs().max()) for name in expected)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Interrupted runs
+# ---------------------------------------------------------------------------------------------------------------
+
+# Everything that has a state: random numbers of dropout, momenta of the optimizer, the schedule, the mask's embedding.
+STATEFUL = {
+    **LORA, "mask_token": "mask", "lora_dropout": 0.2, "optim": "adamw_torch", "learning_rate": 3e-3,
+    "lr_scheduler_type": "cosine", "max_grad_norm": 1.0, "save_strategy": "steps",
+}  # fmt: skip
+
+# An epoch has 8 batches of 8 rows.
+RESUMED_RUNS: dict[str, dict[str, Any]] = {
+    "first epoch": {"max_steps": 5, "save_steps": 3},
+    "second epoch": {"max_steps": 14, "save_steps": 11, "dataloader_num_workers": 2},
+    "accumulation": {"max_steps": 7, "save_steps": 6, "gradient_accumulation_steps": 3},
+    "stream": {"max_steps": 14, "save_steps": 11, "streaming": True},
+    "full": {"max_steps": 5, "save_steps": 3, "finetuning_type": "full"},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED_RUNS)
+def test_interrupted_and_resumed_is_uninterrupted(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    options = {**settings, **STATEFUL, **RESUMED_RUNS[name]}
+    whole = perform(recipe(output_dir=tmp_path / "whole", **options))
+    checkpoint = tmp_path / "whole" / f"checkpoint-{options['save_steps']}"
+    assert checkpoint.is_dir()
+    resumed = perform(recipe(output_dir=tmp_path / "resumed", **options, resume_from_checkpoint=str(checkpoint)))
+    assert len(whole.losses) == options["max_steps"]
+    assert resumed.losses == whole.losses  # those before the checkpoint are in its log
+    assert largest_difference(resumed.parameters, whole.parameters) == 0
+    assert any("mask_embedding" in parameter for parameter in whole.parameters) == (name != "full")
+
+
+def test_the_best_checkpoint_comes_back(settings: dict[str, Any], tmp_path: Path) -> None:
+    options = {"mask_token": "mask", **LORA, "eval_dataset": "heldout", "do_eval": True, "max_steps": 4}
+    result = perform(
+        recipe(
+            output_dir=tmp_path, **settings, **options, eval_strategy="steps", eval_steps=1, save_strategy="steps",
+            save_steps=1, load_best_model_at_end=True, metric_for_best_model="accuracy", learning_rate=0.5,
+        )
+    )  # fmt: skip
+    best = max(metrics["eval_accuracy"] for metrics in result.metrics)
+    found = json.loads((tmp_path / "eval_results.json").read_text(encoding="utf-8"))
+    assert found["eval_accuracy"] == pytest.approx(best, abs=1e-9)
+    assert len({metrics["eval_accuracy"] for metrics in result.metrics}) > 1
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Several processes
+# ---------------------------------------------------------------------------------------------------------------
+
+EVALUATED = {"eval_dataset": "heldout", "do_eval": True, "eval_strategy": "steps", "eval_steps": 2}
+CHECKPOINTS = {"save_strategy": "steps", "save_steps": 2}
+
+# Compared with one process: losses, gradients, parameters and metrics.
+DDP_RUNS: dict[str, dict[str, Any]] = {
+    "full": {"max_tokens_per_batch": 64},
+    "full-mask-accumulated": {"mask_token": "mask", "gradient_accumulation_steps": 2, "batch_size": 4},
+    # An epoch's last global batch, of 1 row, leaves a rank without any.
+    "lora-mask": {**LORA, "mask_token": "mask", **EVALUATED, "batch_size": 20, "max_steps": 4},
+}
+
+# Compared with DDP, and resumed.
+ENGINE_RUNS: dict[str, dict[str, Any]] = {
+    "full": {"max_tokens_per_batch": 64},
+    "lora-mask": {**LORA, "mask_token": "mask", **EVALUATED, **CHECKPOINTS, "max_steps": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def one_process(settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
+    return {
+        name: perform(recipe(output_dir=folder / "one" / name, **settings, **options))
+        for name, options in DDP_RUNS.items()
+    }
+
+
+def run_on_two_ranks(
+    folder: Path, settings: dict[str, Any], runs: dict[str, dict[str, Any]], **variables: str
+) -> dict[str, RunResult]:
+    """Perform all of them in one start of torchrun."""
+    folder.mkdir()
+    (folder / "runs.json").write_text(json.dumps({name: settings | options for name, options in runs.items()}))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "tests.e2e.token_runs", str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **variables},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return {name: RunResult(**torch.load(folder / f"{name}.pt")) for name in runs}
+
+
+def engine_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """All runs of an engine, and one that goes on from another's checkpoint."""
+    checkpoint = folder / "engine-lora-mask" / "checkpoint-2"
+    resumed = ENGINE_RUNS["lora-mask"] | {"resume_from_checkpoint": str(checkpoint)}
+    return {f"engine-{name}": options for name, options in (ENGINE_RUNS | {"resumed": resumed}).items()}
+
+
+@pytest.fixture(scope="module")
+def ddp(settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
+    return run_on_two_ranks(folder / "ddp", settings, DDP_RUNS | engine_runs(folder / "ddp"))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", DDP_RUNS)
+def test_two_ranks_train_as_one_process(
+    name: str, ddp: dict[str, RunResult], one_process: dict[str, RunResult]
+) -> None:
+    found, expected = ddp[name], one_process[name]
+    assert found.losses == pytest.approx(expected.losses, abs=2e-5)
+    assert largest_difference(found.gradients, expected.gradients) < 1e-5
+    assert largest_difference(found.parameters, expected.parameters) < 1e-5
+    assert found.rank_difference == 0
+    assert found.metrics == [pytest.approx(metrics, rel=1e-5) for metrics in expected.metrics]
+    assert bool(expected.metrics) == ("eval_dataset" in DDP_RUNS[name])
+    assert len(set(expected.losses)) == len(expected.losses)  # the steps differ, so their order was compared as well
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("engine", ["z2", "z3", "fsdp2"])
+def test_an_engine_trains_as_ddp(
+    engine: str, settings: dict[str, Any], folder: Path, ddp: dict[str, RunResult]
+) -> None:
+    runs, variables = engine_runs(folder / engine), {}
+    if engine == "fsdp2":
+        config = yaml.safe_load((EXAMPLES / "accelerate" / "fsdp2_config.yaml").read_text(encoding="utf-8"))
+        variables = {name.upper(): str(value) for name, value in config["fsdp_config"].items()}
+        variables["ACCELERATE_USE_FSDP"] = "true"
+    else:
+        pytest.importorskip("deepspeed")
+        config = {"deepspeed": str(EXAMPLES / "deepspeed" / f"ds_{engine}_config.json")}
+        runs = {name: options | config for name, options in runs.items()}
+    results = run_on_two_ranks(folder / engine, settings, runs, **variables)
+    for name, found in results.items():
+        expected = ddp[name]
+        assert found.losses == pytest.approx(expected.losses, abs=1e-4), name
+        assert found.metrics == [pytest.approx(each, abs=1e-4) for each in expected.metrics], name
+    assert results["engine-resumed"].losses == pytest.approx(results["engine-lora-mask"].losses, abs=1e-6)

@@ -1,0 +1,87 @@
+"""Answers in passages: what counts as one, Acc@k by its definition, and the task in mteb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mteb
+import pytest
+
+from llamafactory_embed.evaluation.local.answers import accuracy_at, holds_answer, make_answers_task
+from tests.evaluation.conftest import write_lines
+
+
+@pytest.mark.parametrize(
+    ("passage", "answer", "holds"),
+    [
+        ("It was built in 1889 by Gustave Eiffel.", "gustave eiffel", True),
+        ("It was built in 1889.", "188", False),
+        ("He lived in São Paulo, Brazil", "Sao Paulo", True),
+        ("He lived in Paulo São", "São Paulo", False),
+        ("the new york-based paper", "New York", True),
+        ("東京都は日本の首都です", "日本の首都", True),
+        ("東京都は日本の首都です", "首都日本", False),
+        ("ประเทศไทยสวยมาก", "ไทย", True),
+        ("anything", "…", False),
+    ],
+)
+def test_an_answer_is_its_words_in_order(passage: str, answer: str, holds: bool) -> None:
+    assert holds_answer(passage, [answer]) is holds
+    assert holds_answer(passage, ["not there", answer]) is holds
+
+
+def test_accuracy_counts_questions_answered_by_the_first_k() -> None:
+    ranking = [["no", "yes one"], ["two"], ["no", "no", "three"], []]
+    found = accuracy_at(ranking, [["one"], ["two", "deux"], ["drei"], ["x"]], depths=(1, 2, 5))
+    assert found == {1: 1 / 4, 2: 2 / 4, 5: 2 / 4}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three questions whose words lead a lexical search to a passage with the answer, to one without, and nowhere."""
+    passages = {
+        "a": "The river Danube ends in the Black Sea",
+        "b": "The tower of Pisa leans",
+        "c": "Mount Etna smokes",
+        "d": "Bread is made of flour",
+    }
+    write_lines(tmp_path / "corpus.jsonl", [{"_id": key, "text": text} for key, text in passages.items()])
+    questions = [
+        {"_id": "1", "text": "where ends the Danube", "answers": ["black sea", "Schwarzes Meer"]},
+        {"_id": "2", "text": "which tower is in Pisa", "answers": ["Etna"]},
+        {"_id": "3", "text": "which mount smokes", "answers": ["ETNA"]},
+    ]
+    write_lines(tmp_path / "queries.jsonl", questions)
+    return tmp_path
+
+
+class Keywords:
+    """A search that finds the passages that share a word, those with more of them first."""
+
+    mteb_model_meta = mteb.models.ModelMeta.create_empty()
+
+    def index(self, corpus: Any, **kwargs: Any) -> None:
+        self.corpus = corpus
+
+    def search(self, queries: Any, *, top_k: int, **kwargs: Any) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for query, text in zip(queries["id"], queries["text"], strict=True):
+            asked = set(text.lower().split())
+            shared = {row["id"]: float(len(asked & set(row["text"].lower().split()))) for row in self.corpus}
+            found[query] = dict(sorted(shared.items(), key=lambda pair: -pair[1])[:top_k])
+        return found
+
+
+def test_the_task_gives_the_accuracies_to_mteb(folder: Path) -> None:
+    task = make_answers_task("questions", str(folder)).task
+    (result,) = mteb.evaluate(Keywords(), task, cache=None, co2_tracker=False, show_progress_bar=False).task_results
+    scores = result.scores["test"][0]
+    assert scores["accuracy_at_1"] == pytest.approx(2 / 3)  # the second question needs Etna, and finds Pisa first
+    assert scores["accuracy_at_100"] == scores["main_score"] == 1.0
+
+
+def test_a_question_without_answers_is_refused_with_its_line(folder: Path) -> None:
+    write_lines(folder / "queries.jsonl", [{"_id": "1", "text": "a", "answers": ["b"]}, {"_id": "2", "text": "c"}])
+    with pytest.raises(ValueError, match=r"queries.jsonl:2: `answers` must be a list with at least one text"):
+        make_answers_task("questions", str(folder))

@@ -1,0 +1,204 @@
+"""`llamafactory-embed export`: what it prints, its exit codes, the card, and the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from llamafactory_embed import Encoder
+from llamafactory_embed.cli import main
+from llamafactory_embed.export import hub
+from tests.export.checkpoints import TEXTS, Trained, train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    trained = train(tmp_path_factory.mktemp("trained"))
+    figures = {"eval_ndcg@10": 0.8125, "eval_runtime": 1.5, "epoch": 2.0}
+    (trained.folder / "eval_results.json").write_text(json.dumps(figures))
+    return trained
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("exported") / "my-embedder"
+    assert main(["export", str(trained.folder), str(target), "--query-task", "next_line"]) == 0
+    return target
+
+
+def test_the_layout_that_servers_read(exported: Path) -> None:
+    modules = json.loads((exported / "modules.json").read_text())
+    assert [each["type"] for each in modules] == [
+        f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize")
+    ]
+    pooling = json.loads((exported / modules[1]["path"] / "config.json").read_text())
+    assert pooling["pooling_mode_mean_tokens"] is True
+    assert pooling["pooling_mode_cls_token"] is False  # text-embeddings-inference wants both keys
+    lengths = json.loads((exported / "sentence_bert_config.json").read_text())
+    assert lengths == {"max_seq_length": 48, "do_lower_case": False}
+    settings = json.loads((exported / "config_sentence_transformers.json").read_text())
+    assert settings["prompts"]["query"] == settings["prompts"]["next_line"] != settings["prompts"]["document"]
+    config = json.loads((exported / "config.json").read_text())
+    assert config["architectures"] == ["LlamaModel"]
+    assert config["is_causal"] is False
+    assert config["use_bidirectional_attention"] is True
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]  # the name before transformers 5
+    assert (exported / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("family", "flag"),
+    [("mistral", True), ("qwen3", True), ("qwen2", None), ("gemma3", None), ("gpt2", None)],
+)
+def test_the_flag_of_text_embeddings_inference(family: str, flag: bool | None, tmp_path: Path) -> None:
+    trained = train(tmp_path, family)
+    assert main(["export", str(trained.folder), str(tmp_path / "exported")]) == 0
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert (config.get("use_bidirectional_attention") or None) is flag
+    assert config["is_causal"] is False
+
+
+def test_causal_models_carry_no_flag(tmp_path: Path) -> None:
+    trained = train(tmp_path, attention="causal", pooling="last")
+    assert main(["export", str(trained.folder), str(tmp_path / "exported")]) == 0
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert config.get("is_causal", True) is True
+    assert "use_bidirectional_attention" not in config
+
+
+def test_scaled_rotary_embeddings_keep_their_old_names(tmp_path: Path) -> None:
+    from llamafactory_embed.export.weights import rope_as_before
+
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    assert rope_as_before({"rope_parameters": {"rope_theta": 5e5, **scaling}}) == {
+        "rope_theta": 5e5, "rope_scaling": scaling,
+    }  # fmt: skip
+    layers = {"full_attention": {"rope_theta": 1e6, **scaling}, "sliding_attention": {"rope_theta": 1e4}}
+    assert rope_as_before({"rope_parameters": layers}) == {
+        "rope_theta": 1e6, "rope_scaling": scaling, "rope_local_base_freq": 1e4,
+    }  # fmt: skip
+    assert rope_as_before({"model_type": "gpt2"}) == {}
+
+
+def test_the_card(exported: Path, trained: Trained) -> None:
+    _, header, body = (exported / "README.md").read_text("utf-8").split("---\n", 2)
+    values = yaml.safe_load(header)
+    assert values["library_name"] == "sentence-transformers"
+    assert "base_model" not in values  # a folder of this machine
+    assert str(trained.folder.parent) not in body
+    assert str(trained.folder.parent) not in (exported / "embedding_config.json").read_text()
+    assert 'SentenceTransformer("my-embedder")' in body
+    assert "vllm serve my-embedder --runner pooling" in body
+    assert "text-embeddings-router --model-id my-embedder" in body
+    assert "| ndcg@10 | 0.8125 |" in body
+    assert "runtime" not in body
+
+
+@pytest.mark.parametrize(
+    ("options", "present", "absent"),
+    [
+        ({"pooling": "latent"}, "`trust_remote_code=True`; vLLM, text-embeddings-inference", "vllm serve"),
+        ({"pooling": "weighted_mean"}, "have no weighted mean", "vllm serve"),
+        ({"pooling": "eos"}, "vllm serve", "trust_remote_code"),
+    ],
+)
+def test_who_cannot_take_it_is_said(
+    options: dict[str, Any], present: str, absent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = train(tmp_path, **options)
+    assert main(["export", str(trained.folder), str(tmp_path / "exported")]) == 0
+    card = (tmp_path / "exported" / "README.md").read_text("utf-8")
+    assert present in card
+    assert absent not in card
+    said = capsys.readouterr().out
+    assert "differ by" in said
+    assert "name a prompt when encoding" in said  # two tasks: `query` stands for neither
+
+
+@pytest.mark.parametrize("layout", ["adapter", "llm2vec"])
+def test_other_layouts(layout: str, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "exported"
+    assert main(["export", str(trained.folder), str(target), "--layout", layout]) == 0
+    assert "embeds the sample texts as the checkpoint does" in capsys.readouterr().out
+    if layout == "adapter":
+        np.testing.assert_allclose(Encoder(target).encode(TEXTS), trained.embed(), atol=1e-5)
+    assert main(["export", str(trained.folder), str(target), "--layout", layout, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--query-task", "next_lin"], "did you mean 'next_line'?"),
+        (["--dimensions", "8"], "`--dimensions 8` was not trained; this model has 32."),
+        (["--dry-run"], "`--dry-run` is about pushing"),
+        (["--push-to", "embedder"], "must name its owner"),
+        (["--push-to", "me/a b"], "cannot be a repository's name"),
+        (["--layout", "adapter", "--dtype", "float16"], "`--dtype` has no effect on `--layout adapter`"),
+        (["--layout", "llm2vec", "--dimensions", "8"], "`--dimensions` has no effect on `--layout llm2vec`"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_exit_code_1(
+    arguments: list[str], sentence: str, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(trained.folder), str(tmp_path / "exported"), *arguments]) == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+class Hub:
+    """Stands for the hub: remembers what it is sent."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, token: str | None = None) -> Hub:
+        return self
+
+    def create_repo(self, repository: str, **options: Any) -> str:
+        self.calls.append((repository, options))
+        return f"https://hub/{repository}"
+
+    def upload_folder(self, **options: Any) -> None:
+        self.calls.append((options.pop("repo_id"), options))
+
+
+def test_a_dry_run_lists_the_files_and_sends_none(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in = Hub()
+    monkeypatch.setattr(hub, "HfApi", stand_in)
+    target = tmp_path / "exported"
+    words = ["export", str(trained.folder), str(target), "--push-to", "me/embedder", "--private"]
+    assert main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "me/embedder (private)" in said
+    for path in target.rglob("*"):
+        assert path.is_dir() or path.relative_to(target).as_posix() in said
+    assert stand_in.calls == []
+
+    assert main([*words, "--overwrite"]) == 0
+    (repository, creation), (again, upload) = stand_in.calls
+    assert repository == again == "me/embedder"
+    assert creation["private"] is True
+    assert Path(upload["folder_path"]) == target
+
+
+def test_a_push_that_fails_keeps_the_export(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Unreachable(Hub):
+        def create_repo(self, repository: str, **options: Any) -> str:
+            raise ConnectionError("no route")
+
+    monkeypatch.setattr(hub, "HfApi", Unreachable())
+    target = tmp_path / "exported"
+    assert main(["export", str(trained.folder), str(target), "--push-to", "me/embedder"]) == 1
+    assert f"The export is complete in {target}, but could not be pushed" in capsys.readouterr().err
+    assert (target / "modules.json").is_file()

@@ -1,0 +1,128 @@
+"""The loss of `stage: ddm` against DiffuLLaMA's: corruption, annealed attention, shift, weights and gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from attention_patch import Backend, annealed_mask, annealing_ratio
+from llamafactory_embed.model.token_predictor import TokenPredictor
+from llamafactory_embed.train.ddm.batch import pack_noisy_texts
+from llamafactory_embed.train.ddm.corruption import hide_tokens
+from llamafactory_embed.train.ddm.noise import NoisyText, hideable_tokens, noisy_text
+from llamafactory_embed.train.ddm.objective import LossNorm, loss_terms, reduce_losses
+from llamafactory_embed.train.ddm.rows import Text
+from llamafactory_embed.train.ddm.schedules import SCHEDULES, times_from_uniforms
+from tests.golden.case_files import GoldenCase, golden_cases
+
+
+LINEAR = SCHEDULES["linear"]
+
+
+def corrupt(row: dict[str, Any], time_epsilon: float = 1e-3) -> list[NoisyText]:
+    """The rows of a batch under the recorded draws."""
+    texts = []
+    sources = row.get("src_mask") or [None] * len(row["input_ids"])
+    for number, (ids, source) in enumerate(zip(row["input_ids"], sources, strict=True)):
+        clean = torch.tensor(ids)
+        hideable = hideable_tokens(Text(ids, None if source is None else [bool(each) for each in source]))
+        time = times_from_uniforms(torch.tensor(row["recorded_uniform_for_t"][number]), time_epsilon)
+        uniforms = torch.tensor(row["recorded_uniform_per_token"][number])
+        corruption = hide_tokens(clean, hideable, time.expand(len(ids)), uniforms, LINEAR, row["mask_token_id"])
+        texts.append(noisy_text(clean, hideable, corruption, shift=row.get("shift", False), block_size=None))
+    return texts
+
+
+def score(model: TokenPredictor, texts: list[NoisyText], norm: LossNorm, allowed: Tensor | None = None) -> Tensor:
+    """The loss of a batch, as the trainer computes it."""
+    terms = [
+        loss_terms(text.times, text.labels >= 0, text.scorable, schedule=LINEAR, weight="elbo", norm=norm)
+        for text in texts
+    ]
+    batches = pack_noisy_texts(texts, [term.coefficients for term in terms], allowed=allowed)
+    losses = model(batches).losses
+    coefficients = torch.cat([batch.scored_weights(model.shift) for batch in batches])
+    return reduce_losses(losses, coefficients, sum(term.count for term in terms))
+
+
+def load_model(case: GoldenCase, folder: Path, backend: Backend) -> TokenPredictor:
+    model = AutoModelForCausalLM.from_pretrained(case.copy_model(folder), dtype=torch.float32).eval()
+    return TokenPredictor(model, shift=True, backend=backend)
+
+
+@golden_cases("ddm/loss")
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_losses_and_gradients(case: GoldenCase, backend: Backend, tmp_path: Path) -> None:
+    predictor = load_model(case, tmp_path / "model", backend)
+    tolerance = case.data["tolerance"]
+    for row in case.data["cases"]:
+        predictor.shift = row["shift"]
+        predictor.zero_grad()
+        texts = corrupt(row)
+        assert [text.token_ids.tolist() for text in texts] == row["x_t"], row["name"]
+        check_attention(row)
+        allowed = torch.tensor(row["attention_allowed"], dtype=torch.bool)[None, None]
+
+        loss = score(predictor, texts, "masked", allowed)
+        loss.backward()
+        expected = row.get("correct_final_loss", row.get("final_loss_moved_only", row["final_loss"]))
+        assert loss.item() == pytest.approx(expected, rel=tolerance["final_loss"]["rtol"]), row["name"]
+        if row.get("original_gives_nan"):
+            assert all(parameter.grad is not None for parameter in predictor.parameters())
+            assert not any(parameter.grad.any() for parameter in predictor.parameters())
+        elif not row.get("original_quirk"):
+            check_gradients(predictor.backbone, row, case.data["embedding_parameter"].split(" ")[0], tolerance)
+
+
+def check_attention(row: dict[str, Any]) -> None:
+    """The recorded mask is one of the annealed masks of that ratio."""
+    ratio = annealing_ratio(row["global_step"], row["anneal_steps"])
+    assert ratio == pytest.approx(row["attn_mask_ratio"])
+    recorded = torch.tensor(row["attention_allowed"], dtype=torch.bool)
+    assert torch.equal(annealed_mask(len(recorded), ratio, draw=recorded)[0, 0], recorded)
+
+
+def check_gradients(model: nn.Module, row: dict[str, Any], embedding: str, tolerance: dict[str, Any]) -> None:
+    norms = row["grad_norm_l2"] | {embedding: row["grad_norm_embedding"]}
+    found = {name: float(parameter.grad.norm()) for name, parameter in model.named_parameters()}
+    assert found == pytest.approx(norms, rel=tolerance["grad_norm"]["rtol"]), row["name"]
+
+
+@golden_cases("ddm/loss")
+def test_cross_entropies(case: GoldenCase, tmp_path: Path) -> None:
+    """Of each hidden token, with the weight of its time taken out; and the loss without weights."""
+    predictor = load_model(case, tmp_path / "model", "sdpa")
+    tolerance = case.data["tolerance"]["per_token_ce_before_masking"]
+    for row in case.data["cases"]:
+        predictor.shift = row["shift"]
+        texts = corrupt(row)
+        allowed = torch.tensor(row["attention_allowed"], dtype=torch.bool)[None, None]
+        ones = [torch.ones(len(text)) for text in texts]
+        losses = predictor(pack_noisy_texts(texts, ones, allowed=allowed)).losses
+        all_entropies = torch.tensor(row["per_token_ce_before_masking"])
+        hidden = torch.stack([text.labels for text in texts])[:, int(row["shift"]) :] >= 0
+        torch.testing.assert_close(losses, all_entropies[hidden], **tolerance)
+        if "unweighted_loss" in row and row["unweighted_loss"] != "nan" and not row.get("original_quirk"):
+            assert float(losses.mean()) == pytest.approx(row["unweighted_loss"], rel=1e-4)
+
+
+@golden_cases("ddm/loss")
+def test_the_bound_counts_every_token_that_could_be_hidden(case: GoldenCase, tmp_path: Path) -> None:
+    """`loss_norm: token` is the same sum over another number."""
+    predictor = load_model(case, tmp_path / "model", "sdpa")
+    for row in case.data["cases"]:
+        if row.get("original_gives_nan") or row.get("original_quirk"):
+            continue
+        predictor.shift = row["shift"]
+        allowed = torch.tensor(row["attention_allowed"], dtype=torch.bool)[None, None]
+        sources = row["src_mask"] or [[0] * len(ids) for ids in row["input_ids"]]
+        could_be_scored = sum(not each for source in sources for each in source[int(row["shift"]) :])
+        expected = row["final_loss"] * sum(map(sum, row["loss_mask"])) / could_be_scored
+        assert float(score(predictor, corrupt(row), "token", allowed)) == pytest.approx(expected, rel=1e-4), row[
+            "name"
+        ]

@@ -1,0 +1,70 @@
+"""LLaDA's sampler with blocks and guidance: tokens after every step and counts (golden kind llada/generate)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from llamafactory_embed.model import families  # noqa: F401  registers LLaDA
+from llamafactory_embed.sampling.canvas import Canvas
+from llamafactory_embed.sampling.loop import denoise, split_steps
+from llamafactory_embed.sampling.network import GuidedNetwork, LanguageModelNetwork, Network
+from llamafactory_embed.sampling.schedules import even_counts
+from llamafactory_embed.sampling.settings import SamplingSettings
+from tests.golden.case_files import GoldenCase, golden_cases
+from tests.golden.denoising import FormulaNetwork, History, NoDraws
+
+
+def make_canvas(sub: dict[str, Any]) -> Canvas:
+    """Prompts without the padding that the case has at their left, which our canvas puts there itself."""
+    padding = sub["attention_mask"] or [[1] * len(row) for row in sub["prompt"]]
+    prompts = [
+        [token for token, real in zip(row, mask, strict=True) if real]
+        for row, mask in zip(sub["prompt"], padding, strict=True)
+    ]
+    return Canvas.of_prompts(prompts, sub["gen_length"], sub["mask_token_id"])
+
+
+def load_network(case: GoldenCase, sub: dict[str, Any], folder: Path) -> Network:
+    if sub["model"].startswith("formula"):
+        return FormulaNetwork(sub["model"], sub["formula_vocab"], shift=False)
+    weights = case.folder_of(case.data["weights"]).parent
+    return LanguageModelNetwork(
+        AutoModelForCausalLM.from_pretrained(case.copy_model(folder / "model", weights)).eval(), shift=False
+    )
+
+
+@golden_cases("llada/generate")
+def test_tokens_after_every_step(case: GoldenCase, tmp_path: Path) -> None:
+    for sub in case.data["cases"]:
+        canvas = make_canvas(sub)
+        settings = SamplingSettings(
+            steps=sub["steps"],
+            algorithm=sub["remasking"],
+            temperature=sub["temperature"],
+            block_length=sub["block_length"],
+            cfg_scale=sub["cfg_scale"],
+        )
+        network = load_network(case, sub, tmp_path)
+        if settings.cfg_scale > 0:
+            network = GuidedNetwork(network, network, settings.cfg_scale, canvas.generated, sub["mask_token_id"])
+        history = History(canvas)
+        done = denoise(canvas, network, settings, NoDraws(), banned_tokens=[sub["mask_token_id"]], watch=history)
+
+        real = canvas.real
+        for ours, theirs in zip(history.padded_to(settings.steps), sub["history_after_each_step"], strict=True):
+            assert torch.equal(torch.tensor(ours)[real], torch.tensor(theirs)[real]), sub["name"]
+        assert torch.equal(done.canvas.tokens[real], torch.tensor(sub["sequences"])[real]), sub["name"]
+
+
+@golden_cases("llada/generate")
+def test_steps_and_counts_of_blocks(case: GoldenCase) -> None:
+    for sub in case.data["cases"]:
+        blocks = split_steps(sub["steps"], sub["gen_length"] // sub["block_length"])
+        assert set(blocks) == {sub["steps_per_block"]}, sub["name"]
+        counts = [even_counts([sub["block_length"]], [step], [blocks[0]])[0] for step in range(blocks[0])]
+        # the cases write the counts of all blocks, or once those of one
+        assert sub["tokens_per_step_in_each_block"][: len(counts)] == counts, sub["name"]

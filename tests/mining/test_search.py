@@ -1,0 +1,182 @@
+"""Searching in shards, with every index, within a given memory, and on GPUs where FAISS has some."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llamafactory_embed.mining.search import IndexSettings, merge, search_shard, shard_bounds
+from llamafactory_embed.mining.vectors import ChunkedVectors, VectorsInMemory
+
+
+faiss = pytest.importorskip("faiss")
+
+DEPTH = 12
+
+
+def make_vectors(count: int, dimension: int = 16, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(count, dimension)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def queries() -> VectorsInMemory:
+    return VectorsInMemory(make_vectors(30, seed=1))
+
+
+@pytest.fixture(scope="module")
+def passages(tmp_path_factory: pytest.TempPathFactory) -> ChunkedVectors:
+    """On disk, in files whose edges are not those of the shards."""
+    folder, vectors = tmp_path_factory.mktemp("vectors"), make_vectors(500)
+    paths = []
+    for number in range(0, 500, 64):
+        paths.append(folder / f"{number:03}.npy")
+        np.save(paths[-1], vectors[number : number + 64])
+    return ChunkedVectors(paths, 64)
+
+
+@pytest.fixture(scope="module")
+def exact(queries: VectorsInMemory) -> np.ndarray:
+    """The ranking found by looking at everything."""
+    return np.argsort(-(queries.read(0, 30) @ make_vectors(500).T), axis=1, kind="stable")[:, :DEPTH]
+
+
+def test_vectors_in_files_are_one_array(passages: ChunkedVectors) -> None:
+    whole = make_vectors(500)
+    assert len(passages) == 500
+    np.testing.assert_array_equal(passages.read(60, 300), whole[60:300])
+    np.testing.assert_array_equal(passages.gather([499, 0, 64, 63, 64]), whole[[499, 0, 64, 63, 64]])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        IndexSettings("flat"),
+        IndexSettings("ivf", ivf_lists=7, ivf_probes=7),
+        IndexSettings("ivf", ivf_probes=10_000),
+        IndexSettings("hnsw", hnsw_search=500),
+    ],
+    ids=["flat", "ivf-all-of-7-cells", "ivf-all-cells", "hnsw-all-candidates"],
+)
+@pytest.mark.parametrize("edges", [[0, 500], [0, 5, 171, 400, 500]], ids=["whole", "shards"])
+def test_an_index_that_looks_everywhere_is_exact(
+    settings: IndexSettings, edges: list[int], queries: VectorsInMemory, passages: ChunkedVectors, exact: np.ndarray
+) -> None:
+    parts = [
+        search_shard(queries, passages, start, stop, DEPTH, settings) for start, stop in itertools.pairwise(edges)
+    ]
+    found = merge(parts, DEPTH)
+    np.testing.assert_array_equal(found["passage"], exact)
+    scores = np.take_along_axis(queries.read(0, 30) @ make_vectors(500).T, exact, axis=1)
+    np.testing.assert_allclose(found["score"], scores, atol=1e-6)
+
+
+def test_an_index_that_looks_less_far_finds_less(
+    queries: VectorsInMemory, passages: ChunkedVectors, exact: np.ndarray
+) -> None:
+    for settings in (IndexSettings("ivf", ivf_lists=40, ivf_probes=2), IndexSettings("hnsw", 4, 1, 4, 8)):
+        found = search_shard(queries, passages, 0, 500, DEPTH, settings)["passage"]
+        recall = np.mean([len(set(a) & set(b)) / DEPTH for a, b in zip(found.tolist(), exact.tolist(), strict=True)])
+        assert 0.1 < recall < 0.98, settings.kind
+
+
+def test_equal_scores_stand_in_the_order_of_the_passages() -> None:
+    passages = VectorsInMemory(np.ones((9, 4), dtype=np.float32))
+    parts = [search_shard(passages, passages, *bounds, 6, IndexSettings()) for bounds in ((0, 4), (4, 9))]
+    assert merge(parts[::-1], 6)["passage"].tolist() == [[0, 1, 2, 3, 4, 5]] * 9
+
+
+def test_missing_places_are_last(queries: VectorsInMemory) -> None:
+    few = VectorsInMemory(make_vectors(3))
+    found = search_shard(queries, few, 0, 3, 5, IndexSettings("ivf", ivf_lists=3, ivf_probes=1))
+    assert (found["passage"][:, -2:] == -1).all()
+    assert np.isneginf(found["score"][:, -2:]).all()
+    assert (found["passage"][:, 0] >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_shards_are_as_large_as_the_memory_allows(kind: Any) -> None:
+    settings = IndexSettings(kind, memory_mb=8)
+    bounds = shard_bounds(100_000, 384, settings)
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == 100_000
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(bounds))
+    sizes = [stop - start for start, stop in bounds]
+    assert max(sizes) * 384 * 4 <= 8 * 2**20
+    assert max(sizes) - min(sizes) <= 1
+    twice = shard_bounds(100_000, 384, IndexSettings(kind, memory_mb=16))
+    assert len(twice) == pytest.approx(len(bounds) / 2, abs=1)
+
+
+MEMORY_TEST = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from llamafactory_embed.mining.search import IndexSettings, search_shard, shard_bounds
+from llamafactory_embed.mining.vectors import ChunkedVectors, VectorsInMemory
+
+file, kind, memory, allowed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+passages = ChunkedVectors([file], 10**9)
+queries = VectorsInMemory(passages.read(0, 200))
+settings = IndexSettings(kind, memory_mb=memory, hnsw_links=8, ivf_lists=16)
+search_shard(queries, passages, 0, 1000, 20, settings)  # libraries allocate what they keep
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+limit = used + int(allowed * memory * 2**20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+bounds = shard_bounds(len(passages), passages.dimension, settings)
+for start, stop in bounds:
+    search_shard(queries, passages, start, stop, 20, settings)
+print(len(bounds))
+"""
+
+
+@pytest.mark.parametrize(("kind", "memory"), [("flat", 16), ("ivf", 64), ("hnsw", 16)])
+def test_a_search_stays_within_its_memory(kind: str, memory: int, tmp_path: Path) -> None:
+    """The system refuses more than the flag allows, for three times as many vectors as that would hold."""
+    vectors = np.lib.format.open_memmap(tmp_path / "vectors.npy", "w+", np.float32, (3 * memory * 1024, 256))
+    for number in range(3 * memory):
+        vectors[number * 1024 : (number + 1) * 1024] = make_vectors(1024, 256, number)
+    vectors.flush()
+
+    def search(allowed: float) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", MEMORY_TEST, str(tmp_path / "vectors.npy"), kind, str(memory), str(allowed)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = search(1.0)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 3
+    assert search(0.3).returncode != 0, "the limit is felt"
+
+
+def test_gpus_are_used_where_faiss_has_some(
+    monkeypatch: pytest.MonkeyPatch, queries: VectorsInMemory, passages: ChunkedVectors, exact: np.ndarray
+) -> None:
+    moved: list[Any] = []
+
+    def move(index: Any) -> Any:
+        moved.append(type(index).__name__)
+        return index
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", move, raising=False)
+    for settings in (IndexSettings("flat"), IndexSettings("ivf", ivf_lists=5, ivf_probes=5), IndexSettings("hnsw")):
+        search_shard(queries, passages, 0, 500, DEPTH, settings)
+    assert moved == ["IndexFlatIP", "IndexIVFFlat"]
+    found = search_shard(queries, passages, 0, 500, DEPTH, IndexSettings("flat", device="gpu"))
+    np.testing.assert_array_equal(found["passage"], exact)
+    moved.clear()
+    search_shard(queries, passages, 0, 500, DEPTH, IndexSettings("flat", device="cpu"))
+    assert moved == []
+
+
+def test_a_gpu_that_is_not_there(queries: VectorsInMemory, passages: ChunkedVectors) -> None:
+    if faiss.get_num_gpus():
+        pytest.skip("this FAISS sees GPUs")
+    with pytest.raises(ValueError, match=r"`index_device: gpu`: this FAISS sees no GPU"):
+        search_shard(queries, passages, 0, 500, DEPTH, IndexSettings("flat", device="gpu"))

@@ -1,0 +1,69 @@
+"""Two ranks of torchrun and two Ray workers find what one process finds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafactory_embed.mining.mine import mine
+from llamafactory_embed.mining.miner import Miner
+from llamafactory_embed.mining.options import MiningOptions
+
+from . import mining_runs
+from .helpers import mined
+
+
+pytest.importorskip("faiss")
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def options(checkpoint: Path, verbs: Path) -> dict[str, Any]:
+    return {
+        "model": str(checkpoint), "data": str(verbs / "verbs.jsonl"), "chunk_size": 16, "num_negatives": 4,
+        "ranks": "2:20", "device": "cpu",
+    }  # fmt: skip
+
+
+def test_two_ranks(options: dict[str, Any], tmp_path: Path) -> None:
+    mined(tmp_path, "one", **options)
+    options |= {"output": str(tmp_path / "two.jsonl"), "keep_work": True}
+    (tmp_path / "options.json").write_text(json.dumps(options), "utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, mining_runs.__file__, str(tmp_path / "options.json")],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    summaries = [json.loads((tmp_path / f"{name}.summary.json").read_text("utf-8")) for name in ("one", "two")]
+    assert [each | {"output": ""} for each in summaries[:1]] == [each | {"output": ""} for each in summaries[1:]]
+
+
+def test_two_ray_workers(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    mined(tmp_path, "one", **options)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+
+    def refuse(self: Miner, step: str, number: int) -> None:
+        raise AssertionError("the driver must leave the work to the workers")
+
+    monkeypatch.setattr(Miner, "do", refuse)
+    try:
+        mined(tmp_path, "two", **options, ray_workers=2)
+        with pytest.raises(ValueError, match=r"`ray_workers: 9`: the Ray cluster has 2 CPUs"):
+            mine(MiningOptions(**options, output=str(tmp_path / "three.jsonl"), ray_workers=9))
+    finally:
+        ray.shutdown()
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
