@@ -90,7 +90,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """One process: everything that mining does between the vectors on disk and the rankings."""
     import numpy as np
 
-    from llamafactory_embed.mining.search import IndexSettings, merge, search_shard, shard_bounds
+    from llamafactory_embed.mining.search import FOUND, IndexSettings, merge, search_shard, shard_bounds
     from llamafactory_embed.mining.vectors import ChunkedVectors
 
     from .memory import PeakMemory
@@ -104,7 +104,11 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         ChunkedVectors(sorted(folder.glob(f"{kind}-*.npy")), settings.chunk) for kind in ("queries", "passages")
     )
     bounds = shard_bounds(len(passages), passages.dimension, index)
-    parts = [search_shard(queries, passages, *each, settings.depth, index) for each in bounds]
+    parts = []
+    for number, each in enumerate(bounds):
+        file = folder / f"{request['index']}-{number}.found"
+        found = np.lib.format.open_memmap(file, "w+", FOUND, (len(queries), settings.depth))
+        parts.append(search_shard(queries, passages, *each, settings.depth, index, found))
     found = merge(parts, settings.depth)
     seconds = time.perf_counter() - start
     peak = memory.above_baseline()

@@ -25,6 +25,8 @@ class Variant:
 
     function: str
     request: Mapping[str, Any]
+    python: str = sys.executable
+    """The interpreter; that of another environment for what cannot live in this one."""
 
 
 def take_turns(cases: Mapping[str, Mapping[str, Variant]], repeats: int) -> list[Run]:
@@ -47,7 +49,7 @@ def run_fresh(variant: Variant) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
         request.write_text(json.dumps({"function": variant.function, "request": dict(variant.request)}), "utf-8")
-        command = [sys.executable, "-m", "benchmarks.processes", str(request), str(answer)]
+        command = [variant.python, "-m", "benchmarks.processes", str(request), str(answer)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             last_lines = "\n".join((done.stderr or done.stdout).splitlines()[-20:])

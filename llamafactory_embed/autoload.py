@@ -23,6 +23,7 @@ SEAMS = {
     "llamafactory.chat.hf_engine": "chat",
     "llamafactory.chat.chat_model": "chat",
     "llamafactory.webui.chatter": "chat",
+    "lm_eval.models": "lm_eval",
     "llamafactory.webui.interface": "board",
 }
 

@@ -221,7 +221,9 @@ def recipes(arguments: argparse.Namespace, data: Path, folder: Path, seed: int) 
         "stage": "tdro",
         "ref_model": str(own / "s0"),
         "num_negatives": NEGATIVES,
+        "max_steps": arguments.weighing_steps or arguments.steps,
         "tdro_lr": arguments.tdro_lr,
+        "tdro_measure": arguments.measure,
     }
     return {
         "s0": {**contrastive, "output_dir": str(own / "s0")},
@@ -296,6 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--packages", type=Path, default=None, help="where the packages lie (default: in the output)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--weighing-steps", type=int, default=None, help="of stage 1 (default: as many)")
     parser.add_argument("--rows", type=int, default=1000, help="of each task, to train on")
     parser.add_argument("--held-out", type=int, default=100, help="of each task, to judge by")
     parser.add_argument("--batch-size", type=int, default=32)

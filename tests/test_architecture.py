@@ -44,7 +44,7 @@ FLOORS = [
     ("evaluation",),
     ("mining", "export", "sampling"),
     ("train",),
-    ("demo", "doctor", "recipe", "stages", "chat"),
+    ("demo", "doctor", "recipe", "stages", "chat", "harness"),
     ("cli",),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

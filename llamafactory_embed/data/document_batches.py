@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from datasets import IterableDataset
 from torch.utils.data import Dataset
 
 
@@ -115,7 +116,7 @@ class DocumentBatches:
 
 
 class StreamedDocumentBatches:
-    """The same over a stream: `count` batches, in the stream's order, which begins again when it ends."""
+    """The same over a stream: `count` batches, in the stream's order; when it ends, the next pass over it begins."""
 
     drop_last = True
 
@@ -142,6 +143,8 @@ class StreamedDocumentBatches:
 
     def _rows(self) -> Iterator[DocumentRow]:
         for epoch in itertools.count():
+            if isinstance(self.stream, IterableDataset):
+                self.stream.set_epoch(epoch)  # another order in its buffer
             place = -1
             for place, example in enumerate(self.stream):
                 yield DocumentRow.of_example(example, epoch, place)

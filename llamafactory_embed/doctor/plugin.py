@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import json
 import site
@@ -78,7 +79,8 @@ def tell_about_plugin() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             try:
                 for module in autoload.SEAMS:
-                    importlib.import_module(module)
+                    if importlib.util.find_spec(module.partition(".")[0]) is not None:  # lm-eval is optional
+                        importlib.import_module(module)
             except BaseException as problem:  # a host that calls sys.exit must not end the report
                 error = describe_error(problem)
         registry = load_registry()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .groups import GROUPS
 from .options import EvaluationOptions
 from .recipe import options_of
 
@@ -18,6 +19,7 @@ RECIPE_ENDINGS = (".yaml", ".yml")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments are the options of an evaluation recipe; those that are given win over the recipe's."""
+    parser.epilog = "Groups of tasks: " + "; ".join(f"{name}: {group.title}" for name, group in GROUPS.items()) + "."
     helps = {each.name: each.metadata["help"] for each in dataclasses.fields(EvaluationOptions)}
     parser.add_argument(
         "what", nargs="*", metavar="CHECKPOINT | RECIPE.yaml", help=f"{helps['checkpoints']} Or one recipe."

@@ -56,21 +56,19 @@ RETRIEVAL = (
 )
 
 GROUPS: dict[str, Group] = {
-    "followir": Group("FollowIR: Robust04, News21 and Core17 with instructions (p-MRR)", benchmark="FollowIR"),
-    "longembed": Group("LongEmbed: six tasks with long documents", benchmark="LongEmbed"),
-    "bright": Group("BRIGHT: retrieval that takes reasoning", benchmark="BRIGHT"),
-    "beir": Group("BEIR: fifteen collections", benchmark="BEIR"),
-    "miracl": Group("MIRACL: Wikipedia in eighteen languages", tasks=("MIRACLRetrieval",)),
-    "miracl-hard": Group(
-        "MIRACL in pooled corpora, a fraction of the work", tasks=("MIRACLRetrievalHardNegatives.v2",)
-    ),
+    "followir": Group("Robust04, News21 and Core17 with instructions (p-MRR)", benchmark="FollowIR"),
+    "longembed": Group("six tasks with long documents", benchmark="LongEmbed"),
+    "bright": Group("retrieval that takes reasoning", benchmark="BRIGHT"),
+    "beir": Group("fifteen collections", benchmark="BEIR"),
+    "miracl": Group("Wikipedia in eighteen languages", tasks=("MIRACLRetrieval",)),
+    "miracl-hard": Group("MIRACL in small, pooled corpora", tasks=("MIRACLRetrievalHardNegatives.v2",)),
     "mteb-eng": Group("MTEB(eng, v1), the 56 data sets of the LLM2Vec paper", benchmark="MTEB(eng, v1)"),
-    "mteb-eng-v2": Group("MTEB(eng, v2), today's leaderboard", benchmark="MTEB(eng, v2)"),
+    "mteb-eng-v2": Group("MTEB(eng, v2), the leaderboard of today", benchmark="MTEB(eng, v2)"),
     "pooling-attention": Group(
-        "Pooling and Attention (Tang and Yang 2024), all but retrieval",
+        "what Tang and Yang 2024 evaluate besides retrieval",
         tasks=(*STS, *PAIRS, *CLUSTERING, *RERANKING, "SummEval", *CLASSIFICATION),
     ),
-    "pooling-attention-retrieval": Group("Pooling and Attention, retrieval", tasks=RETRIEVAL),
+    "pooling-attention-retrieval": Group("their retrieval tasks", tasks=RETRIEVAL),
 }
 
 # Splits other than `test` that a task is judged on.

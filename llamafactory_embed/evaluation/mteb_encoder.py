@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mteb import types as mteb_types
 from mteb.models.model_meta import ModelMeta
 from mteb.similarity_functions import cos_sim, dot_score, pairwise_cos_sim, pairwise_dot_score
@@ -48,6 +49,7 @@ class MtebEncoder:
         self.split_long_documents = split_long_documents
         self.index_spec = index
         self.devices = list(devices) if devices is not None and len(devices) > 1 else None
+        self.search_device = torch.device(self.devices[0]) if self.devices else encoder.model.device
         self._vectors = vectors
         self._stores: dict[tuple[str, Role], VectorStore] = {}
         self._corpus: tuple[Corpus, list[str]] | None = None
@@ -114,7 +116,7 @@ class MtebEncoder:
         if top_ranked is not None:
             return self._score_candidates(dict(zip(names, vectors, strict=True)), top_ranked)
         if self.index_spec == EXACT:
-            scores, places = search_exactly(vectors, corpus, top_k, self.encoder.model.device)
+            scores, places = search_exactly(vectors, corpus, top_k, self.search_device)
         else:
             scores, places = search_with_faiss(vectors, corpus, top_k, self.index_spec)
         return {
@@ -132,7 +134,7 @@ class MtebEncoder:
             scores = {}
             for document in documents:
                 first, last = np.searchsorted(corpus.owners, [document, document + 1])
-                scores[ids[document]] = float((corpus.read(slice(first, last)) @ vector).max())
+                scores[ids[document]] = float((corpus.read(slice(first, last)) @ vector).min())
             found[name] = scores
         return found
 

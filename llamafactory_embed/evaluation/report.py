@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .tasks import ChosenTask
+from .tasks import LOCAL, ChosenTask
 
 
 MEAN = "mean"
+MAIN, SECOND = "main score", "second score"
 MOST_TASKS_DRAWN = 60
 
 # FollowIR's main score is p-MRR; its paper's second one is of the original instructions alone.
@@ -31,6 +32,7 @@ class Line:
     metric: str
     group: str
     scores: dict[str, float]
+    kind: str = MAIN
 
 
 @dataclass
@@ -43,38 +45,44 @@ class Summary:
 
     def add(self, chosen: ChosenTask, model: str, result: Any) -> None:
         """Enter the scores of a model on a task; `result` is mteb's."""
-        self._enter(chosen.name, chosen.task.metadata.main_score, chosen.group, model, float(result.get_score()))
+        self._enter(chosen, chosen.task.metadata.main_score, model, float(result.get_score()), MAIN)
         if chosen.name in SECOND_SCORES:
             part, metric = SECOND_SCORES[chosen.name]
             values = [each[part][metric] for split in result.scores.values() for each in split]
-            self._enter(chosen.name, f"{metric} ({part})", chosen.group, model, sum(values) / len(values))
-
-    def score(self, task: str, model: str) -> float:
-        """The main score of a model on a task."""
-        return next(line.scores[model] for line in self.lines if line.task == task)
+            self._enter(chosen, f"{metric} ({part})", model, sum(values) / len(values), SECOND)
 
     def means(self) -> list[Line]:
-        """For each group of several tasks with one metric, the mean of each model that was run on all of them."""
+        """Means over the tasks of each group, for the models that were run on all of them: for each metric, and over
+        all main scores of a benchmark, as its leaderboard has it."""
         groups: dict[tuple[str, str], list[Line]] = {}
         for line in self.lines:
-            groups.setdefault((line.group, line.metric), []).append(line)
+            groups.setdefault((line.group, line.kind), []).append(line)
         lines = []
-        for (group, metric), members in groups.items():
-            scores = {
-                model: sum(line.scores[model] for line in members) / len(members)
-                for model in self.models
-                if all(model in line.scores for line in members)
-            }
-            if len(members) > 1 and scores:
-                lines.append(
-                    Line(f"{MEAN} of {len(members)}" + (f", {group}" if group else ""), metric, group, scores)
-                )
+        for (group, kind), members in groups.items():
+            metrics = list(dict.fromkeys(line.metric for line in members))
+            for metric in metrics:
+                lines += self._mean([line for line in members if line.metric == metric], metric)
+            if len(metrics) > 1 and group not in ("", LOCAL):
+                lines += self._mean(members, kind)
         return lines
 
-    def _enter(self, task: str, metric: str, group: str, model: str, score: float) -> None:
-        line = next((line for line in self.lines if (line.task, line.metric) == (task, metric)), None)
+    def _mean(self, members: Sequence[Line], metric: str) -> list[Line]:
+        scores = {
+            model: sum(line.scores[model] for line in members) / len(members)
+            for model in self.models
+            if all(model in line.scores for line in members)
+        }
+        if len(members) < 2 or not scores:
+            return []
+        group = members[0].group
+        title = f"{MEAN} of {len(members)}, {group}" if group else f"{MEAN} of {len(members)}"
+        return [Line(title, metric, group, scores)]
+
+    def _enter(self, chosen: ChosenTask, metric: str, model: str, score: float, kind: str) -> None:
+        key = (chosen.name, metric)
+        line = next((line for line in self.lines if (line.task, line.metric) == key), None)
         if line is None:
-            line = Line(task, metric, group, {})
+            line = Line(*key, chosen.group, {}, kind)
             self.lines.append(line)
         line.scores[model] = score
 

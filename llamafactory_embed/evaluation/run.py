@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .tasks import ChosenTask, choose_tasks
 
 logger = logging.getLogger(__name__)
 
+FAILURES = "failures.log"  # tracebacks, for those who want to know more than the sentence
 OWN_RESULTS = "local"  # the folder of results on local data, which no leaderboard takes
 
 
@@ -27,7 +29,7 @@ def evaluate(options: EvaluationOptions) -> Summary:
     if options.index != EXACT:
         make_faiss_index(options.index, dimension=64)  # refuses what FAISS cannot make before anything is embedded
     tasks = choose_tasks(options.tasks, options.dataset_dir, options.languages)
-    check_prompt_keys(options.prompts or (), [chosen.name for chosen in tasks])
+    check_prompt_keys(options.prompts or (), [part.metadata.name for chosen in tasks for part in chosen.parts])
     judged = list_models(options, [chosen.name for chosen in tasks if chosen.is_local])
     summary = Summary([each.label for each in judged])
     for each in judged:
@@ -41,7 +43,7 @@ def judge(judged: Judged, tasks: Sequence[ChosenTask], output: Path, summary: Su
     model: Any = None
     try:
         for chosen in tasks:
-            if judged.searches_only and not is_retrieval(chosen.task):
+            if judged.searches_only and not chosen.is_retrieval:
                 continue
             result = None if again else find_result(judged, chosen, output)
             if result is None:
@@ -49,7 +51,8 @@ def judge(judged: Judged, tasks: Sequence[ChosenTask], output: Path, summary: Su
                 try:
                     result = run_task(model, chosen, output, again)
                 except Exception as error:  # hours of other tasks must not be lost with this one
-                    logger.debug("%s failed", chosen.name, exc_info=True)
+                    with open(output / FAILURES, "a", encoding="utf-8") as file:
+                        file.write(f"{judged.label} on {chosen.name}\n{traceback.format_exc()}\n")
                     reason = " ".join(str(error).split()) or type(error).__name__
                     summary.failures.append(f"{judged.label} on {chosen.name}: {reason}")
                     continue
@@ -102,13 +105,6 @@ def results_folder(chosen: ChosenTask, output: Path) -> Any:
     import mteb
 
     return mteb.ResultCache(output / OWN_RESULTS if chosen.is_local else output)
-
-
-def is_retrieval(task: Any) -> bool:
-    """Whether a task is one of searching."""
-    from mteb.abstasks import AbsTaskRetrieval
-
-    return isinstance(task, AbsTaskRetrieval)
 
 
 def evaluate_encoder(encoder: Encoder, tasks: Sequence[ChosenTask], name: str, output: Path) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -32,6 +33,20 @@ class ChosenTask:
     def name(self) -> str:
         """The task's name in results."""
         return self.task.metadata.name
+
+    @property
+    def parts(self) -> list[Any]:
+        """The tasks that are run: several where mteb takes the mean of some (CQADupstack), otherwise the one."""
+        from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+        return list(self.task.metadata.tasks) if isinstance(self.task, AbsTaskAggregate) else [self.task]
+
+    @property
+    def is_retrieval(self) -> bool:
+        """Whether the task is one of searching."""
+        from mteb.abstasks import AbsTaskRetrieval
+
+        return all(isinstance(part, AbsTaskRetrieval) for part in self.parts)
 
 
 LOCAL = "local"
@@ -120,7 +135,8 @@ def limit_languages(group: str, tasks: Sequence[Any], languages: Sequence[str] |
     chosen = []
     for task in tasks:
         if wanted & {language.split("-")[0] for language in task.metadata.languages}:
-            chosen.append(ChosenTask(task.filter_languages(list(languages)), group))
+            # a copy: the tasks of a benchmark are mteb's own, and would stay as they are made here
+            chosen.append(ChosenTask(copy.copy(task).filter_languages(list(languages)), group))
     if not chosen:
         raise ValueError(f"`languages`: {', '.join(languages)} is a language of none of the tasks of {group}.")
     return chosen

@@ -107,5 +107,7 @@ class VectorStore:
 
 def digest_texts(texts: Sequence[str]) -> np.ndarray:
     """Digests [N, 2] of uint64."""
-    joined = b"".join(hashlib.blake2b(text.encode(), digest_size=KEY_SIZE).digest() for text in texts)
+    joined = b"".join(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_SIZE).digest() for text in texts
+    )
     return np.frombuffer(joined, dtype=np.uint64).reshape(-1, 2)

@@ -73,6 +73,13 @@ def _config_entries(model: EmbeddingModel) -> dict[str, Any]:
 
 
 def _model_settings(config: EmbeddingConfig, serving: Serving) -> dict[str, Any]:
+    requirements = {}
+    if not config.causal:
+        reason = "Older releases ignore `is_causal: false` and embed with causal attention, without a word."
+        requirements["transformers"] = {"specifier": ">=5.2", "reason": reason}
+    if serving.needs_code:
+        reason = "Older releases do not tell the pooling where the prompt ends."
+        requirements["sentence-transformers"] = {"specifier": ">=6", "reason": reason}
     packages = {"sentence_transformers": "sentence-transformers", "transformers": "transformers", "pytorch": "torch"}
     return {
         "model_type": "SentenceTransformer",
@@ -80,6 +87,7 @@ def _model_settings(config: EmbeddingConfig, serving: Serving) -> dict[str, Any]
         "prompts": serving.prompts,
         "default_prompt_name": None,
         "similarity_fn_name": config.similarity,
+        "requirements": requirements,
     }
 
 

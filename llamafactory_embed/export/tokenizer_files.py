@@ -51,8 +51,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, append_eos:
 
 
 def set_flags(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> None:
-    """Let the flags say what the post-processor does. Some classes of transformers build their post-processor from
-    them when they are there, others do not look at them."""
+    """Let the flags say what the post-processor does. transformers 5 goes by the post-processor, but tokenizers of
+    transformers 4 for Llama and Gemma, which servers use, build it anew from the flags, by default without EOS."""
     settings.pop("add_bos_token", None)
     settings.pop("add_eos_token", None)
     if special.leading in ((), (tokenizer.bos_token_id,)) and special.trailing == (tokenizer.eos_token_id,):

@@ -100,10 +100,16 @@ def _over_dequantized_base(
     checkpoint: str | Path, config: EmbeddingConfig, quantization: BitsAndBytesConfig | None
 ) -> Iterator[Path]:
     """The same checkpoint in a temporary folder, over weights that were quantized and dequantized."""
-    if not torch.cuda.is_available():
-        raise ValueError("Dequantizing needs a CUDA device and bitsandbytes: export on a machine that has both.")
     base = find_base(checkpoint, config)
     options: dict[str, Any] = {"device_map": "auto", "dtype": torch.bfloat16}
+    method = read_model_config(checkpoint).to_dict().get("quantization_config", {}).get("quant_method", "bitsandbytes")
+    if method != "bitsandbytes":
+        raise ValueError(
+            f"The base model {base} has only weights quantized by {method}, which cannot be taken back: name one with "
+            "its original weights as `base_model` in the checkpoint's embedding_config.json."
+        )
+    if not torch.cuda.is_available():
+        raise ValueError("Dequantizing needs a CUDA device and bitsandbytes: export on a machine that has both.")
     if quantization is not None:
         options["quantization_config"] = quantization
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +135,8 @@ def read_model_config(checkpoint: str | Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(source)
     except OSError as error:
         role = "The base model" if is_adapter else "The model"
-        raise ValueError(f"{role} {source} of the checkpoint {checkpoint} cannot be loaded: {error}") from error
+        cause = str(error).partition("\n")[0]
+        raise ValueError(f"{role} {source} of the checkpoint {checkpoint} cannot be loaded: {cause}") from error
 
 
 def find_dtype(saved: PretrainedConfig, asked: Dtype) -> torch.dtype:

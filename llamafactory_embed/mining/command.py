@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import textwrap
-from pathlib import Path
 from typing import Any
 
 from .arguments import add_dataclass_arguments, read_dataclass
@@ -25,11 +24,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Mine, then show what was found."""
     from .mine import mine  # late: it imports torch
 
-    options: MiningOptions = read_dataclass(arguments, MiningOptions)
-    summary = mine(options)
+    summary = mine(read_dataclass(arguments, MiningOptions))
     if os.environ.get("RANK", "0") == "0":
         print("\n".join(describe(summary)))
-        print(f"\nThe entry for dataset_info.json:\n{json.dumps(suggest_entry(options), indent=2)}")
+        print(f"\nThe entry for dataset_info.json:\n{json.dumps(summary['entry'], indent=2, ensure_ascii=False)}")
     return 0
 
 
@@ -48,15 +46,6 @@ def describe(summary: dict[str, Any]) -> list[str]:
         lines.append(_line(f"+ {example['similarity']:.3f}", example["positive"]))
         lines += [_line(f"- {each['similarity']:.3f}", each["text"]) for each in example["negatives"]]
     return lines
-
-
-def suggest_entry(options: MiningOptions) -> dict[str, Any]:
-    """What to add to dataset_info.json so that a recipe can name the output."""
-    file = os.path.relpath(options.output, options.dataset_dir)
-    entry: dict[str, Any] = {"file_name": file, "formatting": "retrieval"}
-    if options.instruction is not None:
-        entry["instruction"] = options.instruction
-    return {Path(options.output).stem: entry}
 
 
 def _line(label: str, text: str) -> str:

@@ -22,7 +22,7 @@ from ..data.retrieval import beir
 from ..data.retrieval.entries import Entry
 from ..data.retrieval.files import LocatedRecord, read_records
 from ..data.retrieval.formats import KNOWN_COLUMNS, group_nli_pairs
-from ..data.retrieval.problems import BadRowError, BadRows
+from ..data.retrieval.problems import BadRows
 from ..data.retrieval.reader import HubOptions, parse_records, records_of_entry
 from .data_source import is_beir
 from .records import Records, RecordWriter
@@ -32,6 +32,9 @@ from .text_hash import HashTable, id_hash, text_hash
 TEXT_COLUMNS = ("text", "passage", "contents", "document", "sentence")
 ID_COLUMNS = ("_id", "docid", "doc_id", "passage_id", "id")
 
+Passage = tuple[str, str, int]
+"""Id (empty where there is none), text, and line of its file."""
+
 
 @dataclass(frozen=True)
 class MiningRow:
@@ -40,7 +43,7 @@ class MiningRow:
     query: str
     positives: list[str]
     positive_ids: list[str]
-    """Where the data gives the ids of its positives."""
+    """One for each positive, or none where the data gives no ids."""
     negatives: list[str]
     instruction: str | None
     file: str
@@ -95,7 +98,7 @@ def read_material(
     if is_beir(entry):
         judged = _BeirRows(entry.location, split)
         own = _passages_of_file(os.path.join(entry.location, beir.CORPUS), bad_rows)
-        for key, text in _progress(judged.remember(own), "Reading passages"):
+        for key, text, _ in _progress(judged.remember(own), "Reading passages"):
             if corpus is None:
                 passages.add(key, text)
         bad_rows.finish()
@@ -109,20 +112,26 @@ def read_material(
     written = Records(folder, "rows")
     if corpus is not None:
         path = os.path.join(corpus, beir.CORPUS) if beir.is_beir_folder(corpus) else corpus
-        for key, text in _progress(_passages_of_file(path, bad_rows), "Reading passages"):
+        for key, text, _ in _progress(_passages_of_file(path, bad_rows), "Reading passages"):
             passages.add(key, text)
         bad_rows.finish()
     elif not is_beir(entry):
         for record in written:
-            for text in (*record["positives"], *record["negatives"]):
+            _add_positives(record, passages)
+            for text in record["negatives"]:
                 passages.add("", text)
     searched = len(passages)
     if not searched:
         raise ValueError(f"`corpus`: `{corpus}` has no passages.")
     for record in written:
-        for text in record["positives"]:
-            passages.add("", text)
+        _add_positives(record, passages)
     passages.finish(searched)
+
+
+def _add_positives(record: dict[str, Any], passages: _PassageWriter) -> None:
+    ids = record["positive_ids"] or [""] * len(record["positives"])
+    for key, text in zip(ids, record["positives"], strict=True):
+        passages.add(key, text)
 
 
 class _PassageWriter:
@@ -176,18 +185,18 @@ class _BeirRows:
                 self._relevant.setdefault(query, []).append(passage)
         self._texts: dict[str, str | None] = {passage: None for _, passage in self._lines}
 
-    def remember(self, passages: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    def remember(self, passages: Iterable[Passage]) -> Iterator[Passage]:
         """Let the corpus pass, and keep what is relevant to a query."""
-        for key, text in passages:
+        for key, text, line in passages:
             if key in self._texts:
                 self._texts[key] = text
-            yield key, text
+            yield key, text, line
 
     def rows(self) -> Iterator[MiningRow]:
         file = os.path.join(self.path, beir.QUERIES)
         queries = {}
         bad = BadRows()
-        for line, (key, text) in enumerate(_passages_of_file(file, bad), start=1):
+        for key, text, line in _passages_of_file(file, bad):
             if key in self._relevant:
                 queries[key] = (text, line)
         bad.finish()
@@ -234,22 +243,24 @@ def _rows_of_entry(entry: Entry, bad_rows: BadRows) -> Iterator[MiningRow]:
 
 
 def _positive_ids(record: Any) -> list[str]:
-    """The ids that tDRO's layout gives its positives."""
+    """The ids that tDRO's layout gives its positives, if it gives all of them one."""
     passages = record.get("positive_passages") if isinstance(record, dict) else None
     if not isinstance(passages, list):
         return []
-    return [str(each["docid"]) for each in passages if isinstance(each, dict) and each.get("docid") not in (None, "")]
+    ids = [each.get("docid") if isinstance(each, dict) else None for each in passages]
+    return [] if None in ids or "" in ids else list(map(str, ids))
 
 
-def _passages_of_file(path: str, bad_rows: BadRows) -> Iterator[tuple[str, str]]:
-    """Id (where there is one) and text of every passage of a file or folder; title and text are joined as in BEIR."""
+def _passages_of_file(path: str, bad_rows: BadRows) -> Iterator[Passage]:
+    """Every passage of a file or folder; title and text are joined as in BEIR. Empty ones are passed over."""
     for file, line, record in read_records(path):
-        problem = str(record) if isinstance(record, BadRowError) else ""
+        problem = str(record)
         if isinstance(record, dict):
             column = next((name for name in TEXT_COLUMNS if isinstance(record.get(name), str)), None)
-            text = "" if column is None else f"{record.get('title') or ''} {record[column]}".strip()
-            if text:
-                yield next((str(record[name]) for name in ID_COLUMNS if record.get(name) not in (None, "")), ""), text
+            if column is not None:
+                text = f"{record.get('title') or ''} {record[column]}".strip()
+                if text:
+                    yield next((str(record[name]) for name in ID_COLUMNS if name in record), ""), text, line
                 continue
             problem = f"a passage needs a text in one of {', '.join(f'`{name}`' for name in TEXT_COLUMNS)}"
         bad_rows.add(file, line, problem)

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..data.retrieval.entries import Entry
 from .data_source import check_readable, find_source
 from .miner import JOB_STEPS, Miner, write_text
 from .options import MiningOptions
@@ -30,21 +31,49 @@ def mine(options: MiningOptions, workers: Workers | None = None) -> dict[str, An
         raise ValueError(f"`output`: {output} is the data itself; name another file.")
 
     workers = workers or find_workers(options)
-    miner = Miner(dataclasses.replace(options, device=own_device(options)), entry)
+    miner = Miner(_for_all_processes(options), entry)
     if workers.is_first:
         output.parent.mkdir(parents=True, exist_ok=True)
         miner.prepare()
     workers.wait()
     for step in JOB_STEPS:
         workers.do_jobs(miner, step)
-    summary = _summarize(miner)
+    summary = _summarize(miner) | {"entry": suggest_entry(options, entry)}
     if workers.is_first:
         _join_results(miner.results(), output)
         write_text(output.with_suffix(".summary.json"), json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    workers.wait()
+    workers.close()
     if workers.is_first and not options.keep_work:
         miner.work.remove()
     return summary
+
+
+def suggest_entry(options: MiningOptions, entry: Entry) -> dict[str, Any]:
+    """What to add to dataset_info.json so that a recipe can name the output; it keeps what the input's entry says."""
+    settings: dict[str, Any] = {
+        "file_name": os.path.relpath(options.output, options.dataset_dir),
+        "formatting": "retrieval",
+    }
+    instruction = options.instruction if options.instruction is not None else entry.instructions[0]
+    if instruction and (options.instruction is not None or len(entry.instructions) == 1):
+        settings["instruction"] = instruction
+    if entry.symmetric:
+        settings["symmetric"] = True
+    if entry.own_passages_only is not None:
+        settings["own_passages_only"] = entry.own_passages_only
+    if entry.task != entry.name:
+        settings["task"] = entry.task
+    return {Path(options.output).stem: settings}
+
+
+def _for_all_processes(options: MiningOptions) -> MiningOptions:
+    """The options as they hold in every process, whatever its working directory and number."""
+    folders = {
+        name: os.path.abspath(path)
+        for name in ("model", "cross_encoder")
+        if (path := getattr(options, name)) is not None and os.path.isdir(path)
+    }
+    return dataclasses.replace(options, **folders, work_folder=options.work, device=own_device(options))
 
 
 def _join_results(parts: list[Path], output: Path) -> None:

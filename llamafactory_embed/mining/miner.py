@@ -24,7 +24,7 @@ from .data_source import fingerprint
 from .embedders import CrossEncoderScores, Embedder, load_embedder
 from .material import Material, read_material
 from .options import MiningOptions
-from .search import IndexSettings, merge, search_shard, shard_bounds
+from .search import FOUND, IndexSettings, merge, search_shard, shard_bounds
 from .selecting import Selector
 from .vectors import ChunkedVectors
 from .work_folder import WorkFolder
@@ -126,10 +126,11 @@ class Miner:
     def _search(self, number: int) -> None:
         start, stop = self._bounds("search")[number]
         depth = self.options.window[1]
-        found = search_shard(self._queries, self._passages, start, stop, depth, self._index_settings)
         file = self._files("search")[number]
-        temporary = file.with_suffix(".tmp.npy")
-        np.save(temporary, found)
+        temporary = file.with_suffix(".tmp")
+        found = np.lib.format.open_memmap(temporary, "w+", FOUND, (len(self._queries), depth))
+        search_shard(self._queries, self._passages, start, stop, depth, self._index_settings, found)
+        found.flush()
         os.replace(temporary, file)
 
     def _select(self, number: int) -> None:

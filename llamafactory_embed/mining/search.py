@@ -15,8 +15,8 @@ from .vectors import ChunkedVectors
 
 MIB = 2**20
 LARGEST_QUERY_BLOCK = 4096
+LARGEST_SHARD = 1_000_000  # passages, so that a large corpus is work for several processes
 IVF_TRAINING_VECTORS = 64  # a cell, enough for k-means
-HNSW_CONSTRUCTION = 80  # candidates kept while building; FAISS's 40 loses recall on inner products
 FOUND = np.dtype([("score", np.float32), ("passage", np.int64)])
 MISSING = np.array((-np.inf, -1), dtype=FOUND)  # where there are fewer passages than places
 
@@ -41,11 +41,11 @@ class IndexSettings:
             "ivf": int(4 * dimension * 2.25) + 16,  # lists grow by doubling; their training sample is gone
             "hnsw": 8 * dimension + 8 * self.hnsw_links + 64,  # the vectors while they are handed over, and links
         }[self.kind]
-        return max(1, self.memory_mb * MIB * 5 // 8 // bytes_per_vector)
+        return max(1, min(LARGEST_SHARD, self.memory_mb * MIB * 5 // 8 // bytes_per_vector))
 
     def query_block(self, dimension: int, depth: int) -> int:
         """How many queries are searched at a time."""
-        bytes_per_query = 4 * dimension + 40 * depth
+        bytes_per_query = 4 * dimension + 64 * depth
         return max(1, min(LARGEST_QUERY_BLOCK, self.memory_mb * MIB // 8 // bytes_per_query))
 
 
@@ -74,19 +74,30 @@ def shard_bounds(count: int, dimension: int, settings: IndexSettings) -> list[tu
 
 
 def search_shard(
-    queries: ChunkedVectors, passages: ChunkedVectors, start: int, stop: int, depth: int, settings: IndexSettings
+    queries: ChunkedVectors,
+    passages: ChunkedVectors,
+    start: int,
+    stop: int,
+    depth: int,
+    settings: IndexSettings,
+    found: np.ndarray | None = None,
 ) -> np.ndarray:
-    """What every query finds among the passages [start, stop): [Q, depth] of `FOUND`, best first."""
-    found = np.full((len(queries), depth), MISSING, dtype=FOUND)
+    """What every query finds among the passages [start, stop): [Q, depth] of `FOUND`, best first.
+
+    `found` is where to write it, an array on disk where there are many queries.
+    """
+    if found is None:
+        found = np.empty((len(queries), depth), dtype=FOUND)
     index = build_index(passages, start, stop, settings)
     block = settings.query_block(queries.dimension, depth)
     for first in range(0, len(queries), block):
         part = queries.read(first, min(first + block, len(queries)))
         scores, positions = index.search(part, min(depth, stop - start))
-        here = found[first : first + len(part), : scores.shape[1]]
-        here["score"] = np.where(positions < 0, -np.inf, scores)
-        here["passage"] = np.where(positions < 0, -1, positions + start)
-    return merge([found], depth)
+        here = np.empty(scores.shape, dtype=FOUND)
+        here["score"] = np.where(positions < 0, MISSING["score"], scores)
+        here["passage"] = np.where(positions < 0, MISSING["passage"], positions + start)
+        found[first : first + len(part)] = merge([here], depth)
+    return found
 
 
 def merge(parts: Sequence[np.ndarray], depth: int) -> np.ndarray:
@@ -109,7 +120,6 @@ def build_index(passages: ChunkedVectors, start: int, stop: int, settings: Index
         return _FlatOnCpu(faiss, passages.read(start, stop))
     if settings.kind == "hnsw":
         index = faiss.IndexHNSWFlat(dimension, settings.hnsw_links, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = HNSW_CONSTRUCTION
         index.hnsw.efSearch = settings.hnsw_search
         index.add(passages.read(start, stop))  # at once: the vectors of an index grow by doubling
         return index

@@ -127,8 +127,8 @@ class Selector:
             if scores is not None:
                 record["score"] = scores
         else:
-            ids = [self._id(self.material.positions_of_positives(row)[place]) for place in range(len(row.positives))]
-            ids += [self._id(int(number)) for number in candidates.passages]
+            ids = row.positive_ids or list(map(self._id, self.material.positions_of_positives(row)))
+            ids = [*ids, *(self._id(int(number)) for number in candidates.passages)]
             passages = [
                 {"docid": key, "text": text} | ({} if scores is None else {"ce_score": scores[place]})
                 for place, (key, text) in enumerate(zip(ids, [*row.positives, *negatives], strict=True))

@@ -29,6 +29,9 @@ class Workers(Protocol):
     def do_jobs(self, miner: Miner, step: str) -> None:
         """All jobs of a step that are not done yet."""
 
+    def close(self) -> None:
+        """Wait for the last time."""
+
 
 class OneProcess:
     """This process alone."""
@@ -41,6 +44,9 @@ class OneProcess:
     def do_jobs(self, miner: Miner, step: str) -> None:
         _do(miner, step, miner.jobs(step), show=True)
 
+    def close(self) -> None:
+        """For nobody."""
+
 
 class Ranks:
     """The processes of torchrun; every one of them takes each n-th job."""
@@ -48,8 +54,7 @@ class Ranks:
     def __init__(self) -> None:
         import torch.distributed as dist
 
-        if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=LONGEST_STEP)
+        dist.init_process_group("gloo", timeout=LONGEST_STEP)
         self._rank, self._count = dist.get_rank(), dist.get_world_size()
         self.is_first = self._rank == 0
 
@@ -64,6 +69,13 @@ class Ranks:
         self.wait()  # nobody begins before all have seen the same list
         _do(miner, step, jobs[self._rank :: self._count], show=self.is_first)
         self.wait()
+
+    def close(self) -> None:
+        """The last barrier."""
+        import torch.distributed as dist
+
+        self.wait()
+        dist.destroy_process_group()
 
 
 class RayWorkers:
@@ -108,6 +120,13 @@ class RayWorkers:
         with _progress(miner, step, jobs) as progress:
             for batch in done.iter_batches(batch_size=1):
                 progress.update(sum(miner.work_of(step, int(number)) for number in batch["job"]))
+        self._check(miner, step)
+
+    def close(self) -> None:
+        """For nobody; the cluster stays, others may use it."""
+
+    @staticmethod
+    def _check(miner: Miner, step: str) -> None:
         left = miner.jobs(step)
         if left:
             raise ValueError(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -32,6 +33,8 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 OLD_WEIGHTS_FILE = "adapter_model.bin"
 LLM2VEC_SETTINGS = "llm2vec_config.json"
+ALWAYS_WRITTEN = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
+MISSING = object()
 
 PEFT_PREFIX = "base_model.model."
 LONGEST_PARAMETER_NAME = 2  # as in `lora_A.weight` or `lora_magnitude_vector`
@@ -171,6 +174,8 @@ def convert_adapter(adapter: AdapterFiles, destination: str | Path, layout: Layo
             for name, each in weights.items()
         }
         config = _convert_config(config, adapted, layout, modules)
+    if layout == "decoder":
+        config = leave_out_defaults(config)
 
     destination = Path(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -212,6 +217,15 @@ def _convert_config(
         else:
             converted[key] = {re.sub(r"^\^", f"^{prefix}", name): value for name, value in patterns.items()}
     return converted
+
+
+def leave_out_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what says nothing: LLM2Vec keeps its users on transformers 4.44, and a PEFT of that time refuses a key
+    that it does not know, whatever its value."""
+    defaults = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(config["peft_type"])]().to_dict()
+    return {
+        key: value for key, value in config.items() if key in ALWAYS_WRITTEN or value != defaults.get(key, MISSING)
+    }
 
 
 def _is_adapter(folder: Path) -> bool:

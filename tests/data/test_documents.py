@@ -7,10 +7,12 @@ from argparse import Namespace
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from llamafactory_embed.data.document_batches import DocumentBatches, DocumentRow, GivenRows, StreamedDocumentBatches
 from llamafactory_embed.data.documents import DocumentProcessor, cut, fill_rows
+from llamafactory_embed.host.documents import asks_for_packing
 from tests.tiny_models import tiny_tokenizer
 
 
@@ -137,6 +139,31 @@ def test_streams_begin_again_and_are_shared() -> None:
     ]
     assert [number for batch in alone for number in numbers(batch)] == [n % 21 for n in range(32)]
     assert [row.epoch for batch in alone for row in batch] == [n // 21 for n in range(32)]
+
+
+def test_a_stream_has_another_order_in_each_pass() -> None:
+    stream = Dataset.from_list(ROWS).to_iterable_dataset().shuffle(seed=1, buffer_size=21)
+    batches = StreamedDocumentBatches(stream, 21, 2)
+    first, second = (numbers(batch) for batch in batches)
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(21))
+    assert [numbers(batch) for batch in batches] == [first, second]  # from the beginning, as a resumed run reads it
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ({}, True),
+        ({"packing": True}, True),
+        ({"packing": False}, False),
+        ({"packing": "false"}, False),
+        ({"command_line": ["--stage", "mntp", "--packing", "false"]}, False),
+        ({"command_line": ["--packing=False", "--stage", "mntp"]}, False),
+        ({"command_line": ["--stage", "mntp"]}, True),
+    ],
+)
+def test_documents_share_rows_unless_the_recipe_says_otherwise(recipe: dict[str, Any], expected: bool) -> None:
+    assert asks_for_packing(Namespace(recipe=recipe)) is expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])

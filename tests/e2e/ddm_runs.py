@@ -36,6 +36,11 @@ def write_data(folder: Path) -> Path:
     """Documents, and questions with answers of different lengths."""
     write_documents(folder)
     info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+    words = ["red", "blue", "old", "new", "hot", "cold"]
+    opposites = {word: words[number ^ 1] for number, word in enumerate(words)}
+    rows = [{"instruction": word, "output": other} for word, other in opposites.items()]
+    (folder / "opposites.json").write_text(json.dumps(rows), encoding="utf-8")
+    info["opposites"] = {"file_name": "opposites.json", "columns": {"prompt": "instruction", "response": "output"}}
     numbers = ("nought", "one", "two", "three", "four", "five", "six")
     for name, start in (("sums", 0), ("sums_heldout", 3)):
         rows = [

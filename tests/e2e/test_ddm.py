@@ -210,3 +210,51 @@ def test_a_foreign_checkpoint_is_refused_before_anything_is_loaded(train: Train,
     (foreign / "config.json").unlink()
     with pytest.raises(ValueError, match="does not hold the weights of this model: it lacks"):
         train("run", checkpoint_dir=str(foreign))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Predictions
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def predictions(folder: Path) -> list[dict[str, str]]:
+    lines = (folder / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"block_size": 8, "block_length": 8}, {"ddm_format": "diffuseq"}],
+    ids=["chat", "blocks", "diffuseq"],
+)
+def test_learned_answers_are_sampled(options: dict[str, Any], train: Train, tmp_path: Path) -> None:
+    """From random weights: what training fits is what sampling writes, with the same mask, shift and layout."""
+    learn = SFT | {
+        "dataset": "opposites", "cutoff_len": 24, "optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 110,
+        "lr_scheduler_type": "cosine", "batch_size": 6, "logging_steps": 60, "max_grad_norm": 1.0,
+        "do_predict": True, "eval_dataset": "opposites", "max_new_tokens": 8, "diffusion_steps": 8, "do_sample": False,
+    }  # fmt: skip
+    if "ddm_format" in options:
+        learn["eos_padding"] = None
+    train("run", **(learn | options))
+    found = predictions(tmp_path / "run")
+    assert [each["predict"].strip() for each in found] == [each["label"].strip() for each in found]
+    assert len(found) == 6
+    metrics = json.loads((tmp_path / "run" / "predict_results.json").read_text(encoding="utf-8"))
+    assert metrics["predict_exact_match"] == 100
+
+
+def test_documents_are_continued_or_written_from_nothing(train: Train, tmp_path: Path) -> None:
+    options = {"do_train": False, "do_predict": True, "max_new_tokens": 8, "diffusion_steps": 4}
+    train("prompt", **options, eval_dataset="heldout", prompt_tokens=5)
+    train("nothing", **options, eval_dataset="heldout", predict_task="unconditional")
+    given, free = predictions(tmp_path / "prompt"), predictions(tmp_path / "nothing")
+    assert len(given) == len(free)
+    assert all(each["prompt"] for each in given)
+    assert any(each["label"] for each in given)
+    assert all(not each["prompt"] for each in free)
+
+
+def test_a_prompt_without_room_is_not_predicted(train: Train) -> None:
+    with pytest.raises(ValueError, match=r"the prompt of row 0 has \d+ tokens, more than `cutoff_len: 4`"):
+        train("run", **SFT, cutoff_len=4, do_train=False, do_predict=True, eval_dataset="sums")

@@ -34,9 +34,7 @@ def read_summary(folder: Path) -> dict[tuple[str, str], dict[str, float]]:
 
 
 def pairs_file(folder: Path) -> Path:
-    rows = [
-        {"sentence1": a, "sentence2": b, "score": n} for n, (a, b) in enumerate(itertools.pairwise(PROSE))
-    ]
+    rows = [{"sentence1": a, "sentence2": b, "score": n} for n, (a, b) in enumerate(itertools.pairwise(PROSE))]
     return write_lines(folder / "pairs.jsonl", rows)
 
 
@@ -193,6 +191,7 @@ def test_a_task_that_cannot_be_had_does_not_stop_the_others(
     assert code == 1
     assert "following_lines" in shown
     assert f"failed: {models.name_of_folder(checkpoint)} on NFCorpus: no hub" in said
+    assert "ConnectionError" in (tmp_path / "out" / "failures.log").read_text(encoding="utf-8")
 
 
 REFUSED = [
@@ -273,6 +272,14 @@ def test_every_group_is_made_of_tasks_that_mteb_has(name: str) -> None:
         assert [task.name for task in chosen] == list(group.tasks)
     else:
         assert [task.name for task in chosen] == [each.metadata.name for each in mteb.get_benchmark(group.benchmark)]
+
+
+def test_a_mean_of_several_tasks_is_retrieval_if_all_of_them_are() -> None:
+    chosen = {task.name: task for task in choose_tasks(["CQADupstackRetrieval", "STS12", "SciFact"], None)}
+    assert {name: task.is_retrieval for name, task in chosen.items()} == {
+        "CQADupstackRetrieval": True, "STS12": False, "SciFact": True
+    }  # fmt: skip
+    assert len(chosen["CQADupstackRetrieval"].parts) == 12
 
 
 def test_msmarco_is_judged_on_its_dev_split_and_miracl_in_the_languages_asked_for() -> None:

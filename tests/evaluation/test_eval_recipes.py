@@ -70,4 +70,3 @@ def test_page_names_every_group() -> None:
 def test_page_counts_the_tasks_of_a_group(name: str) -> None:
     (count,) = re.findall(rf"^\| `{name}` \| .*\| (\d+) \|$", PAGE.read_text("utf-8"), flags=re.M)
     assert len(choose_tasks([name], None)) == int(count)
-

@@ -135,6 +135,12 @@ def test_retrieval_rows_have_a_corpus_of_all_passages(tmp_path: Path) -> None:
     assert sorted(texts.values()) == ["aab", "aac", "ccc", "ccd"]
 
 
+def test_bad_rows_are_told_with_their_lines(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [{"query": "a", "positive": "b"}, {"query": "a", "positive": ""}])
+    with pytest.raises(ValueError, match=r"1 bad rows; repair them:\n.*rows.jsonl:2: `positive` is empty"):
+        load_path(str(path))
+
+
 def test_grades_and_ids_of_a_collection_are_kept(beir: Path) -> None:
     split = load_path(str(beir)).task.dataset["default"]["test"]
     assert split["relevant_docs"]["q0"] == {"d1": 2, "d2": 1}

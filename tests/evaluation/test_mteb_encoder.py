@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable
@@ -18,13 +19,15 @@ from mteb.models.search_wrappers import SearchEncoderWrapper
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.data.retrieval import beir as beir_files
+from llamafactory_embed.data.retrieval.entries import Entry
 from llamafactory_embed.evaluation import mteb_encoder
-from llamafactory_embed.evaluation.local import load_path
+from llamafactory_embed.evaluation.local import load_entry, load_path
 from llamafactory_embed.evaluation.models import name_of_folder, revision_of, wrap_encoder
 from llamafactory_embed.evaluation.options import EvaluationOptions
 from llamafactory_embed.evaluation.retrieval_metrics import rank_documents, retrieval_metrics
 from llamafactory_embed.model.checkpoint import save_checkpoint
 from tests.embedders import PROSE, make_embedder
+from tests.evaluation.conftest import write_lines
 from tests.tiny_models import tiny_tokenizer
 
 
@@ -169,19 +172,26 @@ def test_candidates_are_scored_like_a_search_among_them(wrap: Wrap, beir: Path) 
     }
 
 
-def test_sizes_prompts_and_long_documents_change_what_is_compared(
-    wrap: Wrap, checkpoint: Path, beir: Path, tmp_path: Path
+def similarities_of(model: Any, task: Any) -> np.ndarray:
+    """What the model's search says of every query and document, [Q, D]."""
+    split = task.dataset["default"]["test"]
+    model.index(split["corpus"], task_metadata=task.metadata)
+    found = model.search(split["queries"], top_k=1000, task_metadata=task.metadata)
+    model.close()
+    return np.array([[found[query][document] for document in split["corpus"]["id"]] for query in found])
+
+
+def test_sizes_and_prompts_change_what_is_compared(
+    wrap: Wrap, checkpoint: Path, beir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mteb_encoder, "DOCUMENTS_AT_ONCE", 4)
     encoder = Encoder(checkpoint, device="cpu")
     task = load_path(str(beir)).task
     split = task.dataset["default"]["test"]
     queries, corpus = split["queries"]["text"], split["corpus"]["text"]
 
     def similarities(model: Any) -> np.ndarray:
-        model.index(split["corpus"], task_metadata=task.metadata)
-        found = model.search(split["queries"], top_k=1000, task_metadata=task.metadata)
-        model.close()
-        return np.array([[found[query][document] for document in split["corpus"]["id"]] for query in found])
+        return similarities_of(model, task)
 
     whole = encoder.encode(queries, role="query") @ encoder.encode(corpus).T
     np.testing.assert_allclose(similarities(wrap()), whole, atol=1e-5)
@@ -195,6 +205,37 @@ def test_sizes_prompts_and_long_documents_change_what_is_compared(
 
     faiss = similarities(wrap(index="Flat"))
     np.testing.assert_allclose(faiss, whole, atol=1e-5)
+
+
+def test_documents_of_symmetric_data_carry_the_instruction(wrap: Wrap, checkpoint: Path, tmp_path: Path) -> None:
+    rows = write_lines(tmp_path / "rows.jsonl", [{"query": a, "positive": b} for a, b in itertools.pairwise(PROSE)])
+    prompt = "Find the line that is alike"
+    task = load_entry(Entry("following_lines", str(rows), instructions=(prompt,), symmetric=True)).task
+    split = task.dataset["default"]["test"]
+    encoder = Encoder(checkpoint, device="cpu")
+    queries = encoder.encode(split["queries"]["text"], prompt=prompt)
+    expected = queries @ encoder.encode(split["corpus"]["text"], prompt=prompt, role="document").T
+    np.testing.assert_allclose(similarities_of(wrap(), task), expected, atol=1e-5)
+    assert not np.allclose(expected, queries @ encoder.encode(split["corpus"]["text"]).T, atol=1e-2)
+
+
+def test_inner_products_and_templates_are_those_of_the_checkpoint(tmp_path: Path, beir: Path) -> None:
+    written = {"query_template": "ask: {text}", "document_template": "passage: {text}"}
+    embedder = make_embedder(similarity="dot", normalize_embeddings=False, **written)
+    encoder = Encoder(embedder, tiny_tokenizer())
+    options = EvaluationOptions(checkpoints=["x"], tasks=["x"], vectors=str(tmp_path))
+    model = wrap_encoder(encoder, "a/b", "r", None, {}, options, LOCAL)
+    task = load_path(str(beir)).task
+    split = task.dataset["default"]["test"]
+    queries, documents = (
+        encoder.encode(split["queries"]["text"], role="query"),
+        encoder.encode(split["corpus"]["text"]),
+    )
+    np.testing.assert_allclose(similarities_of(model, task), queries @ documents.T, rtol=1e-4)
+    np.testing.assert_allclose(model.similarity(queries, documents), queries @ documents.T, rtol=1e-4)
+    pairs = model.similarity_pairwise(queries, documents[: len(queries)])
+    np.testing.assert_allclose(pairs, (queries * documents[: len(queries)]).sum(1), rtol=1e-4)
+    assert np.abs(queries @ documents.T).max() > 2  # no cosines
 
 
 def test_a_long_document_is_found_by_a_part_that_truncation_loses(tmp_path: Path) -> None:
@@ -217,6 +258,8 @@ def test_a_long_document_is_found_by_a_part_that_truncation_loses(tmp_path: Path
         model = wrap_encoder(encoder, "a/b", "r", None, {}, options, LOCAL)
         model.index(rows, **about)
         best[long_documents] = model.search(queries, top_k=10, **about)["q"]["0"]
+        among = model.search(queries, top_k=10, top_ranked={"q": ["3", "0"]}, **about)["q"]["0"]
+        assert among == pytest.approx(best[long_documents], abs=1e-6)
         model.close()
     assert best["chunk"] > best["truncate"] + 0.01
 

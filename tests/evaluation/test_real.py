@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from llamafactory_embed.demo.smollm2 import default_cache
+from llamafactory_embed.data.packages import default_cache
 from llamafactory_embed.evaluation.minilm import LABEL, fetch_minilm
 from llamafactory_embed.evaluation.models import name_of_folder
 from tests.evaluation.conftest import write_lines

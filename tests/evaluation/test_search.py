@@ -56,6 +56,17 @@ def test_blocks_find_what_one_product_finds(
     np.testing.assert_allclose(scores, [[score for _, score in ranking] for ranking in expected], atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("most_parts", [1, 4])
+def test_a_gpu_finds_what_the_cpu_finds(most_parts: int, tmp_path: Path) -> None:
+    corpus, queries = make_corpus(tmp_path, 40, most_parts), make_queries(11)
+    scores, places = search_exactly(queries, corpus, 20, torch.device("cpu"))
+    on_gpu, places_on_gpu = search_exactly(queries, corpus, 20, torch.device("cuda"))
+    assert places_on_gpu.tolist() == places.tolist()
+    torch.testing.assert_close(on_gpu, scores, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("most_parts", [1, 4])
 def test_a_flat_faiss_index_finds_what_exact_search_finds(most_parts: int, tmp_path: Path) -> None:
     pytest.importorskip("faiss")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import yaml
 from llamafactory_embed import Encoder
 from llamafactory_embed.cli import main
 from llamafactory_embed.export import hub
+from llamafactory_embed.export.command import add_arguments
+from llamafactory_embed.export.weights import rope_as_before
 from tests.export.checkpoints import TEXTS, Trained, train
 
 
@@ -43,6 +47,7 @@ def test_the_layout_that_servers_read(exported: Path) -> None:
     assert lengths == {"max_seq_length": 48, "do_lower_case": False}
     settings = json.loads((exported / "config_sentence_transformers.json").read_text())
     assert settings["prompts"]["query"] == settings["prompts"]["next_line"] != settings["prompts"]["document"]
+    assert settings["requirements"]["transformers"]["specifier"] == ">=5.2"  # before, it would embed causally
     config = json.loads((exported / "config.json").read_text())
     assert config["architectures"] == ["LlamaModel"]
     assert config["is_causal"] is False
@@ -71,9 +76,7 @@ def test_causal_models_carry_no_flag(tmp_path: Path) -> None:
     assert "use_bidirectional_attention" not in config
 
 
-def test_scaled_rotary_embeddings_keep_their_old_names(tmp_path: Path) -> None:
-    from llamafactory_embed.export.weights import rope_as_before
-
+def test_scaled_rotary_embeddings_keep_their_old_names() -> None:
     scaling = {"rope_type": "linear", "factor": 2.0}
     assert rope_as_before({"rope_parameters": {"rope_theta": 5e5, **scaling}}) == {
         "rope_theta": 5e5, "rope_scaling": scaling,
@@ -202,3 +205,16 @@ def test_a_push_that_fails_keeps_the_export(
     assert main(["export", str(trained.folder), str(target), "--push-to", "me/embedder"]) == 1
     assert f"The export is complete in {target}, but could not be pushed" in capsys.readouterr().err
     assert (target / "modules.json").is_file()
+
+
+def test_the_page_explains_every_option_once_with_its_default() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    declared = {
+        action.option_strings[0]: "" if action.default in (None, False) else f"`{action.default}`"
+        for action in parser._actions
+        if action.option_strings and action.dest != "help"
+    }
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8")
+    explained = re.findall(r"^\| `(--[\w-]+)` \|\s*([^|]*?)\s*\| .", page, flags=re.MULTILINE)
+    assert sorted(explained) == sorted(declared.items())

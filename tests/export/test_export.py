@@ -128,8 +128,19 @@ def test_a_process_without_this_package_reads_it(tmp_path: Path) -> None:
         np.testing.assert_allclose(vectors, each.embed(instruction=INSTRUCTION, as_query=True), atol=1e-5)
 
 
-def test_two_limits(tmp_path: Path) -> None:
-    trained = train(tmp_path, query_max_length=20, document_max_length=33)
+def test_the_last_of_many_tasks_can_be_the_prompt_of_queries(tmp_path: Path) -> None:
+    instructions = {f"task{number}": f"Find number {number}" for number in range(9)}
+    trained = train(tmp_path, instructions=instructions, symmetric_tasks=[])
+    export_checkpoint(trained.folder, tmp_path / "exported", ExportOptions(query_task="task8"))
+    queries = load(tmp_path / "exported").encode_query(TEXTS)
+    np.testing.assert_allclose(queries, trained.embed(instruction="Find number 8", as_query=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("skip_instruction", [False, True], ids=["all", "skip"])
+def test_two_limits(skip_instruction: bool, tmp_path: Path) -> None:
+    trained = train(tmp_path, query_max_length=20, document_max_length=33, skip_instruction=skip_instruction)
+    instruction = trained.tokenizer.queries(["a"], INSTRUCTION)[0]
+    assert len(instruction.token_ids) == 20  # nothing is left of the text
     exported = export_checkpoint(trained.folder, tmp_path / "exported")
     assert_same(tmp_path / "exported", trained)
     assert any("20" in remark and "33" in remark for remark in exported.remarks)

@@ -149,9 +149,20 @@ def test_what_is_no_checkpoint_gets_one_sentence(trained: Trained, tmp_path: Pat
     assert not (tmp_path / "exported").exists()
 
 
-def test_dequantizing_is_for_qlora(trained: Trained, tmp_path: Path) -> None:
+def test_dequantizing_is_for_qlora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def set_quantization(config: Any) -> None:
+        config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+
+    trained = train(tmp_path / "lora")
     with pytest.raises(ValueError, match=r"`--dequantize` is for checkpoints of QLoRA, and .*recipe.yaml has no"):
         export_checkpoint(trained.folder, tmp_path / "exported", ExportOptions(dequantize=True))
+    (trained.folder / "recipe.yaml").write_text("quantization_bit: 4\n")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="Dequantizing needs a CUDA device"):
+        export_checkpoint(trained.folder, tmp_path / "exported", ExportOptions(dequantize=True))
+    edit(trained.folder.parent / "base" / "config.json", set_quantization)
+    with pytest.raises(ValueError, match="quantized by gptq, which cannot be taken back"):
+        export_checkpoint(trained.folder, tmp_path / "exported")
     whole = train(tmp_path / "whole", adapter=False)
     with pytest.raises(ValueError, match="`--dequantize` is for checkpoints of QLoRA, and this one holds no adapter"):
         export_checkpoint(whole.folder, tmp_path / "exported", ExportOptions(dequantize=True))

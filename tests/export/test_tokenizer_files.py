@@ -33,12 +33,10 @@ POST_PROCESSORS = {
 }
 
 
-def make_tokenizer(post_processor: processors.PostProcessor, **flags: bool) -> PreTrainedTokenizerFast:
+def make_tokenizer(post_processor: processors.PostProcessor) -> PreTrainedTokenizerFast:
     backend = copy.deepcopy(tiny_tokenizer().backend_tokenizer)
     backend.post_processor = post_processor
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", **flags
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
 @pytest.mark.parametrize("append_eos", [False, True])
@@ -47,10 +45,28 @@ def test_files_frame_texts_as_training_did(name: str, append_eos: bool, tmp_path
     check(make_tokenizer(POST_PROCESSORS[name]), append_eos, tmp_path)
 
 
-def test_flags_of_the_tokenizer_do_not_undo_it(tmp_path: Path) -> None:
-    # transformers builds the post-processor anew from these, as it does for Llama's tokenizers
-    tokenizer = make_tokenizer(BOS, add_bos_token=True, add_eos_token=False)
-    check(tokenizer, append_eos=True, folder=tmp_path)
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("bos", (True, True)),
+        ("none", (False, True)),
+        ("two tokens in front", (None, None)),
+        ("eos already", (None, None)),
+    ],
+)
+def test_flags_say_the_same_where_they_can(name: str, flags: tuple[bool | None, bool | None], tmp_path: Path) -> None:
+    check(make_tokenizer(POST_PROCESSORS[name]), True, tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert (settings.get("add_bos_token"), settings.get("add_eos_token")) == flags
+
+
+def test_offsets_stay_as_they_were(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(POST_PROCESSORS["byte level, then bos"])
+    save_tokenizer(tokenizer, tmp_path, append_eos=True, max_length=LENGTH)
+    text = "a large  animal"
+    before = tokenizer.backend_tokenizer.encode(text).offsets
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).offsets[:-1] == before
+    assert any(text[start] != " " and start > 0 and text[start - 1] == " " for start, _ in before)  # trimmed
 
 
 def check(tokenizer: PreTrainedTokenizerFast, append_eos: bool, folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
+import llamafactory_embed.model.families  # noqa: F401  (makes transformers know Dream and LLaDA)
 from attention_patch import packed_inputs, patch_attention
 from tests.golden.case_files import GoldenCase
 

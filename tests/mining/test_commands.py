@@ -15,6 +15,7 @@ from llamafactory_embed.cli import main
 from llamafactory_embed.data.retrieval.reader import load_tasks
 from llamafactory_embed.mining.arguments import REQUIRED, flag
 from llamafactory_embed.mining.dedup.options import DedupOptions
+from llamafactory_embed.mining.mine import mine
 from llamafactory_embed.mining.options import MiningOptions
 
 from .helpers import read_lines, write_lines
@@ -54,6 +55,15 @@ def test_mine_from_the_command_line(checkpoint: Path, folder: Path, capsys: pyte
 
     assert main(words) == 1
     assert "`output`: sets/mined.jsonl exists; name another file" in capsys.readouterr().err
+
+
+def test_the_entry_keeps_what_the_input_says(checkpoint: Path, folder: Path) -> None:
+    settings = {"instruction": "Find alike", "symmetric": True, "task": "alike", "own_passages_only": True}
+    entry = {"file_name": "../rows.jsonl", "formatting": "retrieval", **settings}
+    (folder / "sets").mkdir()
+    (folder / "sets" / "dataset_info.json").write_text(json.dumps({"rows": entry}), "utf-8")
+    options = MiningOptions(str(checkpoint), "rows", "sets/mined.jsonl", "sets", ranks="0:9")
+    assert mine(options)["entry"] == {"mined": entry | {"file_name": "mined.jsonl"}}
 
 
 def test_dedup_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

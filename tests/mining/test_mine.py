@@ -233,7 +233,7 @@ def test_positives_are_known_by_their_id(checkpoint: Path, tmp_path: Path) -> No
     corpus = write_lines(
         tmp_path / "corpus.jsonl",
         [{"docid": "7", "text": "the old mill, revised edition"}, {"docid": "8", "text": "copper"},
-         {"docid": "9", "title": "On", "text": "bridges"}],
+         {"docid": "9", "title": "On", "text": "bridges"}, {"docid": "10", "text": " "}],
     )  # fmt: skip
     row: dict[str, Any] = {"query": "which mill", "positive_passages": [{"docid": "7", "text": "the old mill"}]}
     data = write_lines(tmp_path / "rows.jsonl", [row])
@@ -243,7 +243,7 @@ def test_positives_are_known_by_their_id(checkpoint: Path, tmp_path: Path) -> No
         ("8", "copper"),
         ("9", "On bridges"),
     ]
-    assert found["positive_passages"] == [{"docid": found["positive_passages"][0]["docid"], "text": "the old mill"}]
+    assert found["positive_passages"] == [{"docid": "7", "text": "the old mill"}]
     row["positive_passages"][0].pop("docid")
     (without_id,) = mined(tmp_path, "other", **options, data=write_lines(tmp_path / "plain.jsonl", [row]))
     assert "7" in [each["docid"] for each in without_id["negative_passages"]]
@@ -320,6 +320,24 @@ def test_instructions_of_rows(checkpoint: Path, encoder: Encoder, tmp_path: Path
     _, rankings = ranked(queries, encoder.encode(list("abcdefgh")))
     assert [row["negative"] for row in found] == [["abcdefgh"[place] for place in ranking] for ranking in rankings]
     assert [row["instruction"] for row in found] == [row["instruction"] for row in rows]
+
+
+def test_passages_of_a_symmetric_task_have_its_instruction(checkpoint: Path, tmp_path: Path) -> None:
+    rows = [{"query": text, "positive": f"{text}!"} for text in ("far away", "lead", "a river", "nine")]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    passages = ["near", "copper", "a brook", "eight", "a stone bridge", "spring"]
+    corpus = write_lines(tmp_path / "corpus.jsonl", [{"text": text} for text in passages])
+    entry = {"file_name": "rows.jsonl", "formatting": "retrieval", "instruction": "Find alike", "symmetric": True}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"alike": entry}), "utf-8")
+    found = mined(
+        tmp_path, model=checkpoint, data="alike", dataset_dir=tmp_path, corpus=corpus, ranks="0:6", num_negatives=6
+    )
+    encoder = Encoder(checkpoint)
+    queries = encoder.encode([row["query"] for row in rows], prompt="Find alike")
+    both = [encoder.encode(passages, prompt=prompt, role="document") for prompt in ("Find alike", "")]
+    rankings = [[[passages[place] for place in row] for row in ranked(queries, each)[1]] for each in both]
+    assert [row["negative"] for row in found] == rankings[0]
+    assert rankings[0] != rankings[1]
 
 
 def test_plain_texts_and_max_rows(checkpoint: Path, tmp_path: Path) -> None:

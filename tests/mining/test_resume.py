@@ -86,6 +86,22 @@ def test_interrupted_work_goes_on(
     ]
 
 
+@pytest.mark.parametrize("where", ["RecordWriter.finish", "HashTable.write"])
+def test_interrupted_reading_begins_again(
+    where: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = mined(tmp_path, "whole", **options)
+
+    def fail(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"llamafactory_embed.mining.material.{where}", fail)
+        with pytest.raises(KeyboardInterrupt):
+            mined(tmp_path, "resumed", **options)
+    assert mined(tmp_path, "resumed", **options) == whole
+
+
 def test_other_settings_do_again_only_what_they_change(
     options: dict[str, Any], done: Counter[str], tmp_path: Path
 ) -> None:

@@ -110,6 +110,8 @@ def test_shards_are_as_large_as_the_memory_allows(kind: Any) -> None:
     sizes = [stop - start for start, stop in bounds]
     assert max(sizes) * 384 * 4 <= 8 * 2**20
     assert max(sizes) - min(sizes) <= 1
+    most = shard_bounds(5_000_001, 4, IndexSettings(kind, memory_mb=10**6))
+    assert len(most) == 6, "however large the memory, five million passages are work for five processes"
     twice = shard_bounds(100_000, 384, IndexSettings(kind, memory_mb=16))
     assert len(twice) == pytest.approx(len(bounds) / 2, abs=1)
 
@@ -134,6 +136,35 @@ for start, stop in bounds:
     search_shard(queries, passages, start, stop, 20, settings)
 print(len(bounds))
 """
+
+
+MANY_QUERIES_TEST = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from llamafactory_embed.mining.search import FOUND, IndexSettings, search_shard
+from llamafactory_embed.mining.vectors import ChunkedVectors, VectorsInMemory
+
+folder, on_disk = Path(sys.argv[1]), sys.argv[2] == "disk"
+queries = ChunkedVectors([folder / "queries.npy"], 10**9)
+passages = VectorsInMemory(queries.read(0, 300))
+settings = IndexSettings("flat", memory_mb=16)
+search_shard(VectorsInMemory(queries.read(0, 300)), passages, 0, 300, 100, settings)
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + 16 * 2**20,) * 2)
+shape = (len(queries), 100)
+found = np.lib.format.open_memmap(folder / "found.npy", "w+", FOUND, shape) if on_disk else None
+search_shard(queries, passages, 0, 300, 100, settings, found)
+"""
+
+
+def test_many_queries_stay_within_the_memory(tmp_path: Path) -> None:
+    """What 40,000 queries find takes 46 MiB, and 16 are allowed."""
+    np.save(tmp_path / "queries.npy", make_vectors(40_000, 8))
+    for where, works in (("disk", True), ("memory", False)):
+        command = [sys.executable, "-c", MANY_QUERIES_TEST, str(tmp_path), where]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) is works, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(("kind", "memory"), [("flat", 16), ("ivf", 64), ("hnsw", 16)])

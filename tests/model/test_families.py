@@ -1,13 +1,11 @@
 """Dream and LLaDA load from the originals' files, behave like any model of transformers, and are saved for the
-originals' code again; the registry knows what to do with every family."""
+originals' code again."""
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.models.llama import modeling_llama
 
 from attention_patch import mask_inputs, patch_attention
-from llamafactory_embed.hparams.option import choices
-from llamafactory_embed.hparams.sampling import SamplingOptions
 from llamafactory_embed.model.families import (
-    FAMILIES,
     DreamBaseModel,
     DreamModel,
     DreamTokenizer,
@@ -32,12 +27,10 @@ from llamafactory_embed.model.families import (
     LLaDAModel,
     LLaDAModelLM,
     family_of,
-    find_family,
 )
 from llamafactory_embed.model.packed import pack_texts
 from tests.embedders import make_embedder
 from tests.golden.case_files import GOLDEN_DIR, GoldenCase
-from tests.tiny_models import FAMILIES as TINY_FAMILIES
 from tests.tiny_models import save_tiny_model, tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -362,58 +355,3 @@ def test_what_liger_puts_into_llamas_module_serves_llada(monkeypatch: pytest.Mon
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", fused_rotate)
     tiny_model("llada")(random_tokens(1, 5))
     assert calls == ["norm", "rotate", "norm"] * 2 + ["norm"]
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The registry
-# --------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", TINY_FAMILIES)
-def test_every_tested_family_is_known(name: str) -> None:
-    config = tiny_config(name)
-    family = family_of(config)
-    assert family is family_of(config.model_type)
-    assert family.shift == (name != "llada")
-    assert (family.mask_token is not None) == family.is_diffusion == (name in DIFFUSION)
-
-
-def test_an_unknown_family_is_named() -> None:
-    assert find_family("olmo2") is None
-    with pytest.raises(ValueError, match="mask token and the shift of `olmo2` models"):
-        family_of("olmo2")
-
-
-def test_samplers_of_the_registry_exist() -> None:
-    hints = typing.get_type_hints(SamplingOptions)
-    for family in FAMILIES:
-        assert family.sampler in choices(hints["sampling_algorithm"])
-        assert set(family.sampler_settings) <= set(hints)
-
-
-def test_page_lists_every_family() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text("utf-8")
-    rows = [
-        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
-        for row in re.findall(r"^\| [A-Z].*\|$", page, flags=re.MULTILINE)
-    ]
-    assert rows == [
-        [
-            family.name,
-            ", ".join(f"`{model_type}`" for model_type in family.model_types),
-            "added" if family.mask_token is None else f"`{family.mask_token}`",
-            "yes" if family.shift else "no",
-            "yes" if family.eos_padding else "no",
-            "" if family.template is None else f"`{family.template}`",
-            ", ".join(
-                [f"`{family.sampler}`"] + [f"`{key}: {value}`" for key, value in family.sampler_settings.items()]
-            ),
-        ]
-        for family in FAMILIES
-    ]
-
-
-def test_model_types_of_the_registry_exist() -> None:
-    for family in FAMILIES:
-        for model_type in family.model_types:
-            assert AutoConfig.for_model(model_type).model_type == model_type

@@ -172,6 +172,9 @@ def test_an_adapter_becomes_a_folder_of_llm2vec(tmp_path: Path) -> None:
     save_as_llm2vec(tmp_path / "adapter", tmp_path / "llm2vec", modules, settings, tiny_tokenizer())
     assert json.loads((tmp_path / "llm2vec" / "llm2vec_config.json").read_text("utf-8")) == settings
     assert (tmp_path / "llm2vec" / "tokenizer.json").is_file()
+    # Keys that PEFT has learned since the days of LLM2Vec would make a PEFT of that time refuse the file.
+    written = json.loads((tmp_path / "llm2vec" / "adapter_config.json").read_text("utf-8"))
+    assert not {"peft_version", "alora_invocation_tokens", "ensure_weight_tying", "eva_config"} & written.keys()
     assert [path.name for path in tmp_path.glob(".converting-*")] == []
 
     ids = torch.arange(3, 20)[None]

@@ -57,6 +57,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no negatives asked": ({"num_negatives": 0}, "set `num_negatives` to at least 1"),
     "a stream": ({"streaming": True}, "`streaming`: a stream does not tell the size"),
     "no training": ({"do_train": False, "do_eval": True, "eval_dataset": "nouns_heldout"}, "set `do_train: true`"),
+    "adapters of no model": ({"ref_model_adapters": "saves/s0"}, "`ref_model_adapters` needs `ref_model`"),
     "start weights of other tasks": (
         {"tdro_start_weights": "{data}/missing.json"},
         "missing.json has tasks that the recipe does not have: verbs; and no weight above 0 for: words",

@@ -17,9 +17,11 @@ class BadRowError(ValueError):
 class BadRows:
     """Collects bad rows over all data sets; either they stop the run together or they are counted and skipped."""
 
-    def __init__(self, skip: bool = False, known_columns: str = "") -> None:
+    def __init__(self, skip: bool = False, known_columns: str = "", can_skip: bool = True) -> None:
+        """`can_skip` says whether there is an option `skip_bad_rows` that the user may set."""
         self.skip = skip
         self.known_columns = known_columns
+        self.advice = "repair them or set `skip_bad_rows: true`" if can_skip else "repair them"
         self.count = 0
         self.told: list[str] = []
 
@@ -44,7 +46,7 @@ class BadRows:
         more = " (reading stopped there)" if self.full else ""
         columns = f"\nKnown columns: {self.known_columns}." if self.known_columns else ""
         raise ValueError(
-            f"The data has {self.count} bad rows{more}; repair them or set `skip_bad_rows: true`:\n  "
+            f"The data has {self.count} bad rows{more}; {self.advice}:\n  "
             + "\n  ".join(self.told)
             + columns
         )

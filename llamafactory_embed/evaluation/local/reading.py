@@ -99,7 +99,7 @@ def columns_of(path: str) -> list[str]:
 def read_fields(path: str, fields: dict[str, tuple[str, ...]]) -> Iterator[dict[str, Any]]:
     """Records with some fields, each under the first of its names that the record has; bad rows are told together."""
     known = "; ".join(f"{field} ({', '.join(names)})" for field, names in fields.items())
-    bad_rows = BadRows(known_columns=known)
+    bad_rows = BadRows(known_columns=known, can_skip=False)
     for file, line, record in files.read_records(path):
         try:
             if isinstance(record, BadRowError):

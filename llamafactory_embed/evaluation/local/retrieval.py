@@ -11,7 +11,10 @@ from mteb.abstasks import AbsTaskRetrieval
 from ...data.retrieval import beir
 from ...data.retrieval.entries import Entry
 from ...data.retrieval.evalset import build_retrieval_eval
-from ...data.retrieval.reader import HubOptions, tasks_of_entries
+from ...data.retrieval.formats import KNOWN_COLUMNS, group_nli_pairs
+from ...data.retrieval.problems import BadRows
+from ...data.retrieval.reader import HubOptions, parse_records, records_of_entry
+from ...data.retrieval.rows import Task
 from .reading import LocalTask, make_task
 
 
@@ -46,8 +49,14 @@ def make_beir_task(
 
 def make_rows_task(entry: Entry) -> LocalTask:
     """Rows of query and positive, with what else they hold as further documents."""
-    (rows,) = tasks_of_entries([entry], None, False, 0, 0, HubOptions())
-    material = build_retrieval_eval(rows)
+    bad_rows = BadRows(known_columns=KNOWN_COLUMNS, can_skip=False)
+    records = records_of_entry(entry, HubOptions(), streaming=False)
+    rows = list(group_nli_pairs(parse_records(records, entry, bad_rows)))
+    bad_rows.finish()
+    if not rows:
+        raise ValueError(f"{entry.location} has no rows.")
+    instruction = entry.instructions[0] if len(entry.instructions) == 1 else ""
+    material = build_retrieval_eval(Task(entry.task, rows, instruction, symmetric=entry.symmetric))
     different = set(material.query_instructions)
     if len(different) > 1:
         raise ValueError(

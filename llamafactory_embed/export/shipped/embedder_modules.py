@@ -114,10 +114,10 @@ class TextPooling(Module):
             layers = features["all_layer_embeddings"][1:]  # without the embedding layer's
             vectors = torch.stack([read(layer, mask if read is last else counts) for layer in layers], dim=1)
             vectors = vectors.to(self.latents.dtype) + self.layer_embeddings  # [B, layers, d]
-            features["sentence_embedding"] = self._read(vectors, vectors.new_ones(vectors.shape[:2], dtype=torch.bool))
+            features["sentence_embedding"] = self._read(vectors, torch.ones_like(vectors[..., 0], dtype=torch.bool))
         elif self.keys == "last_token":
             vectors = last(states, mask)[:, None]
-            features["sentence_embedding"] = self._read(vectors, mask[:, :1] | True)
+            features["sentence_embedding"] = self._read(vectors, torch.ones_like(mask[:, :1]))
         else:
             features["sentence_embedding"] = self._read(states, counts)
         return features

@@ -59,7 +59,7 @@ def deduplicate(options: DedupOptions) -> dict[str, Any]:
     output.parent.mkdir(parents=True, exist_ok=True)
     rows = 0
     with open(temporary, "w", encoding="utf-8", errors="surrogatepass") as file:
-        for where, text, record in tqdm(_training_queries(entry, bad_rows), desc="Comparing", unit=" rows"):
+        for where, text, record in tqdm(_queries(entry, bad_rows), desc="Comparing", unit=" rows"):
             rows += 1
             for method, matcher in matchers.items():
                 found = matcher.find(text)
@@ -104,7 +104,7 @@ def read_test_queries(options: DedupOptions) -> list[TestQuery]:
         if is_beir(entry):
             found = _beir_queries(entry.location)
         else:
-            found = ((where, text) for where, text, _ in _training_queries(entry, bad_rows))
+            found = ((where, text) for where, text, _ in _queries(entry, bad_rows))
         own = [TestQuery(text, name, where) for where, text in found]
         bad_rows.finish()
         if not own:
@@ -121,7 +121,7 @@ def _beir_queries(folder: str) -> Iterator[tuple[str, str]]:
         yield f"{file}:{line}", record["text"]
 
 
-def _training_queries(entry: Entry, bad_rows: BadRows) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _queries(entry: Entry, bad_rows: BadRows) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Where, query and whole record of every row; of labelled pairs (NLI), the premise is the query."""
     latest: dict[str, Any] = {}
 

@@ -14,7 +14,7 @@ from ....hparams.tdro import TdroOptions
 logger = logging.get_logger(__name__)
 
 
-def check_arguments(options: TdroOptions, data_args: Any, training_args: Any) -> None:
+def check_arguments(options: TdroOptions, data_args: Any, training_args: Any, finetuning_args: Any) -> None:
     """Refuse recipes that could not end with task weights."""
     if not training_args.do_train:
         raise ValueError(
@@ -25,6 +25,8 @@ def check_arguments(options: TdroOptions, data_args: Any, training_args: Any) ->
         raise ValueError(
             "`streaming`: a stream does not tell the size of its task, which `stage: tdro` needs; unset it."
         )
+    if finetuning_args.ref_model_adapters and not finetuning_args.ref_model:
+        raise ValueError("`ref_model_adapters` needs `ref_model`: name the model that these adapters belong to.")
     if options.num_negatives < 1:
         raise ValueError(
             "`stage: tdro` compares a query with its own hard negatives only: set `num_negatives` to at least 1 "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -76,10 +77,10 @@ class WeightHistory:
     def means_after(self, step: int) -> dict[str, float]:
         """Means over the updates after a step, as loggers want them: `loss/<task>` and so on; the weight is the
         latest."""
-        recent = [entry for entry in self.entries if entry["step"] > step]
+        recent = list(itertools.takewhile(lambda entry: entry["step"] > step, reversed(self.entries)))
         if not recent:
             return {}
-        means = {f"weight/{task}": recent[-1]["weight"][task] for task in self.tasks}
+        means = {f"weight/{task}": recent[0]["weight"][task] for task in self.tasks}
         for name in LOGGED[1:]:
             for task in self.tasks:
                 values = [entry[name][task] for entry in recent if task in entry.get(name, {})]

@@ -18,6 +18,7 @@ def draw_weights(path: Path, history: WeightHistory) -> None:
     """A line a task, its name at the line's end."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     steps = [entry["step"] for entry in history.entries]
     figure = Figure(figsize=(10, max(4.0, 0.28 * len(history.tasks))), layout="constrained")
@@ -28,7 +29,7 @@ def draw_weights(path: Path, history: WeightHistory) -> None:
     for task in heaviest_first:
         axes.plot(steps, [entry["weight"][task] for entry in history.entries], linewidth=1.4)
     axes.set_xlabel("update")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("weight of the task")
     axes.grid(alpha=0.3)
     axes.margins(x=0.0)

@@ -36,7 +36,7 @@ def run_tdro(
 ) -> None:
     """Find the weights of the tasks with a proxy model; called by the host's tuner."""
     options: TdroOptions = finetuning_args.stage_options
-    check_arguments(options, data_args, training_args)
+    check_arguments(options, data_args, training_args, finetuning_args)
     loaded, eval_tasks = load_train_and_eval_tasks(options, model_args, data_args, training_args)
     tasks = [task for task in loaded if isinstance(task, Task)]
     check_tasks(options, tasks)

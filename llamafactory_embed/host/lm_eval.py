@@ -1,0 +1,12 @@
+"""Seam: the models of EleutherAI's evaluation harness, which has no place for those of other packages."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+
+def apply(models: ModuleType) -> None:
+    """Add `--model ddm`; its class is imported when it is asked for."""
+    from lm_eval.api.registry import model_registry
+
+    model_registry.register("ddm", target="llamafactory_embed.harness:DiffusionHarnessModel")

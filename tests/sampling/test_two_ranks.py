@@ -1,0 +1,70 @@
+"""Two ranks predict what one process predicts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sampling.memory import TEXT, memorize
+
+
+pytestmark = pytest.mark.process
+ROOT = Path(__file__).parents[2]
+
+
+def predict(recipe: dict[str, Any], output: Path, *launcher: str) -> tuple[str, dict[str, float]]:
+    """The file's content, and the metrics."""
+    path = output.with_suffix(".json")
+    path.write_text(json.dumps(recipe | {"output_dir": str(output)}), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "tests.sampling.rank_run", str(path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert not list(output.glob("*.part"))
+    metrics = json.loads((output / "predict_results.json").read_text("utf-8"))
+    return (output / "generated_predictions.jsonl").read_text("utf-8"), metrics
+
+
+def test_two_ranks_predict_as_one_process(tmp_path: Path) -> None:
+    words = TEXT.split()
+    rows = [{"text": " ".join(words[start:])} for start in range(5)]  # of several lengths, and an odd number of them
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    info = {"texts": {"file_name": "texts.jsonl", "columns": {"prompt": "text"}}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    recipe = {
+        "model_name_or_path": str(memorize(True)),
+        "stage": "ddm",
+        "do_predict": True,
+        "finetuning_type": "full",
+        "dataset_dir": str(tmp_path),
+        "eval_dataset": "texts",
+        "prompt_tokens": 4,
+        "cutoff_len": 64,
+        "max_new_tokens": 12,
+        "diffusion_steps": 6,
+        "temperature": 1.5,  # with chance, so that the rows' own numbers matter
+        "top_p": 1.0,
+        "per_device_eval_batch_size": 2,
+        "report_to": "none",
+        "use_cpu": True,
+    }
+    one, metrics = predict(recipe, tmp_path / "one")
+    two, metrics_of_two = predict(
+        recipe, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+    )
+    assert len(one.splitlines()) == 5
+    assert two == one
+    for name in ("predict_samples", "predict_exact_match"):
+        assert metrics_of_two[name] == metrics[name]
