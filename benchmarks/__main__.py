@@ -22,6 +22,9 @@ BENCHMARKS = (
     "grad_cache",
     "encode",
     "matmul_share",
+    "ddm_step",
+    "mining",
+    "sampling_speed",
 )
 SLOW_BENCHMARKS = ("grad_cache_4096",)
 # Run only when named: they need a second environment, as their module says.

@@ -1,7 +1,7 @@
 """Sampling with a cache and parallel decoding against the plain loop, on a small model that has learned its task.
 
 The task: a pattern of random letters is given, and goes on. The plain loop reveals one token a step; the other sampler
-whatever it is sure of, block by block, computing the block only. Both are greedy, both are marked by exact match.
+whatever it is sure of, computing the block only. Both go block by block, both are greedy and marked by exact match.
 """
 
 from __future__ import annotations
@@ -41,10 +41,7 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
     """Train the model once, then let both samplers take turns."""
     train(settings, folder / "model")
     request = {"model": str(folder / "model"), "settings": dataclasses.asdict(settings)}
-    changes: dict[str, dict[str, Any]] = {
-        PLAIN: {},
-        FAST: {"confidence_threshold": 0.9, "cache": "dual", "block_length": settings.block_length},
-    }
+    changes: dict[str, dict[str, Any]] = {PLAIN: {}, FAST: {"confidence_threshold": 0.9, "cache": "dual"}}
     variants = {
         name: Variant("benchmarks.sampling_speed:run", request | {"changes": change})
         for name, change in changes.items()
@@ -136,7 +133,10 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
     settings = Settings(**request["settings"])
     sampling = SamplingSettings(
-        **{"steps": settings.new_tokens, "max_new_tokens": settings.new_tokens} | request["changes"]
+        steps=settings.new_tokens,
+        max_new_tokens=settings.new_tokens,
+        block_length=settings.block_length,
+        **request["changes"],
     )
     sampler = load_sampler(request["model"], sampling)
     texts = patterns(settings, settings.prompts, seed=0)

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .report import format_table
     from .run import evaluate
 
-    summary = evaluate(options)
+    summary = evaluate(options, tell=lambda line: print(line, file=sys.stderr, flush=True))
     if summary.lines:
         print(format_table(summary))
     print(f"\nResults: {options.output}")

@@ -134,7 +134,7 @@ class MtebEncoder:
             scores = {}
             for document in documents:
                 first, last = np.searchsorted(corpus.owners, [document, document + 1])
-                scores[ids[document]] = float((corpus.read(slice(first, last)) @ vector).min())
+                scores[ids[document]] = float((corpus.read(slice(first, last)) @ vector).max())
             found[name] = scores
         return found
 

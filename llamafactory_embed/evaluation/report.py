@@ -15,6 +15,7 @@ from .tasks import LOCAL, ChosenTask
 MEAN = "mean"
 MAIN, SECOND = "main score", "second score"
 MOST_TASKS_DRAWN = 60
+DIGITS = 6  # as mteb's files have them, so that a result says the same when it is found again
 
 # FollowIR's main score is p-MRR; its paper's second one is of the original instructions alone.
 SECOND_SCORES = {
@@ -84,7 +85,7 @@ class Summary:
         if line is None:
             line = Line(*key, chosen.group, {}, kind)
             self.lines.append(line)
-        line.scores[model] = score
+        line.scores[model] = round(score, DIGITS)
 
 
 def format_table(summary: Summary) -> str:

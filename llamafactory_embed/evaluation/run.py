@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ FAILURES = "failures.log"  # tracebacks, for those who want to know more than th
 OWN_RESULTS = "local"  # the folder of results on local data, which no leaderboard takes
 
 
-def evaluate(options: EvaluationOptions) -> Summary:
-    """Run what the options say, and write the results: mteb's own files, and a summary of them."""
+def evaluate(options: EvaluationOptions, tell: Callable[[str], None] = logger.info) -> Summary:
+    """Run what the options say, and write the results: mteb's own files, and a summary of them. `tell` hears of each
+    result as it comes."""
     if options.index != EXACT:
         make_faiss_index(options.index, dimension=64)  # refuses what FAISS cannot make before anything is embedded
     tasks = choose_tasks(options.tasks, options.dataset_dir, options.languages)
@@ -33,12 +34,19 @@ def evaluate(options: EvaluationOptions) -> Summary:
     judged = list_models(options, [chosen.name for chosen in tasks if chosen.is_local])
     summary = Summary([each.label for each in judged])
     for each in judged:
-        judge(each, tasks, Path(options.output), summary)
+        judge(each, tasks, Path(options.output), summary, tell)
     write_summary(summary, Path(options.output))
     return summary
 
 
-def judge(judged: Judged, tasks: Sequence[ChosenTask], output: Path, summary: Summary, again: bool = False) -> None:
+def judge(
+    judged: Judged,
+    tasks: Sequence[ChosenTask],
+    output: Path,
+    summary: Summary,
+    tell: Callable[[str], None] = logger.info,
+    again: bool = False,
+) -> None:
     """One model on all tasks. A task that fails is told and does not stop the others."""
     model: Any = None
     try:
@@ -46,17 +54,20 @@ def judge(judged: Judged, tasks: Sequence[ChosenTask], output: Path, summary: Su
             if judged.searches_only and not chosen.is_retrieval:
                 continue
             result = None if again else find_result(judged, chosen, output)
-            if result is None:
+            is_outdated = result is not None and result.dataset_revision != chosen.task.metadata.revision
+            if result is None or is_outdated:
                 model = judged.open() if model is None else model
                 try:
-                    result = run_task(model, chosen, output, again)
+                    result = run_task(model, chosen, output, again or is_outdated)
                 except Exception as error:  # hours of other tasks must not be lost with this one
                     with open(output / FAILURES, "a", encoding="utf-8") as file:
                         file.write(f"{judged.label} on {chosen.name}\n{traceback.format_exc()}\n")
                     reason = " ".join(str(error).split()) or type(error).__name__
                     summary.failures.append(f"{judged.label} on {chosen.name}: {reason}")
+                    tell(f"{judged.label}  {chosen.name}  failed")
                     continue
             summary.add(chosen, judged.label, result)
+            tell(f"{judged.label}  {chosen.name}  {100 * result.get_score():.2f}")
     finally:
         release(model)
 
@@ -83,8 +94,8 @@ class NotJudgedYetError(Exception):
 
 
 def find_result(judged: Judged, chosen: ChosenTask, output: Path) -> Any:
-    """The whole result of an earlier run on the same data, or None. mteb itself looks for it, with a stand-in for the
-    model that it must not need."""
+    """The whole result of an earlier run, or None. mteb itself looks for it, with a stand-in for the model that it
+    must not need. It takes a whole result as it is, even if the data have changed since."""
     from mteb.models.model_meta import ModelMeta
 
     from .lexical import EMPTY_META

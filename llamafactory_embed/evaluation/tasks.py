@@ -113,17 +113,21 @@ def tasks_of_mteb(name: str, languages: Sequence[str] | None, entries: Mapping[s
     """A task or benchmark by mteb's own name."""
     import mteb
 
-    all_tasks = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False, exclude_private=False)}
-    if name in all_tasks:
+    try:
         return limit_languages("", [mteb.get_task(name, eval_splits=SPLITS.get(name))], languages)
-    benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
-    if name in benchmarks:
-        return limit_languages(name, list(benchmarks[name].tasks), languages)
+    except KeyError:  # it is no task
+        pass
+    try:
+        return limit_languages(name, list(mteb.get_benchmark(name).tasks), languages)
+    except KeyError:  # nor a benchmark
+        pass
     if os.sep in name or name.endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")):
         raise ValueError(f"there is no file or folder {name}.")
+    known = [task.metadata.name for task in mteb.get_tasks(exclude_superseded=False, exclude_private=False)]
+    known += [*(benchmark.name for benchmark in mteb.get_benchmarks()), *GROUPS, *entries]
     raise ValueError(
-        f"{name} is no task or benchmark of mteb, no group ({', '.join(GROUPS)}), no path, and no data set "
-        f"of dataset_info.json{suggest(name, [*all_tasks, *benchmarks, *GROUPS, *entries])}"
+        f"{name} is no task or benchmark of mteb, no group ({', '.join(GROUPS)}), no path, and no data set of "
+        f"dataset_info.json{suggest(name, known)}"
     )
 
 

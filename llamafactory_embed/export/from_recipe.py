@@ -16,7 +16,7 @@ from .hub import check_repository, plan_push, push
 from .weights import find_base
 
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger()  # the host's own: it shows remarks of no other
 
 
 def export_from_recipe(checkpoint: str, model_args: Any) -> None:

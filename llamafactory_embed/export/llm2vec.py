@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 
 from ..data.prompts import TEMPLATES
 from ..encoder import Encoder
-from ..model.checkpoint import ADAPTER_CONFIG_NAME
+from ..hparams.embedding import EmbeddingOptions
+from ..model.checkpoint import ADAPTER_CONFIG_NAME, load_backbone
 from ..model.embedding import EmbeddingModel
-from ..model.embedding_config import EmbeddingConfig
-from ..model.llm2vec_adapters import AdapterFiles, ModuleNames, convert_adapter
+from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
+from ..model.llm2vec_adapters import LLM2VEC_SETTINGS, ModuleNames, save_as_llm2vec
 from .card import CARD_NAME, front_matter, make_header, metrics_section, write_text
 from .folder import new_folder
 from .tokenizer_files import save_tokenizer
@@ -33,8 +34,8 @@ from .weights import (
 )
 
 
-SETTINGS_NAME = "llm2vec_config.json"
 POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "bos": "bos_token"}
+MAX_LENGTH, DOC_MAX_LENGTH = 512, 400  # the package's own
 MODELS = ("llama", "mistral", "gemma", "qwen2")  # of its release 0.2.3
 
 
@@ -49,12 +50,11 @@ def export_llm2vec(
 ) -> list[str]:
     """An adapter with the names of a bare decoder if the checkpoint has one right upon its base model, merged weights
     otherwise; remarks about its use."""
-    config = EmbeddingConfig.load(checkpoint)
-    model_config = read_model_config(checkpoint)
+    config = read_config(checkpoint)
+    model_config = read_model_config(checkpoint, config)
     check_fits(config, model_config)
     is_adapter = (Path(checkpoint) / ADAPTER_CONFIG_NAME).is_file() and not config.merged_adapters
     with new_folder(target, checkpoint, overwrite) as folder:
-        write_json(folder / SETTINGS_NAME, llm2vec_settings(config))
         write_text(folder / CARD_NAME, llm2vec_card(Path(target).name, checkpoint, config, is_adapter))
         if is_adapter:
             _write_adapter(checkpoint, config, model_config, folder, device)
@@ -62,6 +62,17 @@ def export_llm2vec(
             saved_dtype = find_dtype(model_config, dtype)
             _write_weights(checkpoint, config, saved_dtype, max_shard_size, folder, device)
     return describe_use(config)
+
+
+def read_config(checkpoint: str | Path) -> EmbeddingConfig:
+    """An embedder's configuration; for the adapter of a language model, say of masked next-token prediction, that of
+    the package itself."""
+    folder = Path(checkpoint)
+    if (folder / CONFIG_NAME).is_file() or not (folder / ADAPTER_CONFIG_NAME).is_file():
+        return EmbeddingConfig.load(checkpoint)
+    options = EmbeddingOptions(query_template="llm2vec", skip_instruction=True, document_max_length=DOC_MAX_LENGTH)
+    base = PeftConfig.from_pretrained(checkpoint).base_model_name_or_path
+    return EmbeddingConfig.from_options(options, cutoff_len=MAX_LENGTH, base_model=base)
 
 
 def check_fits(config: EmbeddingConfig, model: PretrainedConfig) -> None:
@@ -84,10 +95,15 @@ def llm2vec_settings(config: EmbeddingConfig) -> dict[str, Any]:
     """The content of llm2vec_config.json."""
     return {
         "pooling_mode": POOLINGS[config.pooling],
-        "max_length": max(config.query_max_length, config.document_max_length),
+        "max_length": longest_text(config),
         "doc_max_length": config.document_max_length,
         "skip_instruction": config.skip_instruction,
     }
+
+
+def longest_text(config: EmbeddingConfig) -> int:
+    """The one limit that the package knows."""
+    return max(config.query_max_length, config.document_max_length)
 
 
 def describe_use(config: EmbeddingConfig) -> list[str]:
@@ -132,22 +148,21 @@ def _write_adapter(
     checkpoint: str | Path, config: EmbeddingConfig, model_config: PretrainedConfig, folder: Path, device: str
 ) -> None:
     base = find_base(checkpoint, config)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     made = folder / "made"
-    convert_adapter(AdapterFiles.find(checkpoint), made, "decoder", ModuleNames.of_config(model_config))
+    save_as_llm2vec(checkpoint, made, ModuleNames.of_config(model_config), llm2vec_settings(config), tokenizer)
     for path in made.iterdir():
         os.rename(path, folder / path.name)
     made.rmdir()
     contents = json.loads((folder / ADAPTER_CONFIG_NAME).read_text("utf-8"))
     write_json(folder / ADAPTER_CONFIG_NAME, contents | {"base_model_name_or_path": base})
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder, append_eos=False, max_length=longest_text(config))
 
     decoder = AutoModel.from_pretrained(base, dtype=torch.float32)
     decoder = PeftModel.from_pretrained(decoder, str(folder)).merge_and_unload()
     loaded = EmbeddingModel(decoder, config).eval().to(device)
-    check_same(
-        Encoder(checkpoint, device=device, dtype=torch.float32), Encoder(loaded, tokenizer), "PEFT on a bare decoder"
-    )
+    original = EmbeddingModel(load_backbone(checkpoint, config, torch.float32), config).eval().to(device)
+    check_same(Encoder(original, tokenizer), Encoder(loaded, tokenizer), "PEFT on a bare decoder")
 
 
 def _write_weights(
@@ -161,8 +176,8 @@ def _write_weights(
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = load_merged(checkpoint, device)
     round_weights(model, dtype)
+    write_json(folder / LLM2VEC_SETTINGS, llm2vec_settings(config))
     save_weights(model, folder, dtype, max_shard_size)
-    longest = max(config.query_max_length, config.document_max_length)
-    save_tokenizer(tokenizer, folder, append_eos=False, max_length=longest)
+    save_tokenizer(tokenizer, folder, append_eos=False, max_length=longest_text(config))
     loaded = EmbeddingModel(AutoModel.from_pretrained(folder, dtype=torch.float32), config).eval().to(device)
     check_same(Encoder(model, tokenizer), Encoder(loaded, AutoTokenizer.from_pretrained(folder)), "transformers")

@@ -31,6 +31,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, append_eos:
 
     settings = json.loads((folder / TOKENIZER_CONFIG_FILE).read_text("utf-8"))
     settings |= {"padding_side": "right", "model_max_length": max_length}
+    settings["model_input_names"] = list(tokenizer.model_input_names)  # transformers 4 would add token_type_ids
     if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name for what 4 and 5 call so:
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     path = folder / TOKENIZER_FILE
@@ -42,12 +43,21 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, append_eos:
     if path.is_file():
         contents = json.loads(path.read_text("utf-8"))
         contents |= {"truncation": None, "padding": None}  # the caller's business, not the last call's
+        write_merges_as_before(contents["model"])
         if adds_eos:
             contents["post_processor"] = with_trailing_tokens(contents.get("post_processor"), tokenizer, special)
         path.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if adds_eos:
         set_flags(settings, tokenizer, special)
     (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def write_merges_as_before(model: dict[str, Any]) -> None:
+    """Merges of a BPE model as texts, `a b`, which every release of the tokenizers library reads; pairs, which it
+    writes since 0.20, only the newer ones do. A pair of which one side holds a blank can only be a pair."""
+    merges = model.get("merges") or []
+    if merges and all(isinstance(merge, list) and not any(" " in part for part in merge) for merge in merges):
+        model["merges"] = [" ".join(merge) for merge in merges]
 
 
 def set_flags(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> None:

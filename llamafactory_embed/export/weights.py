@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from peft import PeftConfig
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
 
 from ..model.checkpoint import ADAPTER_CONFIG_NAME, ADAPTER_NAME, POOLER_NAME, load_embedding_model
 from ..model.embedding import EmbeddingModel
@@ -46,7 +46,7 @@ def load_merged(checkpoint: str | Path, device: str = "cpu", dequantize: bool = 
         return _with_head(model, checkpoint) if is_diffusion(model.config) else model
 
     quantization = read_quantization(checkpoint) if dequantize else None
-    if quantization is None and "quantization_config" not in read_model_config(checkpoint).to_dict():
+    if quantization is None and "quantization_config" not in read_model_config(checkpoint, config).to_dict():
         return load_embedding_model(checkpoint, device=device, dtype=torch.float32)
     with _over_dequantized_base(checkpoint, config, quantization) as prepared:
         return load_embedding_model(prepared, device=device, dtype=torch.float32)
@@ -95,6 +95,12 @@ def read_quantization(checkpoint: str | Path) -> BitsAndBytesConfig:
     )
 
 
+def require_cuda() -> None:
+    """What bitsandbytes runs on."""
+    if not torch.cuda.is_available():
+        raise ValueError("Dequantizing needs a CUDA device and bitsandbytes: export on a machine that has both.")
+
+
 @contextmanager
 def _over_dequantized_base(
     checkpoint: str | Path, config: EmbeddingConfig, quantization: BitsAndBytesConfig | None
@@ -102,20 +108,23 @@ def _over_dequantized_base(
     """The same checkpoint in a temporary folder, over weights that were quantized and dequantized."""
     base = find_base(checkpoint, config)
     options: dict[str, Any] = {"device_map": "auto", "dtype": torch.bfloat16}
-    method = read_model_config(checkpoint).to_dict().get("quantization_config", {}).get("quant_method", "bitsandbytes")
+    method = (
+        read_model_config(checkpoint, config)
+        .to_dict()
+        .get("quantization_config", {})
+        .get("quant_method", "bitsandbytes")
+    )
     if method != "bitsandbytes":
         raise ValueError(
             f"The base model {base} has only weights quantized by {method}, which cannot be taken back: name one with "
             "its original weights as `base_model` in the checkpoint's embedding_config.json."
         )
-    if not torch.cuda.is_available():
-        raise ValueError("Dequantizing needs a CUDA device and bitsandbytes: export on a machine that has both.")
+    require_cuda()
     if quantization is not None:
         options["quantization_config"] = quantization
     with tempfile.TemporaryDirectory() as folder:
         model = AutoModelForCausalLM.from_pretrained(base, **options).dequantize()
         model.save_pretrained(Path(folder, "base"))
-        AutoTokenizer.from_pretrained(base).save_pretrained(Path(folder, "base"))
         del model
         prepared = Path(folder, "checkpoint")
         prepared.mkdir()
@@ -126,9 +135,8 @@ def _over_dequantized_base(
         yield prepared
 
 
-def read_model_config(checkpoint: str | Path) -> PretrainedConfig:
+def read_model_config(checkpoint: str | Path, config: EmbeddingConfig) -> PretrainedConfig:
     """The configuration of the checkpoint's language model, without loading the model."""
-    config = EmbeddingConfig.load(checkpoint)
     is_adapter = (Path(checkpoint) / ADAPTER_CONFIG_NAME).is_file()
     source = find_base(checkpoint, config) if is_adapter else str(checkpoint)
     try:

@@ -1,18 +1,22 @@
 """The language-model head and the cross entropy at chosen positions, without ever keeping the logits.
 
 A vocabulary of 150 thousand makes one token's logits as large as all its activations. So they are computed for the
-labelled tokens only, a chunk at a time, thrown away, and computed again in the backward pass.
+labelled tokens only, a chunk at a time, and thrown away. A head that learns computes them again in the backward pass;
+for one that does not, the gradient of the hidden states is taken at once, which saves that third product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 
 # Logits of one chunk: 256 MiB in float32. Fewer would leave a GPU waiting for the head's weights.
@@ -50,6 +54,11 @@ class LanguageModelHead:
         return logits if self.soft_cap is None else torch.tanh(logits / self.soft_cap) * self.soft_cap
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether nothing of it learns."""
+        return not any(parameter.requires_grad for parameter in self.module.parameters())
+
+    @property
     def rows_per_chunk(self) -> int:
         """How many positions to compute at a time."""
         return max(1, LOGITS_PER_CHUNK // self.vocabulary_size)
@@ -69,7 +78,29 @@ def token_cross_entropy(hidden: Tensor, head: LanguageModelHead, labels: Tensor,
     parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([losses(*part) for part in parts])
+    # ZeRO-3 takes a backward through a module for its turn in the backward pass.
+    if head.is_frozen and not is_deepspeed_zero3_enabled():
+        return torch.cat([_LossesWithGradients.apply(*part, losses) for part in parts])
     return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
+
+
+class _LossesWithGradients(torch.autograd.Function):
+    """Losses [n] of hidden states [n, d], and at once the gradient of each with respect to its own state. A loss
+    depends on no other state, so the backward pass has only to scale them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, labels: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            states = hidden.detach().requires_grad_()
+            losses = function(states, labels)
+            (gradients,) = torch.autograd.grad(losses.sum(), states)
+        ctx.save_for_backward(gradients)
+        return losses.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return gradients * outer[0].unsqueeze(1).to(gradients.dtype), None, None
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from .algorithms import ALGORITHMS, Algorithm, Step, choose_positions
 from .canvas import Canvas, blocks_from_start, blocks_of
 from .draws import Draws
-from .guesses import Guesses, make_guesses, penalize_repetition
+from .guesses import make_guesses, penalize_repetition
 from .network import Network
 from .settings import SamplingSettings
 
@@ -119,13 +119,12 @@ class _Loop:
                 return  # a step that reveals nothing needs no forward
 
         wanted = block & (self.canvas.masked | self.algorithm.ranks_revealed)
-        guesses = self._guess(wanted, choice)
+        guessed, sureness = self._guess(wanted, choice)
         confidence = torch.zeros(eligible.shape, dtype=torch.float32, device=eligible.device)
-        if self.algorithm.confidence is not None:
-            confidence[wanted] = self.algorithm.confidence(guesses).float()
+        confidence[wanted] = sureness
         revealed = choose_positions(self.algorithm, self.settings, confidence, step, counts)
         tokens = self.canvas.tokens.clone()
-        tokens[wanted] = guesses.tokens
+        tokens[wanted] = guessed
         self.canvas.tokens = torch.where(revealed, tokens, self.canvas.tokens)
         self.canvas.masked = self.canvas.masked & ~revealed
 
@@ -137,23 +136,40 @@ class _Loop:
         numbers[torch.tensor(at_work, device=numbers.device)] = drawn
         return numbers
 
-    def _guess(self, wanted: Tensor, choice: Tensor | None) -> Guesses:
-        logits = self.network.logits(self.canvas.tokens, self.canvas.real, wanted).float()  # [N, V]
+    def _guess(self, wanted: Tensor, choice: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The guesses for the wanted positions and how sure they are, [N] and [N]. Logits exist for a chunk of
+        positions at a time."""
+        states = self.network.states(self.canvas.tokens, self.canvas.real, wanted)
         self.forwards += 1
-        if self.settings.repetition_penalty != 1:
-            present = torch.zeros(len(self.canvas), logits.shape[-1], dtype=torch.bool, device=logits.device)
-            standing = (self.canvas.real & ~self.canvas.masked).nonzero(as_tuple=True)
-            present[standing[0], self.canvas.tokens[standing]] = True
-            rows = wanted.nonzero(as_tuple=True)[0]
-            logits = penalize_repetition(logits, present[rows], self.settings.repetition_penalty)
-        return make_guesses(
-            logits / self.settings.logits_temp,
-            temperature=self.settings.temperature,
-            top_p=self.settings.top_p,
-            top_k=self.settings.top_k,
-            uniforms=None if choice is None else choice[wanted],
-            banned=self.banned[self.banned < logits.shape[-1]],
-        )
+        rows = wanted.nonzero(as_tuple=True)[0]
+        uniforms = None if choice is None else choice[wanted]
+        tokens, sureness = [], []
+        for start in range(0, len(states), self.network.rows_per_chunk):
+            chunk = slice(start, start + self.network.rows_per_chunk)
+            logits = self._penalized(self.network.head(states[chunk]).float(), rows[chunk])  # [n, V]
+            guesses = make_guesses(
+                logits / self.settings.logits_temp,
+                temperature=self.settings.temperature,
+                top_p=self.settings.top_p,
+                top_k=self.settings.top_k,
+                uniforms=None if uniforms is None else uniforms[chunk],
+                banned=self.banned[self.banned < logits.shape[-1]],
+            )
+            tokens.append(guesses.tokens)
+            if self.algorithm.confidence is None:
+                sureness.append(torch.zeros_like(guesses.plain[:, 0]))
+            else:
+                sureness.append(self.algorithm.confidence(guesses))
+        return torch.cat(tokens), torch.cat(sureness)
+
+    def _penalized(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Logits [n, V] of positions in these rows [n], less for the tokens that stand in the row."""
+        if self.settings.repetition_penalty == 1:
+            return logits
+        present = torch.zeros(len(self.canvas), logits.shape[-1], dtype=torch.bool, device=logits.device)
+        standing = self.canvas.real & ~self.canvas.masked & (self.canvas.tokens < logits.shape[-1])
+        present[standing.nonzero(as_tuple=True)[0], self.canvas.tokens[standing]] = True
+        return penalize_repetition(logits, present[rows], self.settings.repetition_penalty)
 
     # ------------------------------------------- from step to step --------------------------------------------
 

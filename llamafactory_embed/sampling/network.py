@@ -1,4 +1,7 @@
-"""What the denoising loop asks: logits for some positions of a canvas."""
+"""What the denoising loop asks: the states of some positions of a canvas, and their logits.
+
+The two are apart, so that the loop can go through a vocabulary of 150 thousand in chunks of positions.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,15 @@ class Network(Protocol):
     waits_for_blocks: bool
     """Whether all rows must work at the same block: what a cache of a batch needs."""
 
-    def logits(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
-        """The logits [N, V] for the N `wanted` positions [B, L] of `tokens` [B, L], row after row; `real` is False at
-        padding."""
+    rows_per_chunk: int
+    """For how many states to ask the head at a time."""
+
+    def states(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
+        """What the guesses for the N `wanted` positions [B, L] of `tokens` [B, L] are made from, [N, …], row after
+        row; `real` is False at padding."""
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits [n, V] of some of these states."""
 
     def enter_block(self, start: int, stop: int) -> None:
         """From now on, only the columns from `start` to before `stop` change."""
@@ -51,7 +60,8 @@ class LanguageModelNetwork:
         cache_refresh_steps: int | None = None,
     ) -> None:
         self.decoder = find_decoder(model)
-        self.head = LanguageModelHead.of_model(model)
+        self._head = LanguageModelHead.of_model(model)
+        self.rows_per_chunk = self._head.rows_per_chunk
         self.shift = shift
         self.block_size = block_size
         self.plan = None if cache == "none" else CachePlan(cache, shift, cache_refresh_steps)
@@ -66,14 +76,17 @@ class LanguageModelNetwork:
         """Where the tokens go."""
         return self.decoder.get_input_embeddings().weight.device
 
-    def logits(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
+    def states(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
         first, hidden = self._hidden(tokens, real)  # [B, Q, d], of the columns from `first` on
         rows, columns = wanted.nonzero(as_tuple=True)
         if self.shift:
             # a text's first real position has no predecessor
             starts = real.long().argmax(dim=-1)
             columns = torch.where(columns > starts[rows], columns - 1, columns)
-        return self.head(hidden[rows, columns - first])
+        return hidden[rows, columns - first]
+
+    def head(self, states: Tensor) -> Tensor:
+        return self._head(states)
 
     def enter_block(self, start: int, stop: int) -> None:
         if self.plan is not None:
@@ -124,11 +137,17 @@ class GuidedNetwork:
         self.generated = generated
         self.mask_token = mask_token
         self.waits_for_blocks = conditional.waits_for_blocks
+        self.rows_per_chunk = conditional.rows_per_chunk
 
-    def logits(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
+    def states(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
+        """Those of both runs, [N, 2, …]."""
         without_prompt = tokens.masked_fill(~self.generated, self.mask_token)
-        guided = self.conditional.logits(tokens, real, wanted).float()
-        unguided = self.unconditional.logits(without_prompt, real, wanted).float()
+        guided = self.conditional.states(tokens, real, wanted)
+        return torch.stack([guided, self.unconditional.states(without_prompt, real, wanted)], dim=1)
+
+    def head(self, states: Tensor) -> Tensor:
+        guided = self.conditional.head(states[:, 0]).float()
+        unguided = self.unconditional.head(states[:, 1]).float()
         return unguided + (self.scale + 1) * (guided - unguided)
 
     def enter_block(self, start: int, stop: int) -> None:

@@ -1,4 +1,4 @@
-"""What workflows of masked-token stages have in common: from rows to batches, and from a trainer to its results."""
+"""What workflows have in common: from rows of documents to batches, and from a trainer to its results."""
 
 from __future__ import annotations
 
@@ -40,19 +40,25 @@ def make_batches(rows: Any, training_args: Any, finetuning_args: Any) -> tuple[G
     return GivenRows(len(rows)), batches
 
 
+def train_and_save(
+    trainer: WrappedModelTrainer, training_args: Any, finetuning_args: Any, plotted: Sequence[str]
+) -> None:
+    """Train, leave the checkpoint and the host's files, and draw what is `plotted` if the recipe says so."""
+    train_result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.log_metrics("train", train_result.metrics)
+    trainer.save_metrics("train", train_result.metrics)
+    trainer.save_state()
+    if trainer.is_world_process_zero() and finetuning_args.plot_loss:
+        plot_loss(training_args.output_dir, keys=list(plotted))
+
+
 def train_and_evaluate(
     trainer: WrappedModelTrainer, training_args: Any, finetuning_args: Any, plotted: Sequence[str]
 ) -> dict[str, float]:
-    """Run what the recipe asks for; the host's files and pictures are left in `output_dir`."""
+    """Run what the recipe asks for; the metrics after the last step."""
     if training_args.do_train:
-        train_result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-        trainer.save_model()
-        trainer.log_metrics("train", train_result.metrics)
-        trainer.save_metrics("train", train_result.metrics)
-        trainer.save_state()
-        if trainer.is_world_process_zero() and finetuning_args.plot_loss:
-            plot_loss(training_args.output_dir, keys=list(plotted))
-
+        train_and_save(trainer, training_args, finetuning_args, plotted)
     metrics: dict[str, float] = {}
     if training_args.do_eval:
         metrics = trainer.evaluate()

@@ -230,7 +230,7 @@ def predictions(folder: Path) -> list[dict[str, str]]:
 def test_learned_answers_are_sampled(options: dict[str, Any], train: Train, tmp_path: Path) -> None:
     """From random weights: what training fits is what sampling writes, with the same mask, shift and layout."""
     learn = SFT | {
-        "dataset": "opposites", "cutoff_len": 24, "optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 110,
+        "dataset": "opposites", "cutoff_len": 24, "optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 170,
         "lr_scheduler_type": "cosine", "batch_size": 6, "logging_steps": 60, "max_grad_norm": 1.0,
         "do_predict": True, "eval_dataset": "opposites", "max_new_tokens": 8, "diffusion_steps": 8, "do_sample": False,
     }  # fmt: skip

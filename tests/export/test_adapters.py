@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModel, AutoTokenizer
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from attention_patch import patch_attention
 from llamafactory_embed import Encoder
+from llamafactory_embed.cli import main
 from llamafactory_embed.export.adapter import export_adapter
 from llamafactory_embed.export.llm2vec import export_llm2vec
 from llamafactory_embed.model.embedding_config import EmbeddingConfig
 from tests.embedders import INSTRUCTION
 from tests.export.checkpoints import TEXTS, train
+from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize("pooling", ["mean", "latent"])
@@ -93,3 +96,29 @@ def test_what_llm2vec_does_not_know_gets_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=sentence):
             export_llm2vec(trained.folder, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
+
+
+def test_the_adapter_of_a_language_model_becomes_one_of_llm2vec(tmp_path: Path) -> None:
+    """As `stage: mntp` leaves it: no embedder yet, named by the modules of the causal language model."""
+    base = save_tiny_model(tmp_path / "base")
+    adapted: Any = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    adapted.save_pretrained(tmp_path / "mntp")
+    tiny_tokenizer().save_pretrained(tmp_path / "mntp")
+    assert main(["export", str(tmp_path / "mntp"), str(tmp_path / "exported"), "--layout", "llm2vec"]) == 0
+
+    decoder: Any = PeftModel.from_pretrained(AutoModel.from_pretrained(base), str(tmp_path / "exported")).eval()
+    tokens = torch.tensor([tiny_tokenizer()(TEXTS[1])["input_ids"]])
+    with torch.no_grad():
+        wanted = adapted.eval()(tokens, output_hidden_states=True).hidden_states[-1]
+        np.testing.assert_allclose(decoder(tokens).last_hidden_state, wanted, atol=1e-5)
+        assert not np.allclose(AutoModel.from_pretrained(base)(tokens).last_hidden_state, wanted, atol=1e-3)
+    assert json.loads((tmp_path / "exported" / "llm2vec_config.json").read_text()) == {
+        "pooling_mode": "mean", "max_length": 512, "doc_max_length": 400, "skip_instruction": True,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="is not a checkpoint of an embedder"):
+        export_adapter(tmp_path / "mntp", tmp_path / "other")

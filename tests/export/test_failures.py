@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from llamafactory_embed.export import export
+from llamafactory_embed import Encoder
+from llamafactory_embed.export import export, weights
 from llamafactory_embed.export.export import ExportOptions, export_checkpoint
-from tests.export.checkpoints import Trained, train
+from tests.export.checkpoints import TEXTS, Trained, train
 
 
 def edit(path: Path, change: Callable[[Any], None]) -> None:
@@ -166,3 +169,37 @@ def test_dequantizing_is_for_qlora(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     whole = train(tmp_path / "whole", adapter=False)
     with pytest.raises(ValueError, match="`--dequantize` is for checkpoints of QLoRA, and this one holds no adapter"):
         export_checkpoint(whole.folder, tmp_path / "exported", ExportOptions(dequantize=True))
+
+
+def test_an_adapter_of_qlora_is_merged_into_the_rounded_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way around the quantization itself, which needs a GPU: here "rounding" halves the weights."""
+    trained = train(tmp_path)
+    (trained.folder / "recipe.yaml").write_text("quantization_bit: 4\ndouble_quantization: false\n")
+    asked: dict[str, Any] = {}
+
+    class Loader:
+        @staticmethod
+        def from_pretrained(name: str, **options: Any) -> Any:
+            asked.update(options)
+            model = AutoModelForCausalLM.from_pretrained(name)
+            for parameter in model.parameters():
+                parameter.data = parameter.data / 2
+            monkeypatch.setattr(model, "dequantize", lambda: model, raising=False)
+            return model
+
+    monkeypatch.setattr(weights, "require_cuda", lambda: None)
+    monkeypatch.setattr(weights, "AutoModelForCausalLM", Loader)
+    export_checkpoint(trained.folder, tmp_path / "exported", ExportOptions(dequantize=True))
+    assert asked["quantization_config"].load_in_4bit
+    assert asked["quantization_config"].bnb_4bit_quant_type == "nf4"
+    assert not asked["quantization_config"].bnb_4bit_use_double_quant
+
+    monkeypatch.undo()
+    original = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    for parameter in original.parameters():
+        parameter.data = parameter.data / 2
+    original.save_pretrained(tmp_path / "base")
+    wanted = Encoder(trained.folder, device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(Encoder(tmp_path / "exported", device="cpu").encode(TEXTS), wanted, atol=1e-5)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llamafactory_embed.data.prompts import PromptedText
 from llamafactory_embed.data.tokenization import tokenize_texts
-from llamafactory_embed.export.tokenizer_files import save_tokenizer
+from llamafactory_embed.export.tokenizer_files import save_tokenizer, write_merges_as_before
 from tests.embedders import PROSE
 from tests.tiny_models import tiny_tokenizer
 
@@ -98,4 +98,16 @@ def test_padding_is_on_the_right_and_has_a_token(tmp_path: Path) -> None:
     assert batch["attention_mask"][0][:2] == [1, 1]
     assert batch["attention_mask"][0][-1] == 0
     assert tokenizer.pad_token is None  # the caller's own is left as it was
-    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+
+
+def test_merges_are_written_as_every_release_reads_them(tmp_path: Path) -> None:
+    save_tokenizer(make_tokenizer(BOS), tmp_path, append_eos=False, max_length=LENGTH)
+    merges = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))["model"]["merges"]
+    assert merges
+    assert all(isinstance(merge, str) and merge.count(" ") == 1 for merge in merges)
+    with_blank = {"merges": [["a", "b"], ["a", " b"]]}
+    write_merges_as_before(with_blank)
+    assert with_blank == {"merges": [["a", "b"], ["a", " b"]]}

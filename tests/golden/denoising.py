@@ -15,13 +15,17 @@ class FormulaNetwork:
     """The network of README-diffusion.md that is a function of the tokens."""
 
     waits_for_blocks = False
+    rows_per_chunk = 5
 
     def __init__(self, model: str, vocabulary: int, shift: bool) -> None:
         self.sees_tokens = model == "formula_B"
         self.vocabulary = vocabulary
         self.shift = shift
 
-    def logits(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
+    def head(self, states: Tensor) -> Tensor:
+        return states
+
+    def states(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
         raw = self.all_logits(tokens)
         if self.shift:
             raw = torch.cat([raw[:, :1], raw[:, :-1]], dim=1)

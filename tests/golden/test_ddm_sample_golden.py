@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llamafactory_embed.sampling.canvas import Canvas
+from llamafactory_embed.sampling.guesses import make_guesses, plain_score
 from llamafactory_embed.sampling.loop import denoise
 from llamafactory_embed.sampling.network import LanguageModelNetwork, Network
 from llamafactory_embed.sampling.schedules import kept_counts
@@ -26,19 +27,22 @@ class NoiseAtTheStart:
     the first raw guess. This network makes the noise the first position's most probable token."""
 
     waits_for_blocks = False
+    rows_per_chunk = 1000
 
     def __init__(self, network: Network, noise: Tensor) -> None:
         self.network = network
         self.noise = noise  # [B]
 
-    def logits(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
-        self.tokens = tokens.clone()
-        logits = self.network.logits(tokens, real, wanted).clone()
+    def states(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
+        logits = self.network.head(self.network.states(tokens, real, wanted)).clone()
         rows, columns = wanted.nonzero(as_tuple=True)
         for index in (columns == 0).nonzero()[:, 0].tolist():
             best, wished = int(logits[index].argmax()), int(self.noise[rows[index]])
             logits[index, [best, wished]] = logits[index, [wished, best]]
         return logits
+
+    def head(self, states: Tensor) -> Tensor:
+        return states
 
     def enter_block(self, start: int, stop: int) -> None:
         self.network.enter_block(start, stop)
@@ -91,3 +95,22 @@ def test_counts_that_stay_masked(case: GoldenCase) -> None:
         steps = [sub["diffusion_steps"]] * len(width)
         for index, expected in enumerate(sub.get("keep_masked_count_per_update", [])):
             assert kept_counts(width, [index] * len(width), steps) == expected, sub["name"]
+
+
+@golden_cases("ddm/sample")
+def test_scores_of_every_call(case: GoldenCase, tmp_path: Path) -> None:
+    tolerance = case.data["tolerance"]["scores"]["atol"]
+    compared = 0
+    for sub in case.data["cases"]:
+        expected = sub.get("scores_after_each_model_call_but_the_last", [])
+        if sub["sampler"] != "trainer" or not expected:
+            continue
+        given = torch.tensor(sub["input_ids"])
+        source = torch.tensor(sub["src_mask"]).bool() if sub["src_mask"] else torch.zeros_like(given).bool()
+        network = load_network(case, sub, tmp_path / sub["model"].replace(":", "_"))
+        for tokens, scores in zip(sub["xt_at_each_model_call"], expected, strict=False):
+            logits = network.head(network.states(torch.tensor(tokens), torch.ones_like(source), ~source))
+            found = plain_score(make_guesses(logits / sub["logits_temp"]))
+            torch.testing.assert_close(found, torch.tensor(scores)[~source], atol=tolerance, rtol=0, msg=sub["name"])
+            compared += len(found)
+    assert compared > 0

@@ -104,6 +104,7 @@ def test_shifted_logits(case: GoldenCase, tmp_path: Path) -> None:
     tolerance = case.data["tolerance"]["shifted_logits"]
     for sub in found:
         canvas = make_canvas(sub)
-        logits = load_network(case, sub, tmp_path).logits(canvas.tokens, canvas.real, canvas.real)
+        network = load_network(case, sub, tmp_path)
+        logits = network.head(network.states(canvas.tokens, canvas.real, canvas.real))
         expected = torch.tensor(sub["shifted_logits_at_step_0"])[canvas.real]
         torch.testing.assert_close(logits, expected, **tolerance)

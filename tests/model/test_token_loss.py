@@ -115,17 +115,23 @@ class WatchedHead(nn.Linear):
         return super().forward(hidden)
 
 
-def test_no_logits_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in one piece, nor from the forward to the backward pass."""
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_no_logits_are_kept(is_frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in one piece, nor from the forward to the backward pass. A frozen head is asked once."""
     monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK", VOCABULARY_SIZE * CHUNK)
-    module = WatchedHead()
+    module = WatchedHead().requires_grad_(not is_frozen)
     hidden, labels = draw()
     kept: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda each: kept.append(tuple(each.shape)) or each, lambda each: each
     ):
         losses = token_cross_entropy(hidden, LanguageModelHead(module, VOCABULARY_SIZE), labels)
+    if is_frozen:  # what was kept for the gradient that is taken at once is gone
+        kept = [tuple(each.shape) for function, _ in losses.grad_fn.next_functions for each in function.saved_tensors]
+    assert kept
     assert max(module.rows) == CHUNK
     assert all(VOCABULARY_SIZE not in shape for shape in kept)
     losses.sum().backward()
     assert max(module.rows) == CHUNK
+    assert sum(module.rows) == TOKENS * (1 if is_frozen else 2)
+    assert hidden.grad.any()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from llamafactory_embed.model import token_loss
 from llamafactory_embed.sampling.canvas import Canvas, blocks_from_start, blocks_of
 from llamafactory_embed.sampling.loop import Frame, split_steps
 from llamafactory_embed.sampling.network import LanguageModelNetwork
@@ -80,6 +81,29 @@ def test_the_mask_and_what_is_no_token_are_never_written() -> None:
         head.weight[known:] = head.weight[:known].mean(dim=0) * 40  # these would win
     for generated in sampler.complete(PROMPTS * 4):
         assert max(generated.tokens) < known
+
+
+def test_chunks_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = dataclasses.replace(DRAWN, repetition_penalty=1.3, cfg_scale=0.5)
+    whole = tokens_of(make_sampler(settings=settings))
+    heads: list[int] = []
+    head = LanguageModelNetwork.head
+    monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK", 4 * ROWS)
+    monkeypatch.setattr(
+        LanguageModelNetwork, "head", lambda self, states: heads.append(len(states)) or head(self, states)
+    )
+    assert tokens_of(make_sampler(settings=settings)) == whole
+    assert max(heads) == 4
+
+
+def test_a_window_is_kept_or_ignored_as_it_was_trained() -> None:
+    prompt = [list(range(20, 40))]
+    windowed, ignoring, without = (
+        make_sampler("mistral", GREEDY, shift=True, sliding_window=window) for window in (4, 4, None)
+    )
+    ignoring.sliding_window = "ignore"
+    assert tokens_of(ignoring, prompt) == tokens_of(without, prompt)
+    assert tokens_of(windowed, prompt) != tokens_of(without, prompt)
 
 
 def test_the_seed_decides() -> None:
@@ -185,8 +209,8 @@ def test_logits_under_a_cache_are_close_and_computed_for_few_columns() -> None:
         network = LanguageModelNetwork(model, shift=False, cache=cache)
         network.enter_block(6, 10)
         with torch.inference_mode():
-            network.logits(canvas.tokens, canvas.real, wanted)
-            return network.logits(changed, canvas.real, wanted)
+            network.states(canvas.tokens, canvas.real, wanted)
+            return network.head(network.states(changed, canvas.real, wanted))
 
     exact, prefix, dual = logits("none"), logits("prefix"), logits("dual")
     assert columns == [14, 14, 14, 8, 14, 4]

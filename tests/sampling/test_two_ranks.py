@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from llamafactory.train.tuner import run_exp
 
 from tests.sampling.memory import TEXT, memorize
 
@@ -18,20 +18,15 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 
 
-def predict(recipe: dict[str, Any], output: Path, *launcher: str) -> tuple[str, dict[str, float]]:
+@pytest.fixture(autouse=True)
+def single_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a launcher would have set must not reach the run in this process."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "USE_RAY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def results(output: Path) -> tuple[str, dict[str, float]]:
     """The file's content, and the metrics."""
-    path = output.with_suffix(".json")
-    path.write_text(json.dumps(recipe | {"output_dir": str(output)}), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.sampling.rank_run", str(path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
     assert not list(output.glob("*.part"))
     metrics = json.loads((output / "predict_results.json").read_text("utf-8"))
     return (output / "generated_predictions.jsonl").read_text("utf-8"), metrics
@@ -60,10 +55,20 @@ def test_two_ranks_predict_as_one_process(tmp_path: Path) -> None:
         "report_to": "none",
         "use_cpu": True,
     }
-    one, metrics = predict(recipe, tmp_path / "one")
-    two, metrics_of_two = predict(
-        recipe, tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"output_dir": str(tmp_path / "two")}), "utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "tests.sampling.rank_run", str(tmp_path / "recipe.json")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr[-6000:]
+    run_exp(recipe | {"output_dir": str(tmp_path / "one")})
+    (one, metrics), (two, metrics_of_two) = results(tmp_path / "one"), results(tmp_path / "two")
     assert len(one.splitlines()) == 5
     assert two == one
     for name in ("predict_samples", "predict_exact_match"):

@@ -100,6 +100,9 @@ def test_missing_and_unexpected_names_are_listed(case: GoldenCase, base: Path, t
     dropped = next(name for name in weights if name.startswith("denoise_model."))
     del weights[dropped]
     source = write(tmp_path / "adapted", weights | {"denoise_model.extra.weight": torch.ones(2)}, "safetensors")
+    alone = write(tmp_path / "incomplete", weights, "safetensors")
+    with pytest.raises(ValueError, match="lacks 1"):
+        convert_checkpoint(alone, str(base), tmp_path / "converted")
     with pytest.raises(ValueError) as refusal:
         convert_checkpoint(source, str(base), tmp_path / "converted")
     assert f"lacks 1 ({names[dropped]})" in str(refusal.value)

@@ -346,6 +346,21 @@ def test_packed_documents_are_as_separate_ones() -> None:
     torch.testing.assert_close(found, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
 
+def test_documents_of_a_row_have_times_of_their_own() -> None:
+    row = rows_of([[30, 30, 30]])[0]
+    (batch,) = DiffusionCollator(
+        texts_of_documents,
+        DiffusionOptions(),
+        draws=NoiseDraws(seed=1, rows_per_step=1, antithetic=True, time_epsilon=1e-3),
+        mask_token_id=MASK,
+        shift=False,
+        max_tokens=100,
+    )([row])["batches"]
+    weights = [text[text > 0].unique() for text in batch.weights.split(batch.packed.lengths)]
+    assert [len(each) for each in weights] == [1, 1, 1]
+    assert len({float(each) for each in weights}) == 3
+
+
 def test_filler_rows_teach_nothing() -> None:
     rows = [row.as_filler() for row in rows_of(LENGTHS)]
     for inputs in (collator()(rows), evaluation_collator(samples=2)(rows)):

@@ -163,6 +163,7 @@ def run(
             shift=setup.shift,
             end_tokens=None if data.end_tokens is None else sorted(data.end_tokens),
             block_size=options.block_size,
+            sliding_window=options.sliding_window,
         )
         trainer.log_metrics("predict", predicted)
         trainer.save_metrics("predict", predicted)

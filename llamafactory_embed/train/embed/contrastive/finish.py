@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llamafactory.extras.ploting import plot_loss
-
+from ... import workflow
 from ..card import write_model_card
 from ..tasks import AnyTask
 from .trainer import ContrastiveTrainer
@@ -14,13 +13,7 @@ from .trainer import ContrastiveTrainer
 
 def train_and_save(trainer: ContrastiveTrainer, training_args: Any, finetuning_args: Any) -> None:
     """Train, leave the checkpoint, and draw the loss if the recipe says so."""
-    train_result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.log_metrics("train", train_result.metrics)
-    trainer.save_metrics("train", train_result.metrics)
-    trainer.save_state()
-    if trainer.is_world_process_zero() and finetuning_args.plot_loss:
-        plot_loss(training_args.output_dir, keys=["loss", "eval_ndcg@10"])
+    workflow.train_and_save(trainer, training_args, finetuning_args, ["loss", "eval_ndcg@10"])
 
 
 def evaluate_and_publish(

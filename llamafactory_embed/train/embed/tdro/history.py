@@ -18,8 +18,8 @@ from .weight_files import replace_text
 HISTORY_NAME = "task_weights.jsonl"
 
 Entry = dict[str, Any]
-"""`step`, `learning_rate`, and by task `weight`, `loss`, `reference_loss`, `measure`; a task that had no query in the
-update has a weight only."""
+"""`step`, `learning_rate`, and by task `weight`, `queries`, `loss`, `reference_loss`, `measure`; a task that had no
+query in the update has a weight only."""
 
 LOGGED = ("weight", "loss", "reference_loss", "measure")
 
@@ -45,6 +45,7 @@ class WeightHistory:
             "step": step,
             "learning_rate": learning_rate,
             "weight": dict(zip(self.tasks, weights.tolist(), strict=True)),
+            "queries": {task: int(count) for task, count in by_task(measure.counts).items()},
             "loss": by_task(measure.losses),
             "measure": by_task(measure.measures),
         }

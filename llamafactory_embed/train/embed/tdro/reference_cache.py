@@ -76,7 +76,7 @@ def examples_of_run(dataset: RetrievalDataset, sampler: GlobalBatchSampler, trai
     steps_per_epoch = math.ceil(len(batches) / accumulated)
     steps = training_args.max_steps
     if steps <= 0:
-        steps = steps_per_epoch
+        steps = math.ceil(training_args.num_train_epochs * steps_per_epoch)
     for epoch in range(math.ceil(steps / steps_per_epoch)):
         sampler.set_epoch(epoch)
         left = steps - epoch * steps_per_epoch
