@@ -150,11 +150,8 @@ def add_negatives(rows: Sequence[Row], count: int) -> None:
         likeness = matrix @ matrix[own]
         likeness[own] = -1
         nearest = (passages[number] for number in np.argsort(-likeness, kind="stable"))
-        while len(row["negative"]) < count:
-            passage = next(nearest)
-            if passage != row["positive"]:
-                row["negative"].append(passage)
-        del row["negative"][count:]
+        others = (passage for passage in nearest if passage != row["positive"])
+        row["negative"] = [*row["negative"], *others][:count]
 
 
 def write_data(folder: Path, packages: Path, rows_per_task: int, held_out: int) -> Path:

@@ -18,6 +18,7 @@ from .loop import Frame
 
 WIDTH, MARGIN, LINE_HEIGHT, FONT_SIZE = 960, 24, 34, 20
 BLOCK_WIDTH = 26  # of a token that is masked still
+COLOURS = 32  # of an animation: enough for smooth letters
 PAPER, INK, GIVEN, HIDDEN, FRESH = "#fdfdfb", "#1b1f24", "#6b7887", "#d5dade", "#d9480f"
 
 
@@ -69,7 +70,7 @@ def draw_denoising(
         ]
         images.append(_draw(snapshots[-1], _plain_colours(snapshots[-1]), tokenizer))
         height = max(image.height for image in images)
-        first, *others = [_on_paper(image, height) for image in images]
+        first, *others = [_on_paper(image, height).quantize(COLOURS) for image in images]
         durations = [milliseconds] * (len(images) - 1) + [15 * milliseconds]
         first.save(temporary, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
     else:
@@ -130,8 +131,9 @@ def _draw(snapshot: Snapshot, colours: Sequence[str], tokenizer: PreTrainedToken
 
 
 def _words(tokenizer: PreTrainedTokenizerBase, token: int) -> list[str]:
-    """A token's text, in a part for each line that it is on."""
-    return tokenizer.decode([token], clean_up_tokenization_spaces=False).split("\n")
+    """A token's text, in a part for each line that it is on; nothing for BOS, EOS and their like."""
+    text = tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.split("\n")
 
 
 def _on_paper(image: Image.Image, height: int) -> Image.Image:
