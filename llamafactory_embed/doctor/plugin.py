@@ -76,16 +76,18 @@ def tell_about_plugin() -> None:
         mismatches: list[str] = []
         contract.report = lambda mismatch: mismatches.append(str(mismatch))
         error = None
+        is_there = importlib.util.find_spec
+        # lm-eval is optional
+        seams = {module: seam for module, seam in autoload.SEAMS.items() if is_there(module.partition(".")[0])}
         with contextlib.redirect_stdout(io.StringIO()):
             try:
-                for module in autoload.SEAMS:
-                    if importlib.util.find_spec(module.partition(".")[0]) is not None:  # lm-eval is optional
-                        importlib.import_module(module)
+                for module in seams:
+                    importlib.import_module(module)
             except BaseException as problem:  # a host that calls sys.exit must not end the report
                 error = describe_error(problem)
         registry = load_registry()
         facts |= {
-            "seams": list(dict.fromkeys(autoload.SEAMS.values())),
+            "seams": list(dict.fromkeys(seams.values())),
             "mismatches": mismatches,
             "error": error,
             "stages": {name: registry.owner(name) for name in registry.stages},
