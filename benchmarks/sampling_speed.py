@@ -25,15 +25,15 @@ BOS, EOS, MASK = LETTERS, LETTERS + 1, LETTERS + 2
 
 @dataclass(frozen=True)
 class Settings:
-    hidden_size: int = 256
-    layers: int = 4
+    hidden_size: int = 128
+    layers: int = 2
     heads: int = 4
     period: int = 8
     new_tokens: int = 128
     block_length: int = 32
-    training_steps: int = 600
-    training_rows: int = 16
-    learning_rate: float = 1e-3
+    training_steps: int = 800
+    training_rows: int = 8
+    learning_rate: float = 3e-3
     prompts: int = 16
 
 

@@ -6,7 +6,7 @@ varlen kernels on CUDA, grouped calls on a CPU (`attention_patch`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 import torch
@@ -59,10 +59,11 @@ def pack_texts(
     if pooled_from is not None and not any(pooled_from):
         pooled_from = None
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-    return [_pack(texts, indices, pooled_from) for indices in _fill_rows(texts, order, max_tokens)]
+    return [_pack(texts, indices, pooled_from) for indices in fill_rows(texts, order, max_tokens)]
 
 
-def _fill_rows(texts: Sequence[Sequence[int]], order: Sequence[int], max_tokens: int | None) -> Iterator[list[int]]:
+def fill_rows(texts: Sequence[Sized], order: Sequence[int], max_tokens: int | None) -> Iterator[list[int]]:
+    """The indices of the texts of each row, in that order."""
     row: list[int] = []
     tokens = 0
     for index in order:

@@ -71,11 +71,6 @@ class LanguageModelNetwork:
             # varlen kernels know no cache with holes
             patch_attention(model, "bidirectional", sliding_window=sliding_window, backend="sdpa")
 
-    @property
-    def device(self) -> torch.device:
-        """Where the tokens go."""
-        return self.decoder.get_input_embeddings().weight.device
-
     def states(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
         first, hidden = self._hidden(tokens, real)  # [B, Q, d], of the columns from `first` on
         rows, columns = wanted.nonzero(as_tuple=True)

@@ -121,16 +121,18 @@ class Sampler:
         seeds = [text_seed(settings.seed, number) for number in (numbers or range(len(canvas)))]
         was_training = self.model.training
         self.model.eval()
-        done = denoise(
-            canvas,
-            self._network(canvas, settings),
-            settings,
-            SeededDraws(seeds, canvas.generated),
-            banned_tokens=self._never_written(),
-            end_tokens=end_tokens,
-            watch=watch,
-        )
-        self.model.train(was_training)
+        try:
+            done = denoise(
+                canvas,
+                self._network(canvas, settings),
+                settings,
+                SeededDraws(seeds, canvas.generated),
+                banned_tokens=self._never_written(),
+                end_tokens=end_tokens,
+                watch=watch,
+            )
+        finally:
+            self.model.train(was_training)
         self.forwards += done.forwards
         return done.canvas
 

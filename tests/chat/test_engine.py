@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from llamafactory.api.app import create_app
 from llamafactory.chat import ChatModel, chat_model
 from llamafactory.webui.chatter import WebChatModel
 
 from llamafactory_embed.chat.engine import DiffusionEngine
 from llamafactory_embed.host.chat import WholeText
 from llamafactory_embed.sampling.sampler import HIDDEN
+from llamafactory_embed.stages import DDM_SFT
 
 
 QUESTION = [{"role": "user", "content": "What do the people of the United States want?"}]
@@ -142,6 +146,28 @@ def test_the_web_page_collects_texts_that_replace_one_another(fresh: ChatModel) 
     assert HIDDEN in shown[0]
     assert shown[-1] == whole.response_text
     assert type("" + WholeText("a")) is str
+
+
+def test_the_api_answers_and_streams(fresh: ChatModel) -> None:
+    pytest.importorskip("sse_starlette")
+    client_of = pytest.importorskip("starlette.testclient").TestClient
+    (whole,) = fresh.chat(QUESTION)
+    with client_of(create_app(fresh)) as client:
+        request = {"model": "diffusion", "messages": QUESTION}
+        fresh.engine.answers = 0
+        answer = client.post("/v1/chat/completions", json=request).json()
+        assert answer["choices"][0]["message"]["content"] == whole.response_text
+        assert answer["usage"]["completion_tokens"] == whole.response_length
+        fresh.engine.answers = 0
+        streamed = client.post("/v1/chat/completions", json=request | {"stream": True}).text
+    events = [line.removeprefix("data: ") for line in streamed.splitlines() if line.startswith("data: {")]
+    pieces = [json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events]
+    assert "".join(pieces) == whole.response_text
+
+
+def test_an_engine_is_named_by_its_place() -> None:
+    with pytest.raises(ValueError, match=r"`engine` of stage 'mine' must read `package.module:Class`, not 'engine'"):
+        dataclasses.replace(DDM_SFT, name="mine", engine="engine")
 
 
 def test_in_a_terminal_the_text_settles_in_place(

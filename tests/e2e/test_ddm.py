@@ -224,12 +224,12 @@ def predictions(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"block_size": 8, "block_length": 8}, {"ddm_format": "diffuseq", "max_new_tokens": 20}],
+    [{}, {"block_size": 8, "block_length": 8}, {"ddm_format": "diffuseq", "cutoff_len": 12}],
     ids=["chat", "blocks", "diffuseq"],
 )
 def test_learned_answers_are_sampled(options: dict[str, Any], train: Train, tmp_path: Path) -> None:
-    """From random weights: what training fits is what sampling writes, with the same mask, shift and layout, on a canvas
-    as long as in training."""
+    """From random weights: what training fits is what sampling writes, with the same mask, shift and layout, on a
+    canvas as long as in training."""
     learn = SFT | {
         "dataset": "opposites", "cutoff_len": 24, "optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 170,
         "lr_scheduler_type": "cosine", "batch_size": 6, "logging_steps": 60, "max_grad_norm": 1.0,

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+from llamafactory_embed.model import families  # noqa: F401  registers Dream and LLaDA
 from llamafactory_embed.sampling.canvas import Canvas
 from llamafactory_embed.sampling.loop import Frame
+from llamafactory_embed.sampling.network import LanguageModelNetwork, Network
+from tests.golden.case_files import GoldenCase
 
 
 class FormulaNetwork:
@@ -46,6 +53,21 @@ class FormulaNetwork:
 
     def keep_rows(self, kept: Tensor) -> None:
         pass
+
+
+def left_padded(prompts: Sequence[Sequence[int]], attention_mask: Any, new_tokens: int, mask_token: int) -> Canvas:
+    """A case's prompts without their padding, which our canvas puts there itself."""
+    padding = attention_mask or [[1] * len(row) for row in prompts]
+    real = [list(itertools.compress(row, mask)) for row, mask in zip(prompts, padding, strict=True)]
+    return Canvas.of_prompts(real, new_tokens, mask_token)
+
+
+def network_of(case: GoldenCase, sub: dict[str, Any], folder: Path, shift: bool) -> Network:
+    """A formula, or the model whose weights the whole case names."""
+    if sub["model"].startswith("formula"):
+        return FormulaNetwork(sub["model"], sub["formula_vocab"], shift)
+    copied = case.copy_model(folder / "model", case.folder_of(case.data["weights"]).parent)
+    return LanguageModelNetwork(AutoModelForCausalLM.from_pretrained(copied).eval(), shift=shift)
 
 
 class RecordedDraws:

@@ -108,7 +108,7 @@ def test_cross_entropies(case: GoldenCase, tmp_path: Path) -> None:
         hidden = torch.stack([text.labels for text in texts])[:, int(row["shift"]) :] >= 0
         torch.testing.assert_close(losses, all_entropies[hidden], **tolerance)
         if "unweighted_loss" in row and row["unweighted_loss"] != "nan" and not row.get("original_quirk"):
-            assert float(losses.mean()) == pytest.approx(row["unweighted_loss"], rel=1e-4)
+            assert losses.mean().item() == pytest.approx(row["unweighted_loss"], rel=1e-4)
 
 
 @golden_cases("ddm/loss")

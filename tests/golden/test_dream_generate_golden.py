@@ -8,26 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from llamafactory_embed.model import families  # noqa: F401  registers Dream
 from llamafactory_embed.sampling.canvas import Canvas
 from llamafactory_embed.sampling.loop import denoise
-from llamafactory_embed.sampling.network import LanguageModelNetwork, Network
 from llamafactory_embed.sampling.schedules import falling_times, revealed_shares
 from llamafactory_embed.sampling.settings import SamplingSettings
 from tests.golden.case_files import GoldenCase, golden_cases
-from tests.golden.denoising import FormulaNetwork, History, NoDraws, RecordedDraws
+from tests.golden.denoising import History, NoDraws, RecordedDraws, left_padded, network_of
 
 
 def make_canvas(sub: dict[str, Any]) -> Canvas:
-    """Prompts without the padding that the case has at their left, which our canvas puts there itself."""
-    padding = sub["attention_mask"] or [[1] * len(row) for row in sub["input_ids"]]
-    prompts = [
-        [token for token, real in zip(row, mask, strict=True) if real]
-        for row, mask in zip(sub["input_ids"], padding, strict=True)
-    ]
-    return Canvas.of_prompts(prompts, sub["max_new_tokens"], sub["mask_token_id"])
+    return left_padded(sub["input_ids"], sub["attention_mask"], sub["max_new_tokens"], sub["mask_token_id"])
 
 
 def on_grid(numbers: list[float], masked: Tensor) -> Tensor:
@@ -45,15 +36,6 @@ def draws_of(sub: dict[str, Any], canvas: Canvas) -> Any:
     return RecordedDraws([on_grid(*pair) for pair in zip(sub["rng"]["uniforms_per_step"], masks, strict=False)])
 
 
-def load_network(case: GoldenCase, sub: dict[str, Any], folder: Path) -> Network:
-    if sub["model"].startswith("formula"):
-        return FormulaNetwork(sub["model"], sub["formula_vocab"], shift=True)
-    weights = case.folder_of(case.data["weights"]).parent
-    return LanguageModelNetwork(
-        AutoModelForCausalLM.from_pretrained(case.copy_model(folder / "model", weights)).eval(), shift=True
-    )
-
-
 @golden_cases("dream/generate")
 def test_tokens_after_every_step(case: GoldenCase, tmp_path: Path) -> None:
     for sub in case.data["cases"]:
@@ -67,7 +49,7 @@ def test_tokens_after_every_step(case: GoldenCase, tmp_path: Path) -> None:
             alg_temp=sub["alg_temp"] or 0.0,
         )
         history = History(canvas)
-        network = load_network(case, sub, tmp_path)
+        network = network_of(case, sub, tmp_path, shift=True)
         done = denoise(
             canvas, network, settings, draws_of(sub, canvas), banned_tokens=[sub["mask_token_id"]], watch=history
         )
@@ -104,7 +86,7 @@ def test_shifted_logits(case: GoldenCase, tmp_path: Path) -> None:
     tolerance = case.data["tolerance"]["shifted_logits"]
     for sub in found:
         canvas = make_canvas(sub)
-        network = load_network(case, sub, tmp_path)
+        network = network_of(case, sub, tmp_path, shift=True)
         logits = network.head(network.states(canvas.tokens, canvas.real, canvas.real))
         expected = torch.tensor(sub["shifted_logits_at_step_0"])[canvas.real]
         torch.testing.assert_close(logits, expected, **tolerance)

@@ -6,35 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from llamafactory_embed.model import families  # noqa: F401  registers LLaDA
 from llamafactory_embed.sampling.canvas import Canvas
 from llamafactory_embed.sampling.loop import denoise, split_steps
-from llamafactory_embed.sampling.network import GuidedNetwork, LanguageModelNetwork, Network
+from llamafactory_embed.sampling.network import GuidedNetwork
 from llamafactory_embed.sampling.schedules import even_counts
 from llamafactory_embed.sampling.settings import SamplingSettings
 from tests.golden.case_files import GoldenCase, golden_cases
-from tests.golden.denoising import FormulaNetwork, History, NoDraws
+from tests.golden.denoising import History, NoDraws, left_padded, network_of
 
 
 def make_canvas(sub: dict[str, Any]) -> Canvas:
-    """Prompts without the padding that the case has at their left, which our canvas puts there itself."""
-    padding = sub["attention_mask"] or [[1] * len(row) for row in sub["prompt"]]
-    prompts = [
-        [token for token, real in zip(row, mask, strict=True) if real]
-        for row, mask in zip(sub["prompt"], padding, strict=True)
-    ]
-    return Canvas.of_prompts(prompts, sub["gen_length"], sub["mask_token_id"])
-
-
-def load_network(case: GoldenCase, sub: dict[str, Any], folder: Path) -> Network:
-    if sub["model"].startswith("formula"):
-        return FormulaNetwork(sub["model"], sub["formula_vocab"], shift=False)
-    weights = case.folder_of(case.data["weights"]).parent
-    return LanguageModelNetwork(
-        AutoModelForCausalLM.from_pretrained(case.copy_model(folder / "model", weights)).eval(), shift=False
-    )
+    return left_padded(sub["prompt"], sub["attention_mask"], sub["gen_length"], sub["mask_token_id"])
 
 
 @golden_cases("llada/generate")
@@ -48,7 +31,7 @@ def test_tokens_after_every_step(case: GoldenCase, tmp_path: Path) -> None:
             block_length=sub["block_length"],
             cfg_scale=sub["cfg_scale"],
         )
-        network = load_network(case, sub, tmp_path)
+        network = network_of(case, sub, tmp_path, shift=False)
         if settings.cfg_scale > 0:
             network = GuidedNetwork(network, network, settings.cfg_scale, canvas.generated, sub["mask_token_id"])
         history = History(canvas)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from llamafactory_embed.sampling.algorithms import ALGORITHMS
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 
+pytestmark = pytest.mark.usefixtures("single_process")
 ROOT = Path(__file__).parents[2]
 RECIPES = [
     path
@@ -38,17 +37,6 @@ SPECIAL_TOKENS = ["<|mask|>", "<|mdm_mask|>", "<|im_start|>", "<|im_end|>", "<|e
 
 def read(recipe: Path) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.load(recipe))
-
-
-@pytest.fixture(autouse=True)
-def single_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Variables that a launcher would have set must not reach a run in this process, nor may the run leave its own."""
-    before = dict(os.environ)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "USE_RAY"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,8 @@ from llamafactory.train.tuner import run_exp
 from tests.sampling.memory import TEXT, memorize
 
 
+pytestmark = pytest.mark.usefixtures("single_process")
 STARTS = ("To be prepared", "To be")  # cut between tokens
-
-
-@pytest.fixture(autouse=True)
-def single_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Variables that a launcher would have set must not reach a run in this process, nor may the run leave its own."""
-    before = dict(os.environ)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "USE_RAY"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
 
 
 @pytest.fixture

@@ -14,15 +14,8 @@ from llamafactory.train.tuner import run_exp
 from tests.sampling.memory import TEXT, memorize
 
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("single_process")]
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def single_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a launcher would have set must not reach the run in this process."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "USE_RAY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def results(output: Path) -> tuple[str, dict[str, float]]:

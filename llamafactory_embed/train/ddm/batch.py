@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...model.packed import PackedBatch
+from ...model.packed import PackedBatch, fill_rows
 from ...model.token_predictor import TokenBatch
 from .noise import NoisyText
 
@@ -23,16 +23,7 @@ def pack_noisy_texts(
     `allowed` [1, 1, S, S] says who may attend to whom in a text of up to S slots.
     """
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-    rows: list[list[int]] = []
-    room = 0
-    for index in order:
-        length = len(texts[index])
-        if not rows or (max_tokens is not None and length > room):
-            rows.append([])
-            room = max_tokens or 0
-        rows[-1].append(index)
-        room -= length
-    return [_pack(texts, coefficients, row, allowed) for row in rows]
+    return [_pack(texts, coefficients, row, allowed) for row in fill_rows(texts, order, max_tokens)]
 
 
 def _pack(
