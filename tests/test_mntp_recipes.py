@@ -1,11 +1,9 @@
-"""Recipes of masked next-token prediction: each trains with a tiny model of its architecture, and the pages name all."""
+"""Recipes of masked next-token prediction: each trains with a tiny model of its kind, and the pages name all."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,8 @@ from llamafactory.train.tuner import run_exp
 
 from llamafactory_embed.hparams.mntp import MntpOptions
 from tests.e2e.token_runs import write_documents
-from tests.test_recipes import ARCHITECTURES, ENGINE_KEYS, RECIPES, ROOT, read, written
+from tests.option_pages import declared_options, explained_options
+from tests.test_recipes import ARCHITECTURES, ENGINE_KEYS, RECIPES, ROOT, read
 from tests.tiny_models import save_tiny_model
 
 
@@ -54,10 +53,4 @@ def test_recipe_is_listed(recipe: Path) -> None:
 
 
 def test_page_explains_every_option_once_with_its_default() -> None:
-    page = (ROOT / "docs" / "mntp.md").read_text("utf-8")
-    tables = re.findall(r"^\| option \| default \|.*?(?=\n\n)", page, flags=re.MULTILINE | re.DOTALL)
-    explained = [
-        row for table in tables for row in re.findall(r"^\| `(\w+)` \|\s*([^|]*?)\s*\| .", table, flags=re.MULTILINE)
-    ]
-    declared = [(option.name, written(option.default)) for option in dataclasses.fields(MntpOptions)]
-    assert sorted(explained) == sorted(declared)
+    assert explained_options("mntp.md") == declared_options(MntpOptions)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from llamafactory_embed.evaluation.in_training import evaluate_retrieval
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.recipe import check_recipe
 from llamafactory_embed.train.embed.contrastive import trainer
+from tests.option_pages import declared_options, explained_options
 from tests.tiny_models import HIDDEN_SIZE, save_tiny_model, tiny_model
 
 
@@ -252,20 +251,7 @@ def trained_tensors(checkpoint: Path, material: Path) -> int:
 
 
 def test_page_explains_every_option_once_with_its_default() -> None:
-    page = (ROOT / "docs" / "contrastive.md").read_text("utf-8")
-    tables = re.findall(r"^\| option \| default \|.*?(?=\n\n)", page, flags=re.MULTILINE | re.DOTALL)
-    explained = [
-        row for table in tables for row in re.findall(r"^\| `(\w+)` \|\s*([^|]*?)\s*\| .", table, flags=re.MULTILINE)
-    ]
-    declared = [(option.name, written(option.default)) for option in dataclasses.fields(ContrastiveOptions)]
-    assert sorted(explained) == sorted(declared)
-
-
-def written(default: Any) -> str:
-    """A default as the page writes it."""
-    if default is None:
-        return ""
-    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+    assert explained_options("contrastive.md") == declared_options(ContrastiveOptions)
 
 
 @pytest.mark.parametrize("recipe", [each for each in RECIPES if read(each).get("stage") == "contrastive"], ids=str)

@@ -14,8 +14,8 @@ _PHRASE = re.compile(r"answer\s*(?:is|:|=)", re.IGNORECASE)
 
 
 def find_answer(text: str) -> Decimal | None:
-    r"""The number that a text gives as its answer: behind the last `####`, in the last `\boxed{}`, behind the last "the
-    answer is", otherwise the last number of all. None where there is no number, or none behind the marker."""
+    r"""The number that a text gives as its answer: behind the last `####`, in the last `\boxed{}`, behind the last
+    "the answer is", otherwise the last number of all. None where there is no number, or none behind the marker."""
     if MARKER in text:
         return _first_number(text.rpartition(MARKER)[2].partition("\n")[0])
     boxes, phrases = _BOXED.findall(text), _PHRASE.split(text)

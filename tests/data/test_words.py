@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llamafactory_embed.data.words.reader import load_sentences
-from llamafactory_embed.data.words.sentences import Sentence, find_labels, refuse_unseen_labels
+from llamafactory_embed.data.words.sentences import Sentence, refuse_unseen_labels
 from llamafactory_embed.data.words.tokenization import WordTokenizer, tells_words_by_spaces
 from tests.tiny_models import tiny_tokenizer
 
@@ -44,7 +44,7 @@ def write(folder: Path, content: dict[str, str], **entries: dict[str, Any]) -> s
 
 
 def read(folder: str, name: str, labels: str | None) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    return [(each.words, each.labels) for each in load_sentences(name, folder, labels)]
+    return [(each.words, each.labels) for each in load_sentences(name, folder, labels).sentences]
 
 
 def test_columns_of_conll_2003(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_columns_of_conll_2003(tmp_path: Path) -> None:
     assert read(folder, "eng", "ner") == [(("EU", "rejects"), ("I-ORG", "O")), (("Peter",), ("I-PER",))]
     assert read(folder, "eng", "chunk")[0][1] == ("I-NP", "I-VP")
     assert read(folder, "eng", None) == [(("EU", "rejects"), ()), (("Peter",), ())]
-    assert [each.line for each in load_sentences("eng", folder, "ner")] == [3, 6]
+    assert [each.line for each in load_sentences("eng", folder, "ner").sentences] == [3, 6]
 
 
 def test_conll_u_gives_syntactic_words(tmp_path: Path) -> None:
@@ -92,16 +92,28 @@ def test_bad_lines_are_told(name: str, text: str, labels: str, sentence: str, tm
 def test_bad_rows_can_be_skipped(tmp_path: Path) -> None:
     rows = '{"tokens": [], "ner": []}\n{"tokens": ["a"], "ner": ["O"]}\n'
     folder = write(tmp_path, {"a.jsonl": rows})
-    assert [each.words for each in load_sentences("a", folder, "ner", skip_bad_rows=True)] == [("a",)]
+    assert [each.words for each in load_sentences("a", folder, "ner", skip_bad_rows=True).sentences] == [("a",)]
+
+
+def test_labels_behind_the_last_sample_are_known(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"eng.txt": CONLL_2003})
+    data = load_sentences("eng", folder, "ner", max_samples=1)
+    assert [each.words for each in data.sentences] == [("EU", "rejects")]
+    assert data.labels == ["I-ORG", "I-PER", "O"]
 
 
 def test_the_bundled_sample_holds_its_names_out() -> None:
     folder = str(Path(__file__).parents[2] / "data")
     parts = [load_sentences(name, folder, "ner") for name in ("words_sample", "words_sample_heldout")]
-    labels = [find_labels(part) for part in parts]
+    labels = [part.labels for part in parts]
     assert labels[0] == labels[1] == ["B-LOC", "B-ORG", "B-PER", "I-LOC", "I-ORG", "I-PER", "O"]
     names = [
-        {word for each in part for word, label in zip(each.words, each.labels, strict=True) if label == "B-PER"}
+        {
+            word
+            for each in part.sentences
+            for word, label in zip(each.words, each.labels, strict=True)
+            if label == "B-PER"
+        }
         for part in parts
     ]
     assert not names[0] & names[1]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -15,6 +13,7 @@ from llamafactory_embed.evaluation.models import LEXICAL, MINILM
 from llamafactory_embed.evaluation.options import EvaluationOptions
 from llamafactory_embed.evaluation.recipe import options_of
 from llamafactory_embed.evaluation.tasks import choose_tasks
+from tests.option_pages import declared_options, explained_options
 
 
 ROOT = Path(__file__).parents[2]
@@ -49,17 +48,7 @@ def test_recipe_says_how_to_run_it_and_is_listed(path: Path) -> None:
 
 
 def test_page_explains_every_option_once_with_its_default() -> None:
-    (table,) = re.findall(r"^\| option \| default \|.*?(?=\n\n)", PAGE.read_text("utf-8"), flags=re.M | re.DOTALL)
-    explained = re.findall(r"^\| `(\w+)` \|\s*([^|]*?)\s*\| .", table, flags=re.M)
-    declared = [(each.name, written(each)) for each in dataclasses.fields(EvaluationOptions)]
-    assert sorted(explained) == sorted(declared)
-
-
-def written(option: dataclasses.Field[Any]) -> str:
-    """A default as the page writes it."""
-    if option.default in (None, dataclasses.MISSING):
-        return ""
-    return f"`{str(option.default).lower() if isinstance(option.default, bool) else option.default}`"
+    assert explained_options("evaluate.md") == declared_options(EvaluationOptions)
 
 
 def test_page_names_every_group() -> None:

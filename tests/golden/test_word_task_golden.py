@@ -54,7 +54,11 @@ def test_words_are_tokenized_labelled_and_scored(case: GoldenCase, tmp_path: Pat
 
 
 def check_scores(
-    model_folder: Path, data: dict[str, Any], examples: list[Any], expected: dict[str, Any], tolerance: dict[str, float]
+    model_folder: Path,
+    data: dict[str, Any],
+    examples: list[Any],
+    expected: dict[str, Any],
+    tolerance: dict[str, float],
 ) -> None:
     tagger = WordTagger(
         AutoModel.from_pretrained(model_folder),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -18,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 
 from llamafactory_embed.hparams.sampling import SamplingOptions
 from llamafactory_embed.sampling.algorithms import ALGORITHMS
+from tests.option_pages import declared_options, explained_options
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 
@@ -104,13 +104,7 @@ def test_chat(recipe: Path, material: Path) -> None:
 
 
 def test_page_explains_every_option_once_with_its_default() -> None:
-    page = (ROOT / "docs" / "sampling.md").read_text("utf-8")
-    tables = re.findall(r"^\| option \| default \|.*?(?=\n\n)", page, flags=re.MULTILINE | re.DOTALL)
-    explained = [
-        row for table in tables for row in re.findall(r"^\| `(\w+)` \|\s*([^|]*?)\s*\| .", table, flags=re.MULTILINE)
-    ]
-    defaults = [(option.name, option.default) for option in dataclasses.fields(SamplingOptions)]
-    assert sorted(explained) == sorted((name, "" if value is None else f"`{value}`") for name, value in defaults)
+    assert explained_options("sampling.md") == declared_options(SamplingOptions)
 
 
 def test_page_explains_every_algorithm() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,11 @@ import pytest
 from datasets import Dataset, load_from_disk
 from omegaconf import OmegaConf
 
-from llamafactory_embed.hparams.ddm import DiffusionOptions, DiffusionTuningOptions
+from llamafactory_embed.hparams.ddm import DiffusionTuningOptions
 from llamafactory_embed.hparams.sampling import SamplingOptions
 from tests.e2e.contrastive_runs import perform
 from tests.e2e.ddm_runs import write_data
-from tests.test_recipes import written
+from tests.option_pages import declared_options, explained_options
 from tests.tiny_models import save_tiny_model
 
 
@@ -117,21 +115,7 @@ def test_recipe_is_listed(recipe: Path) -> None:
 
 
 def test_page_explains_every_option_once_with_its_default() -> None:
-    page = (ROOT / "docs" / "ddm.md").read_text("utf-8")
-    tables = re.findall(r"^\| option \| default \|.*?(?=\n\n)", page, flags=re.MULTILINE | re.DOTALL)
-    explained = [
-        row for table in tables for row in re.findall(r"^\| `(\w+)` \|\s*([^|]*?)\s*\| .", table, flags=re.MULTILINE)
-    ]
-    of_sampling = {option.name for option in dataclasses.fields(SamplingOptions)}  # docs/sampling.md
-    declared = [
-        (option.name, written(option.default))
-        for option in dataclasses.fields(DiffusionTuningOptions)
-        if option.name not in of_sampling
-    ]
-    assert sorted(explained) == sorted(declared)
-    assert {name for name, _ in declared} > {
-        option.name for option in dataclasses.fields(DiffusionOptions)
-    } - of_sampling
+    assert explained_options("ddm.md") == declared_options(DiffusionTuningOptions, explained_elsewhere=SamplingOptions)
 
 
 def test_fineweb_is_prepared_from_parquet_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from llamafactory_embed.data.retrieval.weights import task_shares
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.hparams.tdro import TdroOptions
 from tests.golden.case_files import GOLDEN_DIR
+from tests.option_pages import declared_options, explained_options
 from tests.tiny_models import save_tiny_model
 
 
@@ -86,15 +85,6 @@ def test_the_weights_of_the_authors_fit_the_recipes(name: str, tmp_path: Path) -
 
 def test_page_explains_every_own_option_once_with_its_default() -> None:
     """What it shares with the contrastive stage is explained there."""
-    page = (ROOT / "docs" / "tdro.md").read_text("utf-8")
-    tables = re.findall(r"^\| option \| default \|.*?(?=\n\n)", page, flags=re.MULTILINE | re.DOTALL)
-    explained = [
-        row for table in tables for row in re.findall(r"^\| `(\w+)` \|\s*([^|]*?)\s*\| .", table, flags=re.MULTILINE)
-    ]
-    shared = {field.name for field in dataclasses.fields(ContrastiveOptions)}
-    options = TdroOptions()
-    own = [field.name for field in dataclasses.fields(TdroOptions) if field.name not in shared]
-    assert all(name.startswith("tdro_") for name in own)
-    values = {name: getattr(options, name) for name in own}
-    written = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values.items()}
-    assert sorted(explained) == sorted((name, f"`{value}`") for name, value in written.items())
+    own = declared_options(TdroOptions, explained_elsewhere=ContrastiveOptions)
+    assert explained_options("tdro.md") == own
+    assert all(name.startswith("tdro_") for name, _ in own)

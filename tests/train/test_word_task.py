@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model, ModernBertConfig, ModernBertModel
 
 from llamafactory_embed.hparams.word_task import WordTaskOptions
-from tests.test_recipes import written
+from tests.option_pages import declared_options, explained_options
 from tests.tiny_models import VOCABULARY_SIZE, save_tiny_model, tiny_tokenizer
 
 
@@ -190,10 +188,4 @@ def test_a_classifier_is_not_read_otherwise(models: Path, tmp_path: Path) -> Non
 
 
 def test_page_explains_every_option_once_with_its_default() -> None:
-    page = (ROOT / "docs" / "word-task.md").read_text("utf-8")
-    tables = re.findall(r"^\| option \| default \|.*?(?=\n\n)", page, flags=re.MULTILINE | re.DOTALL)
-    explained = [
-        row for table in tables for row in re.findall(r"^\| `(\w+)` \|\s*([^|]*?)\s*\| .", table, flags=re.MULTILINE)
-    ]
-    declared = [(option.name, written(option.default)) for option in dataclasses.fields(WordTaskOptions)]
-    assert sorted(explained) == sorted(declared)
+    assert explained_options("word-task.md") == declared_options(WordTaskOptions)

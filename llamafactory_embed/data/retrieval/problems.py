@@ -46,7 +46,5 @@ class BadRows:
         more = " (reading stopped there)" if self.full else ""
         columns = f"\nKnown columns: {self.known_columns}." if self.known_columns else ""
         raise ValueError(
-            f"The data has {self.count} bad rows{more}; {self.advice}:\n  "
-            + "\n  ".join(self.told)
-            + columns
+            f"The data has {self.count} bad rows{more}; {self.advice}:\n  " + "\n  ".join(self.told) + columns
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..retrieval.files import number_rows, read_records
@@ -25,6 +26,16 @@ from .sentences import Sentence
 FORMATTING = "words"
 
 
+@dataclass(frozen=True)
+class WordData:
+    """What was read."""
+
+    sentences: list[Sentence]
+    labels: list[str]
+    """Every label of the data sets, sorted, so that every process numbers them alike; also those that only sentences
+    behind `max_samples` have, which are rare and would be unknown in an evaluation."""
+
+
 def load_sentences(
     dataset_names: Sequence[str] | str,
     dataset_dir: str,
@@ -33,14 +44,16 @@ def load_sentences(
     max_samples: int | None = None,
     skip_bad_rows: bool = False,
     hub: HubOptions | None = None,
-) -> list[Sentence]:
-    """All sentences, in the order of the data sets. `labels` names the column; None reads words alone."""
+) -> WordData:
+    """The sentences in the order of the data sets, of each at most `max_samples`. `labels` names the column; None
+    reads words alone."""
     from llamafactory.data.parser import get_dataset_list  # late: it imports the whole host
 
     names = dataset_names.split(",") if isinstance(dataset_names, str) else list(dataset_names)
     names = [name.strip() for name in names]
     bad_rows = BadRows(skip_bad_rows)
     sentences: list[Sentence] = []
+    all_labels: set[str] = set()
     for name, attributes in zip(names, get_dataset_list(names, dataset_dir), strict=True):
         settings = attributes.entry or {"hf_hub_url": name, "formatting": FORMATTING}
         if settings.get("formatting") != FORMATTING:
@@ -50,17 +63,19 @@ def load_sentences(
             )
         found: list[Sentence] = []
         for each in _read_entry(name, settings, dataset_dir, labels, hub or HubOptions()):
-            if isinstance(each, Sentence):
-                found.append(each)
-            else:
+            if not isinstance(each, Sentence):
                 bad_rows.add(each[0], each[1], str(each[2]))
-            if bad_rows.full or (max_samples is not None and len(found) >= max_samples):
-                break
+                if bad_rows.full:
+                    break
+                continue
+            all_labels.update(each.labels)
+            if max_samples is None or len(found) < max_samples:
+                found.append(each)
         if not found and not bad_rows.count:
             raise ValueError(f"`dataset`: `{name}` has no sentences.")
         sentences += found
     bad_rows.finish()
-    return sentences
+    return WordData(sentences, sorted(all_labels))
 
 
 def _read_entry(

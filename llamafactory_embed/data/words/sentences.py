@@ -17,11 +17,6 @@ class Sentence:
     line: int
 
 
-def find_labels(sentences: Iterable[Sentence]) -> list[str]:
-    """The label set: every label that occurs, sorted, so that every process numbers them alike."""
-    return sorted({label for sentence in sentences for label in sentence.labels})
-
-
 def refuse_unseen_labels(sentences: Iterable[Sentence], labels: Sequence[str]) -> None:
     """A label that was never trained cannot be predicted: data of another kind, or a typing error."""
     known = set(labels)

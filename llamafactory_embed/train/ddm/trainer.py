@@ -30,7 +30,10 @@ class DiffusionTrainer(TokenTrainer):
     def prepare_batches(self, inputs: dict[str, Any]) -> list[TokenBatch]:
         batches = self._in_blocks(super().prepare_batches(inputs))
         ratio = annealing_ratio(self.state.global_step, self.options.anneal_steps)
-        return batches if ratio == 1 else with_mask(batches, self._opening_mask(ratio))
+        if ratio == 1:
+            return batches
+        longest = max(max(batch.packed.lengths) for batch in batches)  # rows tokenized earlier may have been cut later
+        return with_mask(batches, self._opening_mask(ratio, max(longest, self.longest_text)))
 
     def score(self, batches: list[TokenBatch], divisor: float) -> Tensor:
         return super().score(self._in_blocks(batches), divisor)
@@ -44,10 +47,9 @@ class DiffusionTrainer(TokenTrainer):
             logs["annealing_ratio"] = annealing_ratio(self.state.global_step - 1, self.options.anneal_steps)
         super().log(logs, *args, **kwargs)
 
-    def _opening_mask(self, ratio: float) -> Tensor:
+    def _opening_mask(self, ratio: float, size: int) -> Tensor:
         """Causal OR Bernoulli(`ratio`), one draw for all texts of a step (DiffuLLaMA, arXiv 2410.17891). It depends on
         nothing but seed and step: micro-batches and ranks share it, and a resumed run draws it again."""
-        size = self.longest_text
         chance = torch.Generator(self.args.device).manual_seed(mixed_seed(self.args.seed, self.state.global_step))
         return annealed_mask(size, ratio, generator=chance, device=self.args.device)
 

@@ -14,8 +14,8 @@ from llamafactory.model import load_tokenizer
 from tqdm.auto import tqdm
 
 from ....data.retrieval.reader import HubOptions
-from ....data.words.reader import load_sentences
-from ....data.words.sentences import Sentence, find_labels, refuse_unseen_labels
+from ....data.words.reader import WordData, load_sentences
+from ....data.words.sentences import Sentence, refuse_unseen_labels
 from ....data.words.tokenization import WordTokenizer
 from ....evaluation.word_metrics import draw_confusions, format_table, per_label
 from ....hparams.word_task import WordTaskOptions
@@ -43,11 +43,12 @@ def run_word_task(
     """Train a classifier of words, evaluate it, label with it; called by the host's tuner."""
     options: WordTaskOptions = finetuning_args.stage_options
     check_what_learns(options, finetuning_args)
-    training, held_out = load_train_and_eval_sentences(options, model_args, data_args, training_args)
+    training, held_out, known = load_train_and_eval_sentences(options, model_args, data_args, training_args)
     trained = find_classifier(
         [options.classifier_path, *adapter_folders(model_args)[::-1], model_args.model_name_or_path]
     )
-    labels = choose_labels(training, held_out, trained, options)
+    labels = choose_labels(known, trained, options)
+    refuse_unseen_labels([*training, *held_out], labels)
 
     tokenizer_module = load_tokenizer(model_args)
     tokenizer = WordTokenizer.create(
@@ -131,15 +132,15 @@ def run_word_task(
 
 def load_train_and_eval_sentences(
     options: WordTaskOptions, model_args: Any, data_args: Any, training_args: Any
-) -> tuple[list[Sentence], list[Sentence]]:
-    """Read `dataset` and `eval_dataset`, or hold out a part (`val_size`), before any model is loaded. Labels are
-    needed unless words are only to be labelled."""
+) -> tuple[list[Sentence], list[Sentence], list[str]]:
+    """Read `dataset` and `eval_dataset`, or hold out a part (`val_size`), before any model is loaded; and the labels
+    that training knows. Labels are needed unless words are only to be labelled."""
     hub = HubOptions(model_args.cache_dir, model_args.hf_hub_token)
     needs_labels = training_args.do_train or training_args.do_eval
 
-    def load(names: list[str] | None) -> list[Sentence]:
+    def load(names: list[str] | None) -> WordData:
         if not names:
-            return []
+            return WordData([], [])
         return load_sentences(
             names,
             data_args.dataset_dir,
@@ -149,8 +150,8 @@ def load_train_and_eval_sentences(
             hub=hub,
         )
 
-    training = load(data_args.dataset) if training_args.do_train else []
-    held_out = load(data_args.eval_dataset)
+    data = load(data_args.dataset if training_args.do_train else None)
+    training, held_out = data.sentences, load(data_args.eval_dataset).sentences
     if training and not held_out and data_args.val_size > 0:
         order = random.Random(training_args.seed).sample(range(len(training)), len(training))
         size = data_args.val_size
@@ -159,26 +160,21 @@ def load_train_and_eval_sentences(
         training = [training[index] for index in sorted(order[count:])]
     if not held_out and (training_args.do_predict or (training_args.do_eval and not training)):
         raise ValueError("`stage: word-task` evaluates on and labels `eval_dataset`: name one.")
-    return training, held_out
+    return training, held_out, data.labels
 
 
-def choose_labels(
-    training: Sequence[Sentence], held_out: Sequence[Sentence], trained: Path | None, options: WordTaskOptions
-) -> list[str]:
-    """Those of the training data, or of the classifier that the recipe starts from."""
+def choose_labels(known: list[str], trained: Path | None, options: WordTaskOptions) -> list[str]:
+    """Those of the classifier that the recipe starts from, or of the training data."""
     if options.classifier_path is not None and trained != Path(options.classifier_path):
         raise ValueError(f"`classifier_path: {options.classifier_path}` holds no classifier of `stage: word-task`.")
     if trained is not None:
-        labels = WordTaskRecord.load(trained).labels
-    elif training:
-        labels = find_labels(training)
-    else:
+        return WordTaskRecord.load(trained).labels
+    if not known:
         raise ValueError(
             "There is no trained classifier to evaluate: name its folder in `classifier_path`, or set "
             "`do_train: true`."
         )
-    refuse_unseen_labels([*training, *held_out], labels)
-    return labels
+    return known
 
 
 def examples_of(
