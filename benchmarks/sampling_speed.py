@@ -31,7 +31,7 @@ class Settings:
     period: int = 8
     new_tokens: int = 128
     block_length: int = 32
-    training_steps: int = 1000
+    training_steps: int = 2000
     training_rows: int = 8
     learning_rate: float = 3e-3
     prompts: int = 16
@@ -70,7 +70,8 @@ def patterns(settings: Settings, rows: int, seed: int) -> Any:
     import torch
 
     chance = torch.Generator().manual_seed(seed)
-    pattern = torch.randint(0, LETTERS, (rows, settings.period), generator=chance)
+    shuffled = torch.stack([torch.randperm(LETTERS, generator=chance) for _ in range(rows)])
+    pattern = shuffled[:, : settings.period]  # no letter twice, so that each says which one follows
     times = -(-(settings.period + settings.new_tokens) // settings.period)
     whole = pattern.repeat(1, times)[:, : settings.period + settings.new_tokens]
     return torch.cat([torch.full((rows, 1), BOS), whole], dim=1)

@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 
-# Logits of one chunk: 256 MiB in float32, as fewer would leave a GPU waiting for the head's weights; on a CPU 32 MiB.
-LOGITS_PER_CHUNK = 2**26
-LOGITS_PER_CHUNK_ON_CPU = 2**23
+# Logits of one chunk: 128 MiB in float32. Fewer would leave a GPU waiting for the head's weights.
+LOGITS_PER_CHUNK = 2**25
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,10 @@ class LanguageModelHead:
         """Whether nothing of it learns."""
         return not any(parameter.requires_grad for parameter in self.module.parameters())
 
-    def rows_per_chunk(self, device: torch.device) -> int:
+    @property
+    def rows_per_chunk(self) -> int:
         """How many positions to compute at a time."""
-        logits = LOGITS_PER_CHUNK_ON_CPU if device.type == "cpu" else LOGITS_PER_CHUNK
-        return max(1, logits // self.vocabulary_size)
+        return max(1, LOGITS_PER_CHUNK // self.vocabulary_size)
 
 
 def token_cross_entropy(hidden: Tensor, head: LanguageModelHead, labels: Tensor, chunk: int | None = None) -> Tensor:
@@ -75,7 +74,7 @@ def token_cross_entropy(hidden: Tensor, head: LanguageModelHead, labels: Tensor,
     def losses(hidden: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(head(hidden).float(), labels, reduction="none")
 
-    chunk = chunk or head.rows_per_chunk(hidden.device)
+    chunk = chunk or head.rows_per_chunk
     parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([losses(*part) for part in parts])
@@ -109,7 +108,7 @@ def score_tokens(
     hidden: Tensor, head: LanguageModelHead, labels: Tensor, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same losses [N], and whether the label is the most probable token [N], for evaluation."""
-    chunk = chunk or head.rows_per_chunk(hidden.device)
+    chunk = chunk or head.rows_per_chunk
     losses, correct = [], []
     for states, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True):
         logits = head(states).float()

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint that is no embedder: what it was made of, how it is read, how well it does."""
+"""Model cards: what a checkpoint was made of, how it is read, how well it does."""
 
 from __future__ import annotations
 
@@ -17,30 +17,35 @@ def write_card(
     properties: Mapping[str, str],
     metrics: Mapping[str, float],
 ) -> None:
-    """Write `README.md` into the checkpoint."""
-    header = {
-        "library_name": "llamafactory-embed",
-        "base_model": base_model,
-        "tags": [*tags, "llama-factory", "llamafactory-embed"],
-    }
+    """The card of a checkpoint that is no embedder."""
     lines = [
-        "---",
-        yaml.safe_dump(header, sort_keys=False).strip(),
-        "---",
-        "",
-        f"# {Path(folder).name}",
-        "",
         f"Made of `{base_model}` with llamafactory-embed, a plugin of LLaMA-Factory. {what_it_is}",
         "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in properties.items()),
+        *property_table(properties),
         "",
         "The recipe is in `recipe.yaml`.",
+        *metrics_section("On held-out data", metrics),
     ]
-    if metrics:
-        lines += ["", "## On held-out data", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {name.removeprefix('eval_')} | {value:.4f} |" for name, value in metrics.items()]
+    write_page(folder, {"base_model": base_model}, tags, lines)
+
+
+def property_table(properties: Mapping[str, str]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in properties.items())]
+
+
+def metrics_section(title: str, metrics: Mapping[str, float]) -> list[str]:
+    """Nothing where nothing was measured."""
+    if not metrics:
+        return []
+    rows = [f"| {name.removeprefix('eval_')} | {value:.4f} |" for name, value in metrics.items()]
+    return ["", f"## {title}", "", "| metric | value |", "|---|---|", *rows]
+
+
+def write_page(folder: str | Path, header: Mapping[str, str], tags: Sequence[str], lines: Sequence[str]) -> None:
+    """Write `README.md` into a checkpoint, with what hubs read at its top."""
+    header = {"library_name": "llamafactory-embed", **header}
+    all_tags = {"tags": [*tags, "llama-factory", "llamafactory-embed"]}
+    top = ["---", yaml.safe_dump({**header, **all_tags}, sort_keys=False).strip(), "---", ""]
     temporary = Path(folder) / "README.md.tmp"
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.write_text("\n".join([*top, f"# {Path(folder).name}", "", *lines]) + "\n", encoding="utf-8")
     os.replace(temporary, Path(folder) / "README.md")

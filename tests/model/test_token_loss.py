@@ -118,7 +118,7 @@ class WatchedHead(nn.Linear):
 @pytest.mark.parametrize("is_frozen", [True, False])
 def test_no_logits_are_kept(is_frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in one piece, nor from the forward to the backward pass. A frozen head is asked once."""
-    monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK_ON_CPU", VOCABULARY_SIZE * CHUNK)
+    monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK", VOCABULARY_SIZE * CHUNK)
     module = WatchedHead().requires_grad_(not is_frozen)
     hidden, labels = draw()
     kept: list[tuple[int, ...]] = []

@@ -33,7 +33,8 @@ def read(recipe: Path) -> dict[str, Any]:
 
 def is_training(recipe: Path) -> bool:
     options = read(recipe)
-    return options.get("stage") in ("ddm", "ddm-sft") and not options.get("do_predict")
+    is_ours = options.get("stage") in ("ddm", "ddm-sft")
+    return is_ours and "do_train" in options and not options.get("do_predict")
 
 
 RECIPES = [path.relative_to(EXAMPLES) for path in sorted(EXAMPLES.rglob("*.yaml")) if is_training(path)]

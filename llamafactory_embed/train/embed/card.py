@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-
-import yaml
 
 from ...data.retrieval.reader import StreamedTask
 from ...data.retrieval.rows import Task
 from ...model.embedding_config import EmbeddingConfig
+from ..card import metrics_section, property_table, write_page
 
 
 def write_model_card(
@@ -21,21 +19,16 @@ def write_model_card(
     metrics: dict[str, float],
 ) -> None:
     """Write `README.md` into the checkpoint."""
-    header = {
-        "library_name": "llamafactory-embed",
-        "pipeline_tag": "sentence-similarity",
-        "base_model": base_model,
-        "tags": ["text-embedding", "llama-factory", "llamafactory-embed"],
-    }
     first_task = next(iter(config.instructions), None)
     query = f'encoder.encode(["a query"], task="{first_task}")' if first_task else 'encoder.encode(["a query"])'
+    properties = {
+        "attention": config.attention,
+        "pooling": config.pooling,
+        "longest query / document": f"{config.query_max_length} / {config.document_max_length} tokens",
+        "unit length": "yes" if config.normalize else "no",
+        "compared by": config.similarity,
+    }
     lines = [
-        "---",
-        yaml.safe_dump(header, sort_keys=False).strip(),
-        "---",
-        "",
-        f"# {Path(folder).name}",
-        "",
         f"A text embedder made of `{base_model}` with llamafactory-embed, a plugin of LLaMA-Factory.",
         "",
         "```python",
@@ -47,13 +40,7 @@ def write_model_card(
         "print(queries @ documents.T)",
         "```",
         "",
-        "| | |",
-        "|---|---|",
-        f"| attention | {config.attention} |",
-        f"| pooling | {config.pooling} |",
-        f"| longest query / document | {config.query_max_length} / {config.document_max_length} tokens |",
-        f"| unit length | {'yes' if config.normalize else 'no'} |",
-        f"| compared by | {config.similarity} |",
+        *property_table(properties),
         "",
         "## Training data",
         "",
@@ -62,13 +49,10 @@ def write_model_card(
         *(f"| {task.name} | {_rows(task)} | {_cell(task.instruction)} |" for task in tasks),
         "",
         "The recipe is in `recipe.yaml`.",
+        *metrics_section("Retrieval on held-out rows", metrics),
     ]
-    if metrics:
-        lines += ["", "## Retrieval on held-out rows", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {name.removeprefix('eval_')} | {value:.4f} |" for name, value in metrics.items()]
-    temporary = Path(folder) / "README.md.tmp"
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(temporary, Path(folder) / "README.md")
+    header = {"pipeline_tag": "sentence-similarity", "base_model": base_model}
+    write_page(folder, header, ["text-embedding"], lines)
 
 
 def _rows(task: Task | StreamedTask) -> str:
