@@ -38,7 +38,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet -e '.[demo,dev,eval,deepspeed,ray]'
+	$(BIN)/python -m pip install --quiet -e '.[demo,dev,eval,deepspeed,ray,metrics,lm-eval]'
 	touch $@
 
 clean:

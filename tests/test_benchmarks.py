@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from benchmarks import encode, grad_cache_4096, packed_forward, report, start_cost, training
-from benchmarks.__main__ import BENCHMARKS, SLOW_BENCHMARKS
+from benchmarks.__main__ import ALL_BENCHMARKS
 from benchmarks.inputs import ModelSize, TripletSizes, log_normal_lengths, make_triplets, save_model, texts_of_lengths
 from benchmarks.matmul_share import count_operations
 from benchmarks.processes import Variant, run_fresh
@@ -256,7 +256,7 @@ def test_tables_are_written_from_the_files(tmp_path: Path) -> None:
 
 def test_the_page_of_this_project_shows_the_present_results(tmp_path: Path) -> None:
     written = report.PAGE.read_text("utf-8")
-    assert {match["name"] for match in report.BLOCK.finditer(written)} == {*BENCHMARKS, *SLOW_BENCHMARKS}
+    assert {match["name"] for match in report.BLOCK.finditer(written)} == set(ALL_BENCHMARKS)
     page = tmp_path / "page.md"
     page.write_text(written, "utf-8")
     report.write_page(page)

@@ -44,6 +44,9 @@ class WordTaskOptions:
         "The folder of a trained classifier to go on with, or to evaluate; empty: that of the adapter or model, if it "
         "has one.",
     )
+    unseen_labels: Literal["refuse", "count_as_wrong"] = option(
+        "refuse", "What to do with a label of the evaluation data that training does not have."
+    )
     skip_bad_rows: bool = option(False, "Count and leave out rows that cannot be read instead of refusing the data.")
     max_tokens_per_batch: int | None = option(
         None,

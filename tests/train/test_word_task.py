@@ -158,6 +158,19 @@ def test_words_behind_the_cut_count_as_wrong(models: Path, tmp_path: Path) -> No
     assert metrics(tmp_path)["eval_words"] == len(lines)
 
 
+def test_labels_that_training_has_not_count_as_wrong_if_asked(models: Path, tmp_path: Path) -> None:
+    rows = [{"words": ["a", "b"], "ner": ["O", "B-PER"]}, {"words": ["a", "b"], "ner": ["O", "B-NEW"]}]
+    for name, row in zip(("known", "unseen"), rows, strict=True):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    info = {name: {"file_name": f"{name}.jsonl", "formatting": "words"} for name in ("known", "unseen")}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    data = {"dataset_dir": str(tmp_path), "dataset": "known", "eval_dataset": "unseen", "learning_rate": 0.05}
+    with pytest.raises(ValueError, match=r"unseen\.jsonl:1: the label `B-NEW` of the word `b`"):
+        run_exp(recipe(models / "llama", tmp_path / "refused", **data))
+    run_exp(recipe(models / "llama", tmp_path / "out", **data, unseen_labels="count_as_wrong"))
+    assert metrics(tmp_path / "out")["eval_accuracy"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

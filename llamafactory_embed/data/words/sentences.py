@@ -25,5 +25,6 @@ def refuse_unseen_labels(sentences: Iterable[Sentence], labels: Sequence[str]) -
             if label not in known:
                 raise ValueError(
                     f"{sentence.file}:{sentence.line}: the label `{label}` of the word `{sentence.words[position]}` "
-                    f"does not occur in the training data, which have {', '.join(labels)}."
+                    f"does not occur in the training data, which have {', '.join(labels)}; if it is right, "
+                    "`unseen_labels: count_as_wrong` evaluates nevertheless."
                 )

@@ -53,7 +53,9 @@ def make_examples(
     numbers: Mapping[str, int] = {label: number for number, label in enumerate(labels)}
     examples, lost = [], 0
     for sentence, tokens in zip(sentences, tokenizer([each.words for each in sentences]), strict=True):
-        known = [numbers[sentence.labels[word]] if sentence.labels else NO_LABEL for word in tokens.words]
+        known = [
+            numbers.get(sentence.labels[word], NO_LABEL) if sentence.labels else NO_LABEL for word in tokens.words
+        ]
         examples.append(WordExample(tokens, known))
         lost += len(sentence.words) - len(tokens.words)
     return examples, lost

@@ -48,7 +48,7 @@ def run_word_task(
         [options.classifier_path, *adapter_folders(model_args)[::-1], model_args.model_name_or_path]
     )
     labels = choose_labels(known, trained, options)
-    refuse_unseen_labels([*training, *held_out], labels)
+    refuse_unseen_labels(training if options.unseen_labels == "count_as_wrong" else [*training, *held_out], labels)
 
     tokenizer_module = load_tokenizer(model_args)
     tokenizer = WordTokenizer.create(
