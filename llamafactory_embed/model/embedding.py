@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from attention_patch import Backend, patch_attention
 
+from .around_decoder import AroundDecoder
 from .embedding_config import EmbeddingConfig
-from .packed import PackedBatch, find_decoder, forward_packed
+from .packed import PackedBatch, forward_packed
 from .pooling import Pooler, build_pooler
 
 
-class EmbeddingModel(nn.Module):
+class EmbeddingModel(AroundDecoder):
     """The module that trainers wrap and that `Encoder` serves.
 
     `backbone` is a causal language model or a bare decoder, with PEFT's wrapper around it if it has LoRA layers. Its
@@ -23,38 +24,21 @@ class EmbeddingModel(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, config: EmbeddingConfig, backend: Backend | None = None) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.embedding_config = config
-        decoder = find_decoder(backbone)
-        self._decoder = [decoder]  # in a list: the decoder's parameters are registered once, under `backbone`
         self.attention = patch_attention(
             backbone, config.attention, sliding_window=config.sliding_window, backend=backend
         )
         self.pooler: Pooler = build_pooler(
             config.pooling,
-            hidden_size=decoder.config.hidden_size,
-            num_layers=decoder.config.num_hidden_layers,
+            hidden_size=self.config.hidden_size,
+            num_layers=self.config.num_hidden_layers,
             causal=config.causal,
             latents=config.latents,
             heads=config.latent_heads,
             head_size=config.latent_head_size,
         )
         self._freeze_head()
-
-    @property
-    def decoder(self) -> Any:
-        """The transformer below the language-model head."""
-        return self._decoder[0]
-
-    @property
-    def config(self) -> Any:
-        """The backbone's configuration, where trainers and DeepSpeed look for it."""
-        return self.decoder.config
-
-    @property
-    def device(self) -> torch.device:
-        return self.decoder.get_input_embeddings().weight.device
 
     def forward(self, batches: Sequence[PackedBatch]) -> Tensor:
         """Embeddings [N, d] of the N texts of all batches, in the order in which they were given to `pack_texts`.

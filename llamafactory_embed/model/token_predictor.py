@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from attention_patch import Backend, Mode, SlidingWindow, patch_attention
 
-from .packed import PackedBatch, find_decoder, forward_packed, pack_texts
+from .around_decoder import AroundDecoder
+from .packed import PackedBatch, forward_packed, pack_texts
 from .token_loss import LanguageModelHead, score_tokens, token_cross_entropy
 
 
@@ -74,7 +75,7 @@ def pack_predictions(
     return batches
 
 
-class TokenPredictor(nn.Module):
+class TokenPredictor(AroundDecoder):
     """The module that trainers of masked-token stages wrap.
 
     `backbone` is a causal language model as the host loads it, with PEFT's wrapper around it if it has LoRA layers.
@@ -89,25 +90,9 @@ class TokenPredictor(nn.Module):
         sliding_window: SlidingWindow = "keep",
         backend: Backend | None = None,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.shift = shift
-        self._decoder = [find_decoder(backbone)]  # in a list: its parameters are registered once, under `backbone`
         self.attention = patch_attention(backbone, attention, sliding_window=sliding_window, backend=backend)
-
-    @property
-    def decoder(self) -> Any:
-        """The transformer below the language-model head."""
-        return self._decoder[0]
-
-    @property
-    def config(self) -> Any:
-        """The backbone's configuration, where trainers and DeepSpeed look for it."""
-        return self.decoder.config
-
-    @property
-    def device(self) -> torch.device:
-        return self.decoder.get_input_embeddings().weight.device
 
     def forward(self, batches: Sequence[TokenBatch], with_correct: bool = False) -> TokenScores:
         """The cross entropy of every label that can be predicted, in the order of `TokenBatch.scored`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
 from attention_patch import Backend, patch_attention
 
 from ....data.words.tokenization import TokenizedSentence
-from ....model.packed import find_decoder, forward_packed, pack_texts, split_texts, tokens_per_batch
+from ....model.around_decoder import AroundDecoder
+from ....model.packed import forward_packed, pack_texts, split_texts, tokens_per_batch
 
 
 def is_encoder(config: PretrainedConfig) -> bool:
@@ -20,7 +21,7 @@ def is_encoder(config: PretrainedConfig) -> bool:
     return type(config) in MODEL_FOR_MASKED_LM_MAPPING
 
 
-class WordTagger(nn.Module):
+class WordTagger(AroundDecoder):
     """Dropout and a linear layer on the hidden states of words.
 
     Decoders run packed, under the attention that is asked for; encoders, whose attention is their own, run padded.
@@ -39,9 +40,7 @@ class WordTagger(nn.Module):
         max_tokens: int | None = None,
         backend: Backend | None = None,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self._decoder = [find_decoder(backbone)]  # in a list: registered once, under `backbone`
+        super().__init__(backbone)
         self.is_encoder = is_encoder(self.decoder.config)
         if self.is_encoder and attention == "causal":
             raise ValueError(
@@ -57,20 +56,6 @@ class WordTagger(nn.Module):
         self.classifier = nn.Linear(self.decoder.config.hidden_size, num_labels)
         for parameter in self._unused_parameters():
             parameter.requires_grad_(False)
-
-    @property
-    def decoder(self) -> Any:
-        """The transformer below a language-model head, or the encoder."""
-        return self._decoder[0]
-
-    @property
-    def config(self) -> Any:
-        """The backbone's configuration, where trainers and DeepSpeed look for it."""
-        return self.decoder.config
-
-    @property
-    def device(self) -> torch.device:
-        return self.classifier.weight.device
 
     def train(self, mode: bool = True) -> WordTagger:
         """A frozen backbone stays as it is served, without dropout."""
