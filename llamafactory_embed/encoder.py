@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from attention_patch import Backend
 
 from .data.embedding_tokenizer import EmbeddingTokenizer
 from .encoder_pool import EncoderPool
+from .hparams.suggestion import suggest
 from .model.checkpoint import load_embedding_model
 from .model.embedding import EmbeddingModel
 from .model.packed import PackedBatch, pack_texts, tokens_per_batch
@@ -179,9 +179,8 @@ class Encoder:
             return ""
         if task not in self.config.instructions:
             known = list(self.config.instructions)
-            nearest = difflib.get_close_matches(task, known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
-            raise ValueError(f"Unknown task {task!r}; this model was trained on {', '.join(known) or 'none'}{hint}")
+            trained = ", ".join(known) or "none"
+            raise ValueError(f"Unknown task {task!r}; this model was trained on {trained}{suggest(task, known)}")
         if role == "document" and task not in self.config.symmetric_tasks:
             return ""
         return self.config.instructions[task]

@@ -44,7 +44,7 @@ FLOORS = [
     ("evaluation",),
     ("mining", "export", "sampling"),
     ("train",),
-    ("demo", "doctor", "recipe", "stages", "chat", "harness"),
+    ("demo", "doctor", "recipe", "stages", "chat", "lm_eval_harness"),
     ("cli",),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

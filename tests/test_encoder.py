@@ -102,7 +102,7 @@ def test_torch_output_and_no_texts(encoder: Encoder) -> None:
 
 
 def test_bad_input_gets_one_sentence(encoder: Encoder, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Unknown task 'next_lin'; .*did you mean 'next_line'"):
+    with pytest.raises(ValueError, match=r"Unknown task 'next_lin'; .*did you mean `next_line`"):
         encoder.encode("a", task="next_lin")
     with pytest.raises(ValueError, match="one for each of the 2 texts, got 3"):
         encoder.encode(["a", "b"], prompt=["x", "y", "z"])

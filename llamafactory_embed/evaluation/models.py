@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from ..encoder import Encoder
+from ..hparams.suggestion import suggest
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from .options import EvaluationOptions
 from .prompts import Instructions, resolve_prompts
 from .search import EXACT
-from .suggest import suggest
 
 
 SENTENCE_TRANSFORMERS = "modules.json"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..hparams.option import make_options, option
-from .suggest import suggest
+from ..hparams.suggestion import suggest
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from ..hparams.suggestion import suggest
 from ..model.embedding_config import EmbeddingConfig
-from .suggest import suggest
 
 
 ROLES = ("query", "document")

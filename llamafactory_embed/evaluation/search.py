@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .suggest import suggest
+from ..hparams.suggestion import suggest
 
 
 EXACT = "exact"

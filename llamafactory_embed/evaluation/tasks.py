@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from ..data.retrieval.entries import make_entry
+from ..hparams.suggestion import suggest
 from .groups import GROUPS, SPLITS, Group
-from .suggest import suggest
 
 
 @dataclass(frozen=True)

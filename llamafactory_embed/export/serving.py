@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import get_args
 
 from ..data.prompts import parse_template
+from ..hparams.suggestion import suggest
 from ..model.embedding_config import EmbeddingConfig
 from ..model.pooling import LatentPooling
 
@@ -83,10 +83,9 @@ def collect_prompts(config: EmbeddingConfig, query_task: str | None = None) -> d
     elif query_task in tasks:
         query = tasks[query_task]
     else:
-        nearest = difflib.get_close_matches(query_task, tasks, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+        trained = ", ".join(tasks) or "no named task"
         raise ValueError(
-            f"`--query-task {query_task}`: this model was trained on {', '.join(tasks) or 'no named task'}{hint}"
+            f"`--query-task {query_task}`: this model was trained on {trained}{suggest(query_task, tasks)}"
         )
     prompts = {QUERY: query, DOCUMENT: _prompt(config.document_template, "", "document_template")}
     for name, prompt in prompts.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import sys
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 
+from ..hparams.suggestion import suggest
 from .stage import HOST_STAGES, Stage
 
 
@@ -55,9 +55,7 @@ class Registry:
             raise ValueError(self.problems[name])
 
         known = [*HOST_STAGES, *self.stages]
-        nearest = difflib.get_close_matches(str(name), known, n=1)
-        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-        raise ValueError(f"Unknown `stage: {name}`; known stages are {', '.join(known)}.{hint}")
+        raise ValueError(f"Unknown `stage: {name}`; known stages are {', '.join(known)}{suggest(name, known)}")
 
     def report_problems(self) -> None:
         """Say on stderr, once and from the first process only, what could not be loaded."""

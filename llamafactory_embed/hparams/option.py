@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+from .suggestion import suggest
 
 
 def option(
@@ -84,9 +85,7 @@ def find_problem(field: dataclasses.Field[Any], annotation: Any, value: Any) -> 
     if allowed:
         if value in allowed:
             return None
-        nearest = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
-        hint = f"; did you mean `{nearest[0]}`?" if nearest else "."
-        return f"`{field.name}` must be one of {', '.join(map(str, allowed))}, not {value!r}{hint}"
+        return f"`{field.name}` must be one of {', '.join(map(str, allowed))}, not {value!r}{suggest(value, allowed)}"
 
     items = item_type(annotation)
     if items is not None:

@@ -25,7 +25,7 @@ from .embedders import CrossEncoderScores, Embedder, load_embedder
 from .material import Material, read_material
 from .options import MiningOptions
 from .search import FOUND, IndexSettings, merge, search_shard, shard_bounds
-from .selecting import Selector
+from .selector import Selector
 from .vectors import ChunkedVectors
 from .work_folder import WorkFolder
 

@@ -13,7 +13,7 @@ from .arguments import REQUIRED
 
 @dataclass(frozen=True)
 class MiningOptions:
-    """The defaults of ranks and number are those of tDRO (Zhang et al. 2024, arXiv 2408.10613)."""
+    """The defaults of ranks and number are those of tDRO (Ma et al. 2024, arXiv 2408.10613)."""
 
     model: str = option(REQUIRED, "a checkpoint of this package, or a sentence-transformers model")
     data: str = option(REQUIRED, "the rows: a data set of dataset_info.json, a file, or a folder in BEIR's layout")

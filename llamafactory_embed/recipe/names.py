@@ -10,7 +10,8 @@ from typing import Any
 from ..host import registry
 from ..host.vocabulary import is_switched_on
 from ..hparams.option import find_problem
-from .report import Report, nearest, suggest
+from ..hparams.suggestion import nearest, suggest
+from .report import Report
 from .values import find_host_problem, guess_value
 
 

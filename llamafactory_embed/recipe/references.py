@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..host.vocabulary import list_formats, list_templates
-from .report import Report, suggest
+from ..hparams.suggestion import suggest
+from .report import Report
 
 
 # Options whose text is the path of a file that the run opens (or JSON).

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,15 +40,3 @@ class Report:
     def remark(self, option: Any, sentence: str) -> None:
         """Record what would not work on this machine, or not now."""
         self.remarks.append(Problem(self.path, self.lines.get(option), f"here: {sentence}"))
-
-
-def nearest(name: Any, known: Iterable[Any]) -> Any:
-    """The known name or value that was probably meant, or None."""
-    texts = {str(each): each for each in known}
-    return next((texts[text] for text in difflib.get_close_matches(str(name), texts, n=1)), None)
-
-
-def suggest(name: Any, known: Iterable[Any]) -> str:
-    """`; did you mean …?`, or a full stop where nothing is near."""
-    meant = nearest(name, known)
-    return "." if meant is None else f"; did you mean `{meant}`?"

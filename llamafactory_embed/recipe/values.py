@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..hparams.option import choices, is_optional
-from .report import nearest, suggest
+from ..hparams.suggestion import nearest, suggest
 
 
 # Options of the host that name one thing or several: text with commas, or a list.

@@ -136,7 +136,7 @@ def test_other_layouts(layout: str, trained: Trained, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--query-task", "next_lin"], "did you mean 'next_line'?"),
+        (["--query-task", "next_lin"], "did you mean `next_line`?"),
         (["--dimensions", "8"], "`--dimensions 8` was not trained; this model has 32."),
         (["--dry-run"], "`--dry-run` is about pushing"),
         (["--push-to", "embedder"], "must name its owner"),

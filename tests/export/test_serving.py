@@ -37,7 +37,7 @@ def test_templates_without_an_instruction_are_prompts_of_all_texts() -> None:
 @pytest.mark.parametrize(
     ("options", "arguments", "sentence"),
     [
-        ({}, {"query_task": "msmarc"}, r"`--query-task msmarc`: .* on quora, msmarco; did you mean 'msmarco'\?"),
+        ({}, {"query_task": "msmarc"}, r"`--query-task msmarc`: .* on quora, msmarco; did you mean `msmarco`\?"),
         ({}, {"dimensions": 12}, r"`--dimensions 12` was not trained; this model has 8, 32\."),
         ({"query_template": "{text} =>"}, {}, r"`query_template: \{text\} =>` writes ' =>' behind the text"),
         ({"document_template": "<{text}>"}, {}, r"`document_template: <\{text\}>` writes '>' behind the text"),

@@ -11,8 +11,8 @@ import pytest
 
 from llamafactory_embed.mining.dedup.matchers import SimHashMatcher
 from llamafactory_embed.mining.dedup.simhash import FingerprintTable, hamming_distance, simhash
+from llamafactory_embed.mining.hard_negatives import candidates_in_window, sample
 from llamafactory_embed.mining.search import IndexSettings, merge, search_shard
-from llamafactory_embed.mining.selection import candidates_in_window, sample
 from llamafactory_embed.mining.vectors import VectorsInMemory
 
 from .case_files import GoldenCase, golden_cases

@@ -89,7 +89,7 @@ def test_an_unknown_key_is_refused(extended: type) -> None:
 @pytest.mark.parametrize(
     ("recipe", "sentence"),
     [
-        ({"stage": "warmht"}, "Did you mean `warmth`"),
+        ({"stage": "warmht"}, "; did you mean `warmth`"),
         ({"stage": "warmth", "warmth": 1.5}, "`warmth` must be between 0.0 and 1.0, not 1.5"),
         ({"stage": "warmth", "warmth": "hot"}, "`warmth` must be a number, not 'hot'"),
         ({"stage": "warmth", "color": "orang"}, "one of red, orange, not 'orang'; did you mean `orange`"),

@@ -42,7 +42,7 @@ def test_stages_are_found_by_name_and_host_stages_are_left_alone() -> None:
 def test_an_unknown_stage_lists_the_known_ones_and_suggests() -> None:
     registry = read_registry([point("warmth", "WARMTH")])
     with pytest.raises(
-        ValueError, match=r"Unknown `stage: warmt`; known stages are .*kto, warmth\. Did you mean `warmth`"
+        ValueError, match=r"Unknown `stage: warmt`; known stages are .*kto, warmth; did you mean `warmth`\?"
     ):
         registry.find("warmt")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...hparams.suggestion import suggest
 from .formats import ROLES
 
 
@@ -77,13 +77,13 @@ def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entr
     known = HOST_KEYS + OWN_KEYS
     for key in settings:
         if key not in known:
-            raise ValueError(f"Data set `{name}`: key `{key}` is not known{_suggest(key, known)}.")
+            raise ValueError(f"Data set `{name}`: key `{key}` is not known{suggest(key, known)}")
     columns = settings.get("columns") or {}
     for role in columns:
         if role not in ROLES:
             raise ValueError(
                 f"Data set `{name}`: `columns` names a column for `{role}`; it can for {', '.join(ROLES)}"
-                f"{_suggest(role, ROLES)}."
+                f"{suggest(role, ROLES)}"
             )
     instruction = settings.get("instruction") or ""
     instructions = tuple(instruction) if isinstance(instruction, list) else (instruction,)
@@ -116,8 +116,3 @@ def _find_location(name: str, settings: Mapping[str, Any], dataset_dir: str) -> 
     if "file_name" in settings:
         return os.path.normpath(os.path.join(dataset_dir, settings["file_name"])), False
     raise ValueError(f"Data set `{name}` needs `file_name` or `hf_hub_url`; retrieval data is read from these.")
-
-
-def _suggest(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean `{nearest[0]}`?" if nearest else ""

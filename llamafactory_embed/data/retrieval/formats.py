@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import re
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...hparams.suggestion import nearest
 from .problems import BadRowError
 from .rows import Row
 
@@ -292,8 +292,8 @@ def _number_in(column: str) -> int:
 def _explain_missing(roles: list[str], columns: tuple[str, ...]) -> str:
     parts = []
     for role in roles:
-        nearest = _nearest_column(role, columns, 0.7)
-        hint = f" (is `{nearest}` a misspelt `{role}`?)" if nearest else ""
+        meant = _nearest_column(role, columns, 0.7)
+        hint = f" (is `{meant}` a misspelt `{role}`?)" if meant else ""
         parts.append(f"`{role}`{hint}")
     return f"there is no column {' and no '.join(parts)} among {', '.join(f'`{name}`' for name in columns)}"
 
@@ -305,12 +305,11 @@ def _refuse_misspelt_columns(layout: Layout, columns: tuple[str, ...]) -> None:
     unused = tuple(name for name in columns if name not in layout.roles.values())
     for role in ("negative", "score", "instruction"):
         if role not in layout.roles and not (role == "negative" and layout.numbered_negatives):
-            nearest = _nearest_column(role, unused, 0.85)
-            if nearest:
-                raise BadRowError(f"column `{nearest}` is not known, is it a misspelt `{role}`?")
+            meant = _nearest_column(role, unused, 0.85)
+            if meant:
+                raise BadRowError(f"column `{meant}` is not known, is it a misspelt `{role}`?")
 
 
 def _nearest_column(role: str, columns: tuple[str, ...], likeness: float) -> str | None:
     unknown = [name for name in columns if not any(name in names for names in ROLES.values())]
-    nearest = difflib.get_close_matches(role, unknown, n=1, cutoff=likeness)
-    return nearest[0] if nearest else None
+    return nearest(role, unknown, likeness)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import gzip
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...hparams.suggestion import suggest
 from ..retrieval.problems import BadRowError
 from .sentences import Sentence
 
@@ -63,9 +63,7 @@ def _find_column(names: Sequence[str], wanted: Sequence[str], shown_as: str) -> 
 
 def unknown_column(name: str, known: Sequence[str]) -> str:
     """What to write instead."""
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean `{nearest[0]}`?" if nearest else "."
-    return f"its columns are {', '.join(known)}{hint}"
+    return f"its columns are {', '.join(known)}{suggest(name, known)}"
 
 
 def _read_lines(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...data.retrieval import beir
 from ...data.retrieval.entries import Entry
-from ..suggest import suggest
+from ...hparams.suggestion import suggest
 from .answers import is_answers_folder, make_answers_task
 from .labels import make_classification_task, make_clustering_task
 from .pairs import make_sts_task

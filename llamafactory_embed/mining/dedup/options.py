@@ -14,7 +14,7 @@ Method = Literal["simhash", "minhash", "exact"]
 
 @dataclass(frozen=True)
 class DedupOptions:
-    """The defaults are those of tDRO (Zhang et al. 2024, arXiv 2408.10613)."""
+    """The defaults are those of tDRO (Ma et al. 2024, arXiv 2408.10613)."""
 
     data: str = option(REQUIRED, "training data: a data set of dataset_info.json or a file")
     against: list[str] = option(

@@ -11,13 +11,13 @@ from ....data.embedding_tokenizer import EmbeddingTokenizer
 from ....data.retrieval.evalset import build_retrieval_eval
 from ....hparams.contrastive import ContrastiveOptions
 from ....model.packed import tokens_per_batch
+from ...workflow import train_and_save
 from ..eval_tasks import find_eval_tasks, judge
 from ..loading import embedding_config, load_embedding_model_for_training, set_attention_dropout
 from ..tasks import AnyTask, first_rows, load_train_and_eval_tasks
+from ..workflow import PLOTTED, evaluate_and_publish, make_batches
 from .batch import ContrastiveCollator
-from .finish import evaluate_and_publish, train_and_save
 from .objective import ContrastiveObjective
-from .sampling import make_batches
 from .trainer import ContrastiveTrainer
 
 
@@ -73,7 +73,7 @@ def run_contrastive(
     )
 
     if training_args.do_train:
-        train_and_save(trainer, training_args, finetuning_args)
+        train_and_save(trainer, training_args, finetuning_args, PLOTTED)
     evaluate_and_publish(
         trainer, tasks, model_args, training_args, more_metrics=lambda: judge(trainer, mteb_tasks, training_args)
     )

@@ -13,10 +13,10 @@ from ....data.retrieval.rows import RetrievalDataset, Task
 from ....data.retrieval.sampler import GlobalBatchSampler
 from ....hparams.tdro import TdroOptions
 from ....model.packed import tokens_per_batch
-from ..contrastive.finish import evaluate_and_publish, train_and_save
-from ..contrastive.sampling import make_batches
+from ...workflow import train_and_save
 from ..loading import embedding_config
 from ..tasks import load_train_and_eval_tasks
+from ..workflow import PLOTTED, evaluate_and_publish, make_batches
 from .batch import TdroCollator
 from .checks import check_arguments, check_tasks
 from .models import ModelLoader
@@ -76,7 +76,7 @@ def run_tdro(
         callbacks=callbacks,
         **tokenizer_module,
     )
-    train_and_save(trainer, training_args, finetuning_args)
+    train_and_save(trainer, training_args, finetuning_args, PLOTTED)
     if trainer.is_world_process_zero():
         draw_weights(Path(training_args.output_dir) / PICTURE_NAME, trainer.history)
         print(closing_table(trainer.history, sizes, weights, start))

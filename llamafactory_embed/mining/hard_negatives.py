@@ -1,6 +1,6 @@
 """Which of the passages that a query found are its hard negatives: pure functions on one query's ranking.
 
-The ranks are those of tDRO (Zhang et al. 2024); the margins those of NV-Retriever (Moreira et al. 2024): a passage
+The ranks are those of tDRO (Ma et al. 2024); the margins those of NV-Retriever (Moreira et al. 2024): a passage
 that scores as high as the positive is likely to be an answer that nobody marked.
 """
 

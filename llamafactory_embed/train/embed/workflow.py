@@ -1,16 +1,21 @@
-"""The rows of a recipe as batches, in the process that trains."""
+"""What the workflows of embedders have in common: from rows to batches, and from a trainer to its results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from ....data.retrieval.rows import RetrievalDataset, Task
-from ....data.retrieval.sampler import GlobalBatchSampler, SamplingOptions
-from ....data.retrieval.stream import StreamedBatches
-from ....hparams.contrastive import RetrievalDataOptions
-from ..streaming import StreamedBatchSampler, StreamedExamples
-from ..tasks import AnyTask
+from ...data.retrieval.rows import RetrievalDataset, Task
+from ...data.retrieval.sampler import GlobalBatchSampler, SamplingOptions
+from ...data.retrieval.stream import StreamedBatches
+from ...hparams.contrastive import RetrievalDataOptions
+from .card import write_model_card
+from .contrastive.trainer import ContrastiveTrainer
+from .streaming import StreamedBatchSampler, StreamedExamples
+from .tasks import AnyTask
+
+
+PLOTTED = ("loss", "eval_ndcg@10")  # what `plot_loss` draws
 
 
 def make_batches(
@@ -44,3 +49,30 @@ def make_batches(
     )
     count = training_args.max_steps * training_args.gradient_accumulation_steps
     return StreamedExamples(count * batch_size), StreamedBatchSampler(batches, count)
+
+
+def evaluate_and_publish(
+    trainer: ContrastiveTrainer,
+    tasks: Sequence[AnyTask],
+    model_args: Any,
+    training_args: Any,
+    more_metrics: Callable[[], dict[str, float]] = dict,
+) -> None:
+    """Evaluate if the recipe says so, and write the model card of what was trained."""
+    metrics: dict[str, float] = {}
+    if training_args.do_eval and trainer.retrieval_evals:
+        metrics = trainer.evaluate()
+    metrics |= {f"eval_{name}": value for name, value in more_metrics().items()}
+    if metrics:
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    if training_args.do_train:
+        trainer.write_card = lambda: write_model_card(
+            training_args.output_dir,
+            trainer.embedding_model.embedding_config,
+            model_args.model_name_or_path,
+            tasks,
+            metrics,
+        )
+        trainer.publish()

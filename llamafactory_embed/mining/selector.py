@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from .embedders import CrossEncoderScores
+from .hard_negatives import below_margins, below_near_duplicates, candidates_in_window, sample
 from .material import Material, MiningRow
 from .options import MiningOptions
-from .selection import below_margins, below_near_duplicates, candidates_in_window, sample
 from .vectors import ChunkedVectors
 
 
