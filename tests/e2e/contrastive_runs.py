@@ -1,7 +1,8 @@
 """Runs of `stage: contrastive` on a tiny model, in this process or in each rank of torchrun, and what came of them.
 
-`torchrun --nproc-per-node 2 contrastive_runs.py FOLDER` reads `FOLDER/runs.json` (name → what the recipe says beyond
-`recipe`), performs one run after the other, so that the host is imported once, and leaves `FOLDER/<name>.pt`.
+`torchrun --nproc-per-node 2 -m tests.e2e.contrastive_runs FOLDER` reads `FOLDER/runs.json` (name → what the recipe
+says beyond `recipe`), performs one run after the other, so that the host is imported once, and leaves
+`FOLDER/<name>.pt`.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def difference_of_ranks(tensor: Tensor) -> float:
         return 0.0
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
-    return max(float((part - tensor).abs().max()) for part in parts)
+    return float(torch.stack([(part - tensor).abs().max() for part in parts]).max())  # NaN if there is one
 
 
 def write_data(folder: Path) -> Path:

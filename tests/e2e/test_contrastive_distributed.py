@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from torch import Tensor
 
 from llamafactory_embed import Encoder
 
-from . import contrastive_runs
-from .conftest import REPOSITORY
 from .contrastive_runs import LATENT, LORA, RunResult, perform, recipe, write_data
+from .two_ranks import assert_trained_alike, deepspeed_config, engine_runs, fsdp2_variables, run_on_two_ranks
 
 
 pytestmark = pytest.mark.process
-
-EXAMPLES = REPOSITORY / "examples"
 
 EVALUATED = {"eval_dataset": "nouns_heldout,words_heldout", "do_eval": True, "eval_strategy": "steps", "eval_steps": 2}
 CHECKPOINTS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -65,7 +56,6 @@ ENGINE_RUNS: dict[str, dict[str, Any]] = {
 
 
 TEXTS = ["the study of stars", "a young horse", "to run away", "an instrument with strings", "blue"]
-TIME_LIMIT = 400  # seconds of one torchrun
 
 
 @pytest.fixture(scope="module")
@@ -90,71 +80,30 @@ def one_process(settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
 
 @pytest.fixture(scope="module")
 def ddp(settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
-    return run_on_two_ranks(folder / "ddp", settings, DDP_RUNS | engine_runs(folder / "ddp", "ddp"))
-
-
-def run_on_two_ranks(
-    folder: Path, settings: dict[str, Any], runs: dict[str, dict[str, Any]], **variables: str
-) -> dict[str, RunResult]:
-    """Perform all of them in one start of torchrun."""
-    folder.mkdir()
-    (folder / "runs.json").write_text(json.dumps({name: settings | options for name, options in runs.items()}))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, contrastive_runs.__file__, str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **variables},
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    return {name: RunResult(**torch.load(folder / f"{name}.pt")) for name in runs}
+    runs = DDP_RUNS | engine_runs(ENGINE_RUNS, "lora-latent", folder / "ddp", "ddp")
+    return run_on_two_ranks(folder / "ddp", settings, runs)
 
 
 @pytest.fixture(scope="module")
 def deepspeed(settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
-    pytest.importorskip("deepspeed")
     runs = {}
     for stage in ("z2", "z3"):
-        config = {"deepspeed": str(EXAMPLES / "deepspeed" / f"ds_{stage}_config.json")}
-        runs |= {name: config | options for name, options in engine_runs(folder / "deepspeed", stage).items()}
+        configured = {name: options | {"deepspeed": deepspeed_config(stage)} for name, options in ENGINE_RUNS.items()}
+        runs |= engine_runs(configured, "lora-latent", folder / "deepspeed", stage)
     return run_on_two_ranks(folder / "deepspeed", settings, runs)
 
 
 @pytest.fixture(scope="module")
 def fsdp2(settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
-    config = yaml.safe_load((EXAMPLES / "accelerate" / "fsdp2_config.yaml").read_text(encoding="utf-8"))
-    variables = {
-        name.upper(): str(value) for name, value in config["fsdp_config"].items()
-    }  # as `accelerate launch` does
-    runs = engine_runs(folder / "fsdp2", "fsdp2")
-    return run_on_two_ranks(folder / "fsdp2", settings, runs, ACCELERATE_USE_FSDP="true", **variables)
-
-
-def engine_runs(folder: Path, prefix: str) -> dict[str, dict[str, Any]]:
-    """All runs of an engine, and one that goes on from another's checkpoint."""
-    checkpoint = folder / f"{prefix}-lora-latent" / "checkpoint-2"
-    resumed = ENGINE_RUNS["lora-latent"] | {"resume_from_checkpoint": str(checkpoint)}
-    return {f"{prefix}-{name}": options for name, options in (ENGINE_RUNS | {"resumed": resumed}).items()}
-
-
-def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    assert found.keys() == expected.keys()
-    assert expected
-    return max(float((found[name] - expected[name]).abs().max()) for name in expected)
+    runs = engine_runs(ENGINE_RUNS, "lora-latent", folder / "fsdp2", "fsdp2")
+    return run_on_two_ranks(folder / "fsdp2", settings, runs, **fsdp2_variables())
 
 
 @pytest.mark.parametrize("name", DDP_RUNS)
 def test_two_ranks_train_as_one_process(
     name: str, ddp: dict[str, RunResult], one_process: dict[str, RunResult]
 ) -> None:
-    found, expected = ddp[name], one_process[name]
-    assert found.losses == pytest.approx(expected.losses, abs=2e-5)
-    assert largest_difference(found.gradients, expected.gradients) < 1e-5
-    assert largest_difference(found.parameters, expected.parameters) < 1e-5
-    assert found.rank_difference == 0
-    assert len(set(expected.losses)) == len(expected.losses)  # the steps differ, so their order was compared as well
+    assert_trained_alike(ddp[name], one_process[name])
 
 
 def test_evaluation_on_two_ranks(ddp: dict[str, RunResult], one_process: dict[str, RunResult]) -> None:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
-from torch import Tensor
 
-from .conftest import REPOSITORY
 from .contrastive_runs import RunResult, perform
 from .token_runs import recipe, write_documents
+from .two_ranks import assert_trained_alike, engine_runs, engine_setup, largest_difference, run_on_two_ranks
 
 
 LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all"}
-EXAMPLES = REPOSITORY / "examples"
-TIME_LIMIT = 400  # seconds of one torchrun
+TOKEN_RUNS = "tests.e2e.token_runs"
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +26,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(tiny_llama: Path, folder: Path) -> dict[str, Any]:
     """What all recipes have in common."""
     return {"model": str(tiny_llama), "data": str(write_documents(folder / "data"))}
-
-
-def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    assert found.keys() == expected.keys()
-    assert expected
-    return max(float((found[name] - expected[name]).abs().max()) for name in expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -121,36 +108,10 @@ def one_process(settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
     }
 
 
-def run_on_two_ranks(
-    folder: Path, settings: dict[str, Any], runs: dict[str, dict[str, Any]], **variables: str
-) -> dict[str, RunResult]:
-    """Perform all of them in one start of torchrun."""
-    folder.mkdir()
-    (folder / "runs.json").write_text(json.dumps({name: settings | options for name, options in runs.items()}))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "tests.e2e.token_runs", str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **variables},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    return {name: RunResult(**torch.load(folder / f"{name}.pt")) for name in runs}
-
-
-def engine_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """All runs of an engine, and one that goes on from another's checkpoint."""
-    checkpoint = folder / "engine-lora-mask" / "checkpoint-2"
-    resumed = ENGINE_RUNS["lora-mask"] | {"resume_from_checkpoint": str(checkpoint)}
-    return {f"engine-{name}": options for name, options in (ENGINE_RUNS | {"resumed": resumed}).items()}
-
-
 @pytest.fixture(scope="module")
 def ddp(settings: dict[str, Any], folder: Path) -> dict[str, RunResult]:
-    return run_on_two_ranks(folder / "ddp", settings, DDP_RUNS | engine_runs(folder / "ddp"))
+    runs = DDP_RUNS | engine_runs(ENGINE_RUNS, "lora-mask", folder / "ddp", "engine")
+    return run_on_two_ranks(folder / "ddp", settings, runs, TOKEN_RUNS)
 
 
 @pytest.mark.process
@@ -159,13 +120,9 @@ def test_two_ranks_train_as_one_process(
     name: str, ddp: dict[str, RunResult], one_process: dict[str, RunResult]
 ) -> None:
     found, expected = ddp[name], one_process[name]
-    assert found.losses == pytest.approx(expected.losses, abs=2e-5)
-    assert largest_difference(found.gradients, expected.gradients) < 1e-5
-    assert largest_difference(found.parameters, expected.parameters) < 1e-5
-    assert found.rank_difference == 0
+    assert_trained_alike(found, expected)
     assert found.metrics == [pytest.approx(metrics, rel=1e-5) for metrics in expected.metrics]
     assert bool(expected.metrics) == ("eval_dataset" in DDP_RUNS[name])
-    assert len(set(expected.losses)) == len(expected.losses)  # the steps differ, so their order was compared as well
 
 
 @pytest.mark.process
@@ -173,16 +130,9 @@ def test_two_ranks_train_as_one_process(
 def test_an_engine_trains_as_ddp(
     engine: str, settings: dict[str, Any], folder: Path, ddp: dict[str, RunResult]
 ) -> None:
-    runs, variables = engine_runs(folder / engine), {}
-    if engine == "fsdp2":
-        config = yaml.safe_load((EXAMPLES / "accelerate" / "fsdp2_config.yaml").read_text(encoding="utf-8"))
-        variables = {name.upper(): str(value) for name, value in config["fsdp_config"].items()}
-        variables["ACCELERATE_USE_FSDP"] = "true"
-    else:
-        pytest.importorskip("deepspeed")
-        config = {"deepspeed": str(EXAMPLES / "deepspeed" / f"ds_{engine}_config.json")}
-        runs = {name: options | config for name, options in runs.items()}
-    results = run_on_two_ranks(folder / engine, settings, runs, **variables)
+    config, variables = engine_setup(engine)
+    runs = engine_runs(ENGINE_RUNS, "lora-mask", folder / engine, "engine")
+    results = run_on_two_ranks(folder / engine, settings | config, runs, TOKEN_RUNS, **variables)
     for name, found in results.items():
         expected = ddp[name]
         assert found.losses == pytest.approx(expected.losses, abs=1e-4), name

@@ -11,7 +11,7 @@ from tests.tiny_models import save_tiny_model
 
 from .contrastive_runs import LORA, RunResult, perform, recipe, write_data
 from .tdro_runs import TDRO, history_numbers, read_history, read_json
-from .test_contrastive_distributed import EXAMPLES, largest_difference, run_on_two_ranks
+from .two_ranks import assert_trained_alike, deepspeed_config, run_on_two_ranks
 
 
 pytestmark = pytest.mark.process
@@ -68,11 +68,7 @@ def two_ranks(settings: dict[str, Any], runs: dict[str, dict[str, Any]], folder:
 def test_two_ranks_weigh_as_one_process(
     name: str, two_ranks: dict[str, RunResult], one_process: dict[str, RunResult], folder: Path
 ) -> None:
-    found, expected = two_ranks[name], one_process[name]
-    assert found.losses == pytest.approx(expected.losses, abs=2e-5)
-    assert largest_difference(found.gradients, expected.gradients) < 2e-5
-    assert largest_difference(found.parameters, expected.parameters) < 2e-5
-    assert found.rank_difference == 0
+    assert_trained_alike(two_ranks[name], one_process[name], tolerance=2e-5)
     two, one = (folder / where / name for where in ("two", "one"))
     assert history_numbers(two) == pytest.approx(history_numbers(one), rel=1e-4)
     weights = [read_json(each / "curr_weights.json")["domain_weights"] for each in (two, one)]
@@ -83,11 +79,7 @@ def test_two_ranks_weigh_as_one_process(
 
 @pytest.fixture(scope="module")
 def deepspeed(settings: dict[str, Any], runs: dict[str, dict[str, Any]], folder: Path) -> dict[str, RunResult]:
-    pytest.importorskip("deepspeed")
-    configured = {
-        name: {**runs[name], "deepspeed": str(EXAMPLES / "deepspeed" / f"ds_{stage}_config.json")}
-        for name, stage in DEEPSPEED_RUNS.items()
-    }
+    configured = {name: runs[name] | {"deepspeed": deepspeed_config(stage)} for name, stage in DEEPSPEED_RUNS.items()}
     return run_on_two_ranks(folder / "deepspeed", settings, configured)
 
 

@@ -1,4 +1,4 @@
-"""`torchrun --nproc-per-node 2 mining_runs.py OPTIONS.json`: every rank mines with these options."""
+"""`torchrun --nproc-per-node 2 -m tests.mining.mining_runs OPTIONS.json`: every rank mines with these options."""
 
 from __future__ import annotations
 

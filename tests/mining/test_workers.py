@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,8 @@ import pytest
 from llamafactory_embed.mining.mine import mine
 from llamafactory_embed.mining.miner import Miner
 from llamafactory_embed.mining.options import MiningOptions
+from tests.two_ranks import torchrun
 
-from . import mining_runs
 from .helpers import mined
 
 
@@ -35,16 +32,7 @@ def test_two_ranks(options: dict[str, Any], tmp_path: Path) -> None:
     mined(tmp_path, "one", **options)
     options |= {"output": str(tmp_path / "two.jsonl"), "keep_work": True}
     (tmp_path / "options.json").write_text(json.dumps(options), "utf-8")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, mining_runs.__file__, str(tmp_path / "options.json")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun("tests.mining.mining_runs", tmp_path / "options.json", timeout=300, CUDA_VISIBLE_DEVICES="")
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     summaries = [json.loads((tmp_path / f"{name}.summary.json").read_text("utf-8")) for name in ("one", "two")]
     one, two = (each | {"output": "", "entry": {}} for each in summaries)

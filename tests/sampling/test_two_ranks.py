@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from llamafactory.train.tuner import run_exp
 
 from tests.sampling.memory import TEXT, memorize
+from tests.two_ranks import torchrun
 
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("single_process")]
-ROOT = Path(__file__).parents[2]
 
 
 def results(output: Path) -> tuple[str, dict[str, float]]:
@@ -49,17 +46,7 @@ def test_two_ranks_predict_as_one_process(tmp_path: Path) -> None:
         "use_cpu": True,
     }
     (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"output_dir": str(tmp_path / "two")}), "utf-8")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "tests.sampling.rank_run", str(tmp_path / "recipe.json")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    torchrun("tests.sampling.rank_run", tmp_path / "recipe.json")
     run_exp(recipe | {"output_dir": str(tmp_path / "one")})
     (one, metrics), (two, metrics_of_two) = results(tmp_path / "one"), results(tmp_path / "two")
     assert len(one.splitlines()) == 5

@@ -42,6 +42,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"query": f"query {number}", "positive": f"positive {number}", "negative": f"negative {number}"}
             for number in range(20)
         ],
+        "some_negatives": [
+            {"query": "a", "positive": "b", "negative": "c"},
+            {"query": "d", "positive": "e"},
+        ],
         "alike": [{"query": "always", "positive": f"answer {number}"} for number in range(20)],
     }
     for name, content in rows.items():
@@ -77,6 +81,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"dataset": "nouns,broken"},
         r"2 bad rows(.|\n)*broken\.jsonl:2: .*`postive`(.|\n)*broken\.jsonl:3: `query` is empty",
     ),
+    "negatives in some rows": ({"dataset": "some_negatives"}, r"some_negatives\.jsonl:2: this row has no negatives"),
     "bad rows of a stream": ({"dataset": "broken", "streaming": True}, r"2 bad rows(.|\n)*broken\.jsonl:2"),
     "one candidate": (
         {"batch_size": 1, "dataset": "repeating"},
@@ -238,6 +243,13 @@ def test_a_part_of_each_task_is_held_out(val_size: float, streaming: bool, data:
         assert (kept.name, kept.instruction) == (held.name, held.instruction) == (task.name, task.instruction)
     again, _ = load(data, "nouns,with_negatives", val_size=val_size, streaming=streaming)
     assert list(map(rows_of, again)) == list(map(rows_of, train))
+
+
+def test_rows_to_evaluate_on_need_no_negatives(data: Path) -> None:
+    """There they only enlarge the corpus."""
+    _, (task,) = load(data, "nouns", eval_dataset=["some_negatives"])
+    assert [len(row.negatives) for row in task.rows] == [1, 0]
+    assert len(build_retrieval_eval(task).corpus) == 3
 
 
 def test_a_run_with_held_out_rows(run: Run, tmp_path: Path) -> None:

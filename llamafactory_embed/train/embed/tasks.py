@@ -24,7 +24,7 @@ def load_train_and_eval_tasks(
     `streaming` the rows to train on are a stream; those to evaluate on, whose texts are a corpus, are held."""
     hub = HubOptions(model_args.cache_dir, model_args.hf_hub_token)
 
-    def load(names: list[str] | None) -> list[Task]:
+    def load(names: list[str] | None, num_negatives: int) -> list[Task]:
         if not names:
             return []
         return load_tasks(
@@ -32,13 +32,13 @@ def load_train_and_eval_tasks(
             data_args.dataset_dir,
             max_samples=data_args.max_samples,
             skip_bad_rows=options.skip_bad_rows,
-            num_negatives=options.num_negatives,
+            num_negatives=num_negatives,
             seed=training_args.seed,
             hub=hub,
         )
 
     tasks: Sequence[AnyTask] = []
-    eval_tasks = load(data_args.eval_dataset)
+    eval_tasks = load(data_args.eval_dataset, num_negatives=0)  # negatives only enlarge the corpus: none is missed
     if training_args.do_train or not eval_tasks:
         if data_args.streaming:
             streams = stream_tasks(
@@ -49,7 +49,7 @@ def load_train_and_eval_tasks(
                 streams = [skip_rows(task, int(data_args.val_size)) for task in streams]
             tasks = streams
         else:
-            held = load(data_args.dataset)
+            held = load(data_args.dataset, options.num_negatives)
             if data_args.val_size > 0:
                 held, eval_tasks = split_tasks(held, data_args.val_size, training_args.seed)
             tasks = held
