@@ -2,9 +2,10 @@
 
     lm_eval --model ddm --model_args pretrained=saves/my_model,diffusion_steps=128 --tasks gsm8k
 
-`model_args` are `pretrained`, `mask_token`, `shift`, `dtype`, `monte_carlo_samples`, `max_length`, `max_new_tokens`,
-and the options of docs/sampling.md by their names. A log-likelihood is the evidence lower bound, estimated with draws
-that are the same for every request, so that the answers to a question are compared under the same masks.
+`model_args` are `pretrained`, `mask_token`, `shift`, `block_size`, `dtype`, `monte_carlo_samples`, `max_length`,
+`max_new_tokens`, and the options of docs/sampling.md by their names. A log-likelihood is the evidence lower bound,
+estimated with draws that are the same for every request, so that the answers to a question are compared under the same
+masks.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from .model.packed import tokens_per_batch
 from .model.token_predictor import TokenPredictor
 from .sampling.checkpoint import load_sampler
 from .sampling.settings import SamplingSettings
+from .sampling.stops import cut_at, stop_strings
 from .train.ddm.batch import pack_noisy_texts
+from .train.ddm.blocks import block_mask
 from .train.ddm.evaluation import evaluation_corruptions
 from .train.ddm.rows import Text
 
@@ -41,6 +44,7 @@ class DiffusionHarnessModel(TemplateLM):
         *,
         mask_token: str | None = None,
         shift: bool | None = None,
+        block_size: int | None = None,
         dtype: str = "auto",
         device: str | None = None,
         batch_size: int | str | None = 1,
@@ -59,11 +63,20 @@ class DiffusionHarnessModel(TemplateLM):
         if unknown:
             raise ValueError(f"`model_args`: {', '.join(sorted(unknown))} is no option of docs/sampling.md.")
         sampling = make_options(SamplingOptions, defaults | options)
-        self.sampler = load_sampler(pretrained, mask_token=mask_token, shift=shift, device=device, dtype=dtype)
+        if block_size is not None and block_size < 0:
+            raise ValueError(f"`model_args`: `block_size` must be at least 0, not {block_size}.")
+        self.sampler = load_sampler(
+            pretrained, mask_token=mask_token, shift=shift, block_size=block_size, device=device, dtype=dtype
+        )
+        self.block_size = self.sampler.settings.block_size
         greedy = SimpleNamespace(max_new_tokens=max_new_tokens, do_sample=False)
         family = find_family(self.sampler.model.config)
-        self.sampler.settings = SamplingSettings.from_options(sampling, greedy, family=family, seed=seed)
-        self.predictor = TokenPredictor(self.sampler.model, shift=self.sampler.shift).eval()
+        self.sampler.settings = SamplingSettings.from_options(
+            sampling, greedy, family=family, block_size=self.block_size, seed=seed
+        )
+        self.predictor = TokenPredictor(
+            self.sampler.model, shift=self.sampler.shift, sliding_window=self.sampler.sliding_window
+        ).eval()
         self.tokenizer: Any = self.sampler.tokenizer
         self.leading = list(find_special_tokens(self.tokenizer, append_eos=False).leading)
         self.pretrained = pretrained
@@ -108,7 +121,8 @@ class DiffusionHarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         answers = []
         for _, context, continuation in tqdm(requests, desc="Log-likelihoods", disable=disable_tqdm):
-            given = context[max(0, len(context) + len(continuation) - self.max_length) :]
+            too_many = len(context) + len(continuation) - self.max_length
+            given = context[max(0, min(too_many, len(context) - 1)) :]  # one token at least, to predict the next from
             answers.append((self.lower_bound(given, continuation), self.is_greedy(given, continuation)))
         return answers
 
@@ -128,12 +142,14 @@ class DiffusionHarnessModel(TemplateLM):
         text = Text(tokens, [index < len(context) for index in range(len(tokens))])
         shift = self.sampler.shift
         corruptions = evaluation_corruptions(
-            text, (0,), self.samples, mask_token_id=self.sampler.mask_token, shift=shift, block_size=None
+            text, (0,), self.samples, mask_token_id=self.sampler.mask_token, shift=shift, block_size=self.block_size
         )
+        slots = max(len(each.text) for each in corruptions)
         batches = pack_noisy_texts(
             [each.text for each in corruptions],
             [each.coefficients for each in corruptions],
             tokens_per_batch(None, self.predictor.device),
+            allowed=None if self.block_size is None else block_mask(slots, self.block_size, self.predictor.device),
         )
         losses = self.predictor(batches).losses
         weights = torch.cat([batch.scored_weights(shift) for batch in batches]).to(losses)
@@ -141,7 +157,11 @@ class DiffusionHarnessModel(TemplateLM):
 
     def is_greedy(self, context: Sequence[int], continuation: Sequence[int]) -> bool:
         """Whether the surest token, one after the other, gives the continuation."""
-        settings = SamplingSettings(steps=len(continuation), algorithm="low_confidence")
+        # The steps are shared out among the blocks, each of which may be as wide as the continuation.
+        blocks = 1 if self.block_size is None else len(continuation) // self.block_size + 2
+        settings = SamplingSettings(
+            steps=len(continuation) * blocks, algorithm="low_confidence", block_size=self.block_size
+        )
         holes = [False] * len(context) + [True] * len(continuation)
         (filled,) = self.sampler.fill([[*context, *continuation]], [holes], settings=settings)
         return filled.tokens == list(continuation)
@@ -155,11 +175,16 @@ class DiffusionHarnessModel(TemplateLM):
                 for start in range(0, len(numbers), self.rows_per_batch):
                     batch = numbers[start : start + self.rows_per_batch]
                     room = self.max_length - settings.max_new_tokens
+                    if room < 1:
+                        raise ValueError(
+                            f"`max_length: {self.max_length}` leaves no room for a prompt before "
+                            f"{settings.max_new_tokens} new tokens: raise it in `model_args`."
+                        )
                     prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in batch]
                     for number, generated in zip(
                         batch, self.sampler.complete(prompts, batch, settings=settings), strict=True
                     ):
-                        stops = requests[number].args[1].get("until") or []
+                        stops = stop_strings(requests[number].args[1].get("until"))
                         answers[number] = cut_at(self.sampler.decode(generated.tokens), stops)
                         self.cache_hook.add_partial("generate_until", requests[number].args, answers[number])
                     progress.update(len(batch))
@@ -174,11 +199,3 @@ class DiffusionHarnessModel(TemplateLM):
                 asked["max_new_tokens"] = asked["max_gen_toks"]
             groups.setdefault(self.sampler.settings.with_generation(asked), []).append(number)
         return groups
-
-
-def cut_at(text: str, stops: str | Sequence[str]) -> str:
-    """The text before the first of the stop strings."""
-    for stop in [stops] if isinstance(stops, str) else stops:
-        if stop:
-            text = text.partition(stop)[0]
-    return text

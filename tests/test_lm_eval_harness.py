@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from llamafactory_embed.model.mask_token import MaskedTokenRecord
 from tests.sampling.memory import MASK, TEXT, memorize
 from tests.tiny_models import tiny_tokenizer
 
@@ -113,6 +116,74 @@ def test_options_are_checked() -> None:
         ({"difusion_steps": 3}, "difusion_steps is no option"),
         ({"diffusion_steps": 0}, "`diffusion_steps` must be at least 1"),
         ({"batch_size": "auto"}, "`batch_size` must be a number"),
+        ({"block_size": -1}, "`block_size` must be at least 0"),
     ):
         with pytest.raises(ValueError, match=sentence):
             get_model("ddm")(pretrained="nothing", **options)
+
+
+# -------------------------------------------------- block diffusion --------------------------------------------------
+
+
+def make_block_model(block_size: int | None, **options: Any) -> Any:
+    from lm_eval.api.registry import get_model
+
+    steps = {"diffusion_steps": 64, "monte_carlo_samples": 4, "sampling_algorithm": "low_confidence"}
+    return get_model("ddm")(
+        pretrained=str(memorize(True)), device="cpu", block_size=block_size, max_new_tokens=8, **steps, **options
+    )
+
+
+def test_blocks_of_one_token_are_the_autoregressive_model() -> None:
+    """The bound is its log-likelihood, without any error of an estimate, and what is generated is its greedy text."""
+    model = make_block_model(1)
+    context, continuation = [0, 54, 81], [278, 71, 5, 90]
+    causal = AutoModelForCausalLM.from_pretrained(memorize(True))
+    with torch.no_grad():
+        logits = causal(torch.tensor([[*context, *continuation]])).logits[0, len(context) - 1 : -1].log_softmax(-1)
+        exact = float(logits.gather(1, torch.tensor(continuation)[:, None]).sum())
+        text = [*context]
+        for _ in range(8):
+            text.append(int(causal(torch.tensor([text])).logits[0, -1, : len(model.tokenizer) - 1].argmax()))
+    assert model.lower_bound(context, continuation) == pytest.approx(exact, abs=1e-4)
+    assert model.is_greedy(context, text[len(context) :])
+    assert not model.is_greedy(context, continuation)
+    (generated,) = model.sampler.complete([context])
+    assert generated.tokens == list(itertools.takewhile(lambda token: token != 1, text[len(context) :]))
+
+
+def test_the_blocks_of_training_are_remembered(tmp_path: Path) -> None:
+    from lm_eval.api.registry import get_model
+
+    folder = shutil.copytree(memorize(True), tmp_path / "blocks")
+    MaskedTokenRecord("<mask>", MASK, shift=True, block_size=2).save(folder)
+    remembered = get_model("ddm")(pretrained=str(folder), device="cpu", monte_carlo_samples=4)
+    assert remembered.sampler.settings.block_size == 2
+    texts = ([0, 54, 81], [278, 71, 5, 90])
+    in_blocks, plain = make_block_model(2).lower_bound(*texts), make_block_model(None).lower_bound(*texts)
+    assert remembered.lower_bound(*texts) == in_blocks
+    assert in_blocks != pytest.approx(plain, rel=1e-3)
+    switched_off = get_model("ddm")(pretrained=str(folder), device="cpu", monte_carlo_samples=4, block_size=0)
+    assert switched_off.lower_bound(*texts) == plain
+
+
+# ------------------------------------------------ room for both parts ------------------------------------------------
+
+
+def test_a_continuation_without_room_keeps_a_token_before_it(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    """With a shift its first token would not be scored otherwise, and every answer would look more likely."""
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr(model, "max_length", 4)
+    monkeypatch.setattr(model, "lower_bound", lambda given, _: seen.append(tuple(given)) or 0.0)
+    monkeypatch.setattr(model, "is_greedy", lambda *_: False)
+    requests = [(("", ""), [0, 7, 8], list(range(10, 10 + length))) for length in (1, 2, 4, 9)]
+    model._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert seen == [(0, 7, 8), (7, 8), (8,), (8,)]
+
+
+def test_new_tokens_that_leave_no_room_for_a_prompt_are_refused(model: Any) -> None:
+    from lm_eval.api.instance import Instance
+
+    request = Instance("generate_until", {}, (START, {"max_gen_toks": 5000}), 0)
+    with pytest.raises(ValueError, match="`max_length: 2048` leaves no room for a prompt before 5000 new tokens"):
+        model.generate_until([request], disable_tqdm=True)

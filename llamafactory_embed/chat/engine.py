@@ -22,9 +22,11 @@ from ..model.families import find_family
 from ..sampling.loop import Frame
 from ..sampling.sampler import Generated, Sampler
 from ..sampling.settings import SamplingSettings
+from ..sampling.stops import cut_at, stop_strings, without_begun_stop
 from ..train.ddm.adapted_checkpoint import start_from_checkpoint
 from ..train.ddm.answers import choose_template, diffuseq_tokens
-from ..train.token_loading import load_token_predictor, set_up_masked_tokens
+from ..train.ddm.blocks import settle_block_size
+from ..train.token_loading import check_family, load_token_predictor, set_up_masked_tokens
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class NoTraining:
 
     output_dir: str  # for converted checkpoints
     do_train: bool = False
+    process_index: int = 0
 
     @contextlib.contextmanager
     def main_process_first(self, local: bool = True, desc: str = "") -> Iterator[None]:
@@ -52,13 +55,15 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         no_training = NoTraining(self._converted.name)
         model_args = start_from_checkpoint(model_args, options.checkpoint_dir, no_training)
         setup = set_up_masked_tokens(options, model_args, otherwise="mask")
+        check_family(options, setup)
+        options = settle_block_size(options, setup.remembered)
         family = find_family(setup.config)
         self.tokenizer: Any = setup.tokenizer
         self.is_diffuseq = isinstance(options, DiffusionTuningOptions) and options.ddm_format == "diffuseq"
         if isinstance(options, DiffusionTuningOptions):
             data_args.template = choose_template(options, family, data_args.template, self.tokenizer)
         self.template: Any = get_template_and_fix_tokenizer(self.tokenizer, data_args)
-        predictor, _ = load_token_predictor(setup, options, model_args, finetuning_args, no_training)
+        predictor, _ = load_token_predictor(setup, model_args, finetuning_args, no_training)
 
         self.name = EngineName.HF
         self.can_generate = True
@@ -71,7 +76,7 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
             setup.mask.id,
             setup.shift,
             tuple(self.template.get_stop_token_ids(self.tokenizer)),
-            options.sliding_window,
+            setup.sliding_window,
         )
         self.answers = 0
         self.semaphore = asyncio.Semaphore(int(os.getenv("MAX_CONCURRENT", "1")))
@@ -94,16 +99,20 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
             generated = await asyncio.to_thread(
                 self.sampler.complete, [prompt] * count, self._numbers(count), settings=settings
             )
-        skip = self._skips_special_tokens(input_kwargs)
-        return [
-            Response(
-                response_text=self.sampler.decode(each.tokens, skip),
-                response_length=len(each.tokens) + each.ended,
-                prompt_length=len(prompt),
-                finish_reason="stop" if each.ended else "length",
+        skip, stops = self._skips_special_tokens(input_kwargs), stop_strings(input_kwargs.get("stop"))
+        responses = []
+        for each in generated:
+            text = self.sampler.decode(each.tokens, skip)
+            answer = cut_at(text, stops)
+            responses.append(
+                Response(
+                    response_text=answer,
+                    response_length=len(each.tokens) + each.ended,
+                    prompt_length=len(prompt),
+                    finish_reason="stop" if each.ended or answer != text else "length",
+                )
             )
-            for each in generated
-        ]
+        return responses
 
     async def stream_chat(
         self,
@@ -121,19 +130,20 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         whole text after each step, with blocks for what is masked still."""
         self._refuse_media(images, videos, audios)
         prompt = self.encode_prompt(messages, system, tools)
-        skip = self._skips_special_tokens(input_kwargs)
+        skip, stops = self._skips_special_tokens(input_kwargs), stop_strings(input_kwargs.get("stop"))
         async with self.semaphore:
             sent = ""
             async for tokens, is_finished in self._denoise(prompt, self._settings(input_kwargs)):
                 if whole_texts:
-                    yield self.sampler.show(
+                    shown = self.sampler.show(
                         [token or 0 for token in tokens], [token is None for token in tokens], skip
                     )
+                    yield cut_at(shown, stops)
                     continue
                 settled = tokens[: tokens.index(None)] if None in tokens else tokens
-                text = self.sampler.decode([token for token in settled if token is not None], skip)
+                text = cut_at(self.sampler.decode([token for token in settled if token is not None], skip), stops)
                 if not is_finished:
-                    text = text.rstrip("\ufffd")  # a character whose other bytes are to come
+                    text = without_begun_stop(text.rstrip("\ufffd"), stops)  # of a character, other bytes are to come
                 if len(text) > len(sent) and text.startswith(sent):
                     yield text[len(sent) :]
                     sent = text
@@ -170,9 +180,7 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
             try:
                 (generated,) = self.sampler.complete([prompt], self._numbers(1), settings=settings, watch=watch)
                 steps.put(generated)
-            except StoppedError:
-                pass
-            except BaseException as error:
+            except BaseException as error:  # also when nobody listens: a thread may still wait for the next step
                 steps.put(error)
 
         running = asyncio.create_task(asyncio.to_thread(work))

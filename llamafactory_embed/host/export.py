@@ -1,7 +1,8 @@
 """Seam: `llamafactory-cli export`, and the Export tab of LLaMA Board, which calls the same function.
 
 The checkpoint of an embedder is more than its language model: it is written with its pooling, prompts and attention,
-as `llamafactory-embed export` writes it. Everything else is exported by the host.
+as `llamafactory-embed export` writes it. Everything else is exported by the host; a model that was trained to predict
+masked tokens gets what the host knows nothing of, see `masked_export`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from ..hparams.embedding import EmbeddingOptions
 from ..model.embedding_config import CONFIG_NAME
-from . import contract
+from . import contract, masked_export
 from .registry import load_registry
 
 
@@ -24,12 +25,14 @@ def apply(tuner: Any) -> None:
     host_export_model = contract.attribute(tuner, "export_model")
     contract.check_signature(host_export_model, "args")
     contract.check_signature(contract.attribute(tuner, "get_infer_args"), "args")
+    masked_export.check(tuner)
 
     def export_model(args: dict[str, Any] | None = None) -> None:
         model_args, _, finetuning_args, _ = tuner.get_infer_args(args)
         if is_embedder(model_args, finetuning_args):
             importlib.import_module(EXPORTER).export_from_recipe(find_checkpoint(model_args), model_args)
-        else:
+            return
+        with masked_export.completed(tuner, model_args):
             host_export_model(args)
 
     tuner.export_model = export_model

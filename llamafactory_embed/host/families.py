@@ -1,5 +1,5 @@
-"""Seam: the model loader. It knows Dream and LLaDA, Liger's kernels reach them, and `lora_target: all` leaves alone a
-head that has the name of a layer."""
+"""Seam: the model loader. It knows Dream and LLaDA, Liger's kernels reach them, and neither `lora_target: all` nor
+`resize_vocab` takes a layer for a head of the same name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,19 @@ def apply(loader: ModuleType) -> None:
     )
     adapter = importlib.import_module(f"{loader.__name__.rpartition('.')[0]}.adapter")
     contract.check_signature(contract.attribute(adapter, "find_all_linear_modules"), "model", "freeze_vision_tower")
+    contract.check_signature(
+        contract.attribute(adapter, "_setup_lora_tuning"),
+        "config",
+        "model",
+        "model_args",
+        "finetuning_args",
+        "is_trainable",
+        "cast_trainable_params_to_fp32",
+    )
     importlib.import_module("llamafactory_embed.model.families")
     _apply_liger(loader)
     _apply_linear_modules(adapter)
+    _apply_vocabulary_modules(adapter)
 
 
 def _apply_liger(loader: ModuleType) -> None:
@@ -58,3 +68,35 @@ def spare_head(model: Any, names: list[str]) -> list[str]:
         name for name, module in model.named_modules() if name.rpartition(".")[2] == shared and module is not head
     ]
     return [name for name in names if name != shared] + others
+
+
+def _apply_vocabulary_modules(adapter: ModuleType) -> None:
+    host_setup_lora_tuning = adapter._setup_lora_tuning
+
+    def setup_lora_tuning(
+        config: Any,
+        model: Any,
+        model_args: Any,
+        finetuning_args: Any,
+        is_trainable: bool,
+        cast_trainable_params_to_fp32: bool,
+    ) -> Any:
+        if model_args.resize_vocab and finetuning_args.additional_target is None:
+            finetuning_args.additional_target = vocabulary_modules(model)
+        return host_setup_lora_tuning(
+            config, model, model_args, finetuning_args, is_trainable, cast_trainable_params_to_fp32
+        )
+
+    adapter._setup_lora_tuning = setup_lora_tuning  # type: ignore[attr-defined]
+
+
+def vocabulary_modules(model: Any) -> list[str] | None:
+    """What `additional_target` has to be for a larger vocabulary under LoRA where the host's own choice, the last part
+    of the names of embedding and head, stands for layers, too: PEFT would train and save them all, LLaDA's `ff_out` in
+    every block. None leaves the choice to the host."""
+    names = [name for name, _ in model.named_modules()]
+    heads = (model.get_input_embeddings(), model.get_output_embeddings())
+    wanted = [name for name, module in model.named_modules() if any(module is each for each in heads)]
+    if not any(name.endswith(whole.rpartition(".")[2]) for whole in wanted for name in names if name not in wanted):
+        return None
+    return wanted

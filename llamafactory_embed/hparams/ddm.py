@@ -23,7 +23,10 @@ class DiffusionOptions(SamplingOptions, MaskedTokenOptions):
         1, "Steps in which attention opens from causal to bidirectional; 1: bidirectional at once.", minimum=1
     )
     block_size: int | None = option(
-        None, "Tokens of a block that is denoised after those before it (block diffusion); empty: off.", minimum=1
+        None,
+        "Tokens of a block that is denoised after those before it (block diffusion); 0: off; empty: as the checkpoint "
+        "was trained, else off.",
+        minimum=0,
     )
     noise_schedule: Literal["linear", "cosine", "loglinear"] = option(
         "linear", "The share of hidden tokens as a function of the time."
@@ -42,10 +45,11 @@ class DiffusionOptions(SamplingOptions, MaskedTokenOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block_size is not None and self.anneal_steps > 1:
+        if self.block_size and self.anneal_steps > 1:
             raise ValueError(
-                f"`anneal_steps: {self.anneal_steps}` opens the attention of whole texts, which `block_size` keeps "
-                "closed between blocks: unset one of them."
+                f"`anneal_steps: {self.anneal_steps}` opens the attention of whole texts, which `block_size: "
+                f"{self.block_size}` keeps closed between blocks: unset one of them, with `block_size: 0` if the "
+                "checkpoint brings it."
             )
 
 

@@ -85,7 +85,5 @@ class SamplingOptions:
                     f"`{name}` compares probabilities, which `sampling_algorithm: {self.sampling_algorithm}` has not: "
                     "use maskgit_plus, topk_margin or low_confidence."
                 )
-        if self.sampling_cache != "none" and self.block_length is None:
-            raise ValueError(f"`sampling_cache: {self.sampling_cache}` works block by block: set `block_length`.")
         if self.cache_refresh_steps is not None and self.sampling_cache == "none":
             raise ValueError("`cache_refresh_steps` needs a `sampling_cache`: prefix or dual.")

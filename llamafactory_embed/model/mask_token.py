@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,6 +50,10 @@ class MaskedTokenRecord:
     """The model below the adapter, for a checkpoint that holds an adapter only."""
     merged_adapters: tuple[str, ...] = ()
     """Adapters merged into the base model before this one, in that order."""
+    block_size: int | None = None
+    """Of block diffusion: no token sees a block behind its own."""
+    sliding_window: Literal["keep", "ignore"] = "keep"
+    """Full weights say it in their config.json, too; an adapter only here."""
 
     def save(self, folder: str | Path) -> None:
         """Write to a temporary name, then rename: a reader never sees half a file."""
@@ -58,14 +63,29 @@ class MaskedTokenRecord:
         os.replace(temporary, path)
 
     @classmethod
-    def find(cls, folders: Sequence[str | Path]) -> MaskedTokenRecord | None:
-        """That of the last folder which has one: a model, then the adapters on it."""
-        for folder in reversed(folders):
-            path = Path(folder) / RECORD_NAME
-            if path.is_file():
-                values = json.loads(path.read_text(encoding="utf-8"))
-                return cls(**values | {"merged_adapters": tuple(values["merged_adapters"])})
-        return None
+    def find(cls, folders: Sequence[str | Path], **hub: Any) -> MaskedTokenRecord | None:
+        """That of the last folder which has one: a model, then the adapters on it. `hub` (`token`, `revision`,
+        `cache_dir`) is for those that are named by their place there."""
+        path = find_last(folders, RECORD_NAME, **hub)
+        if path is None:
+            return None
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**values | {"merged_adapters": tuple(values["merged_adapters"])})
+
+
+def find_last(folders: Sequence[str | Path], name: str, **hub: Any) -> Path | None:
+    """The file of that name in the last of these folders or repositories of the hub which has it."""
+    for folder in reversed(folders):
+        if os.path.isdir(folder):
+            path = Path(folder) / name
+        else:
+            try:
+                path = Path(hf_hub_download(str(folder), name, **hub))
+            except (OSError, ValueError):  # it is not there, nobody can be asked, or this is no name for the hub
+                continue
+        if path.is_file():
+            return path
+    return None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -179,23 +199,24 @@ def save_mask_embedding(folder: str | Path, vector: Tensor) -> None:
     os.replace(temporary, Path(folder) / EMBEDDING_NAME)
 
 
-def load_mask_embedding(folders: Sequence[str | Path]) -> Tensor | None:
+def load_mask_embedding(folders: Sequence[str | Path], **hub: Any) -> Tensor | None:
     """That of the last adapter which has one."""
-    for folder in reversed(folders):
-        path = Path(folder) / EMBEDDING_NAME
-        if path.is_file():
-            return load_file(path)[PARAMETER]
-    return None
+    path = find_last(folders, EMBEDDING_NAME, **hub)
+    return None if path is None else load_file(path)[PARAMETER]
 
 
 def write_mask_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vector: Tensor, token_id: int) -> None:
     """Put a learned vector into the embedding matrix, made larger if need be: for a merged model of one piece, which
-    everyone loads together with the tokenizer."""
+    everyone loads together with the tokenizer. Rows behind the token's that the model has already stay what they are:
+    they belong to others, perhaps to the tokens of a chat template."""
     if token_id >= model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
-    embedding = model.get_input_embeddings()
-    give_mean_row(model, MaskToken(ADDED_TEXT, token_id))
+        give_mean_row(model, MaskToken(ADDED_TEXT, token_id))
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     with torch.no_grad():
+        if head is not None and head.weight is not embedding.weight:
+            head.weight[token_id] = head.weight[:token_id].float().mean(dim=0).to(head.weight.dtype)
+        embedding.weight[token_id] = vector.to(embedding.weight)
         given_out: Any = embedding(torch.tensor(token_id, device=embedding.weight.device)).float()
         scale = (given_out.norm() / embedding.weight[token_id].float().norm()).item()  # Gemma 3 scales
         embedding.weight[token_id] = (vector.to(given_out) / scale).to(embedding.weight.dtype)

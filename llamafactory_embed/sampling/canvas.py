@@ -80,6 +80,14 @@ def blocks_from_start(generated: Tensor, real: Tensor, block_size: int) -> Tenso
     return torch.where(generated, blocks - first, -1)
 
 
+def whole_blocks(chosen: Tensor, real: Tensor, block_size: int) -> Tensor:
+    """Chosen positions [B, L], of one block in each row, and all others of that block: what is given in it sees what
+    is generated in it."""
+    blocks = (position_ids(real) // block_size).masked_fill(~real, -1)
+    own = torch.where(chosen, blocks, -1).amax(dim=-1, keepdim=True)  # -1 where nothing is chosen
+    return (blocks == own) & (own >= 0)
+
+
 def position_ids(real: Tensor) -> Tensor:
     """Positions counted from each text's first real token [B, L]; 1 at padding, as transformers has it."""
     return (real.long().cumsum(dim=-1) - 1).masked_fill(~real, 1)

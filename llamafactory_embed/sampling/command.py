@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="a token is predicted one position earlier",
     )
+    parser.add_argument(
+        "--block-size", type=int, help="blocks of block diffusion, 0: none (default: what the checkpoint says)"
+    )
     host = parser.add_argument_group("generation (LLaMA-Factory's options)")
     host.add_argument("--max-new-tokens", "--tokens", type=int, default=64, help="(default: %(default)s)")
     host.add_argument(
@@ -75,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, denoise, print."""
     if arguments.count < 1:
         raise ValueError(f"`--count` must be at least 1, not {arguments.count}.")
+    if arguments.block_size is not None and arguments.block_size < 0:
+        raise ValueError(f"`--block-size` must be at least 0, not {arguments.block_size}.")
     defaults = {field.name: field.default for field in dataclasses.fields(SamplingOptions)}
     asked = {field.name: getattr(arguments, field.name) for field in sampling_fields()}
     options = make_options(SamplingOptions, defaults | asked)
@@ -84,7 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
     from .settings import SamplingSettings
 
     sampler = load_sampler(
-        arguments.checkpoint, mask_token=arguments.mask_token, shift=arguments.shift, device=arguments.device
+        arguments.checkpoint,
+        mask_token=arguments.mask_token,
+        shift=arguments.shift,
+        block_size=arguments.block_size,
+        device=arguments.device,
     )
     generation = SimpleNamespace(
         max_new_tokens=arguments.max_new_tokens,
@@ -94,7 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
         repetition_penalty=arguments.repetition_penalty,
     )
     family = find_family(sampler.model.config)
-    sampler.settings = SamplingSettings.from_options(options, generation, family=family, seed=arguments.seed)
+    sampler.settings = SamplingSettings.from_options(
+        options, generation, family=family, block_size=sampler.settings.block_size, seed=arguments.seed
+    )
     for text in write_texts(sampler, arguments):
         print(text)
     return 0

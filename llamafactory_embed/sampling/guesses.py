@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 
+LIKELY_TOKENS = 1024  # the most probable ones, among which top-p is looked for first
+
+
 @dataclass(frozen=True)
 class Guesses:
     """What N positions would become if they were revealed now."""
@@ -59,6 +62,18 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     """Drop a token if those that are more probable already add up to more than `top_p`."""
     if top_p >= 1:
         return logits
+    # Sorting a whole vocabulary takes a CPU longer than a small network's forward. Most rows keep a few tokens.
+    likely, tokens = logits.topk(min(LIKELY_TOKENS, logits.shape[-1]), dim=-1)  # from the most probable on
+    summed = (likely - logits.logsumexp(dim=-1, keepdim=True)).exp().cumsum(dim=-1)
+    unfinished = (summed[..., -1] <= top_p).nonzero(as_tuple=True)
+    before = torch.cat([torch.zeros_like(summed[..., :1]), summed[..., :-1]], dim=-1)
+    kept = torch.full_like(logits, float("-inf"))
+    kept.scatter_(-1, tokens, likely.masked_fill(before > top_p, float("-inf")))
+    kept[unfinished] = _keep_top_p_of_all(logits[unfinished], top_p)
+    return kept
+
+
+def _keep_top_p_of_all(logits: Tensor, top_p: float) -> Tensor:
     ordered, order = logits.sort(dim=-1, descending=True)
     summed = ordered.softmax(dim=-1).cumsum(dim=-1)
     before = torch.cat([torch.zeros_like(summed[..., :1]), summed[..., :-1]], dim=-1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .algorithms import ALGORITHMS, Algorithm, Step, choose_positions
-from .canvas import Canvas, blocks_from_start, blocks_of
+from .canvas import Canvas, blocks_from_start, blocks_of, whole_blocks
 from .draws import Draws
 from .guesses import make_guesses, penalize_repetition
 from .network import Network
@@ -102,6 +102,8 @@ class _Loop:
         block = self.blocks == torch.tensor(self.block, device=self.blocks.device).unsqueeze(-1)  # [B, L]
         eligible = block & self.canvas.masked
         at_work = eligible.any(dim=-1).tolist()  # others wait for their batch
+        if not any(at_work):
+            return  # blocks between two gaps
         needs_chance = self.algorithm.needs_chance or self.settings.alg_temp > 0
         step = Step(
             eligible=eligible,
@@ -193,8 +195,12 @@ class _Loop:
             self.step[index] = 0
             self.width[index] = int((self.canvas.masked[index] & (self.blocks[index] == self.block[index])).sum())
         if self.network.waits_for_blocks:
-            columns = (self.blocks == self.block[0]).any(dim=0).nonzero()
-            self.network.enter_block(int(columns[0]), int(columns[-1]) + 1)
+            changing = self.blocks == self.block[0]
+            if self.settings.block_size is not None:
+                changing = whole_blocks(changing, self.canvas.real, self.settings.block_size)
+            columns = changing.any(dim=0).nonzero()
+            if len(columns) > 0:  # none in a block between two gaps
+                self.network.enter_block(int(columns[0]), int(columns[-1]) + 1)
 
     def _leave_finished(self) -> None:
         """Put rows that are finished into the result."""

@@ -84,6 +84,10 @@ class Sampler:
         for text, hole in zip(texts, holes, strict=True):
             if not any(hole):
                 raise ValueError(f"The text {self.tokenizer.decode(list(text))!r} has no gap to fill.")
+        # With a shift a text's first token cannot be predicted from within the text.
+        starts = [self.start_of([]) if self.shift and hole[0] else [] for hole in holes]
+        texts = [[*start, *text] for start, text in zip(starts, texts, strict=True)]
+        holes = [[*[False] * len(start), *hole] for start, hole in zip(starts, holes, strict=True)]
         canvas = Canvas.of_texts(texts, holes, self.mask_token, self.device)
         done = self._denoise(canvas, numbers, settings or self.settings, watch, ())
         return [Generated(done.answer(row), done.text(row), False) for row in range(len(done))]

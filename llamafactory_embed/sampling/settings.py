@@ -53,15 +53,25 @@ class SamplingSettings:
         block_size: int | None = None,
         seed: int = 42,
     ) -> SamplingSettings:
-        """Of a recipe's options. Without a `sampling_algorithm` the model's family decides, with its own settings
-        where the recipe leaves them open; parallel decoding needs a probability and takes the default instead."""
+        """Of a recipe's options. Without a `sampling_algorithm` the model's family decides, with its own blocks where
+        the recipe leaves them open; parallel decoding needs a probability and takes the default instead. The
+        blocks of block diffusion are those of the model."""
         algorithm: str | None = options.sampling_algorithm
         block_length = options.block_length
         is_parallel = options.confidence_threshold is not None or options.confidence_factor is not None
         if algorithm is None and family is not None:
             if not is_parallel or ALGORITHMS_WITH_PROBABILITY.issuperset({family.sampler}):
                 algorithm = family.sampler
-            block_length = block_length or family.sampler_settings.get("block_length")
+            block_length = block_length or family.block_length
+        if block_size is not None:
+            if options.block_length not in (None, block_size):
+                raise ValueError(
+                    f"`block_length: {options.block_length}` contradicts `block_size: {block_size}`, the blocks of "
+                    "the model's attention: unset `block_length`, or set `block_size: 0` to sample without them."
+                )
+            block_length = block_size
+        if options.sampling_cache != "none" and block_length is None:
+            raise ValueError(f"`sampling_cache: {options.sampling_cache}` works block by block: set `block_length`.")
         settings = cls(
             steps=options.diffusion_steps,
             algorithm=algorithm or DEFAULT_ALGORITHM,

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..hparams.masked_tokens import MaskedTokenOptions
-from ..model.families import find_family
+from ..model.families import family_of, find_family
 from ..model.mask_token import (
     ADDED_TEXT,
     MaskedTokenRecord,
@@ -23,7 +23,7 @@ from ..model.mask_token import (
     load_mask_embedding,
 )
 from ..model.token_predictor import TokenPredictor
-from .loading import adapter_folders, attention_backend, load_backbone_for_training, load_config
+from .loading import adapter_folders, attention_backend, hub_options, load_backbone_for_training, load_config
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,13 @@ class MaskedTokenSetup:
     config: PretrainedConfig
     mask: MaskToken
     shift: bool
+    sliding_window: Literal["keep", "ignore"]
+    remembered: MaskedTokenRecord | None
+    """What the checkpoint says that the recipe starts from."""
     folders: list[str]
     """Model and adapters that the recipe starts from."""
+    hub: dict[str, Any]
+    """How the hub is asked for those that are named by their place there."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -46,11 +51,13 @@ def set_up_masked_tokens(
     options: MaskedTokenOptions, model_args: Any, otherwise: Literal["blank", "mask"]
 ) -> MaskedTokenSetup:
     """Load the tokenizer, and find the mask token and the shift: as the recipe says, else as the checkpoint that it
-    starts from was trained, else as the model's family has them. `otherwise` is for families without a mask token."""
+    starts from was trained, else as the model's family has them. `otherwise` is for families without a mask token. A
+    window that was ignored stays ignored: full weights have lost it, and an adapter's must not come back."""
     tokenizer_module = load_tokenizer(model_args)
     config = load_config(model_args)
     folders = [model_args.model_name_or_path, *adapter_folders(model_args)]
-    remembered = MaskedTokenRecord.find(folders)
+    hub = hub_options(model_args)
+    remembered = MaskedTokenRecord.find(folders, **hub)
     asked, shift = options.mask_token, options.shift
     if asked is None and remembered is not None:
         asked = "mask" if remembered.mask_token == ADDED_TEXT else remembered.mask_token
@@ -62,15 +69,25 @@ def set_up_masked_tokens(
     mask = find_mask_token(tokenizer_module["tokenizer"], asked, family_token, otherwise)
     if shift is None:
         shift = True if family is None else family.shift
-    return MaskedTokenSetup(dict(tokenizer_module), config, mask, shift, folders)
+    sliding_window = options.sliding_window if remembered is None else remembered.sliding_window
+    if options.sliding_window == "ignore":
+        sliding_window = "ignore"
+    return MaskedTokenSetup(dict(tokenizer_module), config, mask, shift, sliding_window, remembered, folders, hub)
+
+
+def check_family(options: MaskedTokenOptions, setup: MaskedTokenSetup) -> None:
+    """For a family that nobody knows, the recipe has to say what a guess would get silently wrong."""
+    is_told = options.mask_token is not None and options.shift is not None
+    if not is_told and setup.remembered is None:
+        family_of(setup.config)
 
 
 def load_token_predictor(
-    setup: MaskedTokenSetup, options: MaskedTokenOptions, model_args: Any, finetuning_args: Any, training_args: Any
+    setup: MaskedTokenSetup, model_args: Any, finetuning_args: Any, training_args: Any, block_size: int | None = None
 ) -> tuple[TokenPredictor, MaskedTokenRecord]:
     """Load the language model with an embedding for the mask token, and what its checkpoints will remember."""
     mask = setup.mask
-    saved_embedding = load_mask_embedding(setup.folders)
+    saved_embedding = load_mask_embedding(setup.folders, **setup.hub)
     if mask.id >= setup.config.vocab_size:
         mask = replace(mask, is_added=True)
     has_vector = mask.is_added and finetuning_args.finetuning_type in ("lora", "oft")
@@ -91,7 +108,7 @@ def load_token_predictor(
     model = TokenPredictor(
         loaded.model,
         shift=setup.shift,
-        sliding_window=options.sliding_window,
+        sliding_window=setup.sliding_window,
         backend=attention_backend(model_args.flash_attn),
     )
     record = MaskedTokenRecord(
@@ -100,6 +117,8 @@ def load_token_predictor(
         shift=setup.shift,
         base_model=model_args.model_name_or_path,
         merged_adapters=tuple(loaded.merged_adapters),
+        block_size=block_size,
+        sliding_window=setup.sliding_window,
     )
     return model, record
 

@@ -6,7 +6,10 @@ import asyncio
 import dataclasses
 import io
 import json
+import queue
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +19,13 @@ from llamafactory.api.app import create_app
 from llamafactory.chat import ChatModel, chat_model
 from llamafactory.webui.chatter import WebChatModel
 
+from llamafactory_embed.chat import engine
 from llamafactory_embed.chat.engine import DiffusionEngine
 from llamafactory_embed.host.chat import WholeText
 from llamafactory_embed.sampling.sampler import HIDDEN
+from llamafactory_embed.sampling.stops import cut_at, stop_strings, without_begun_stop
 from llamafactory_embed.stages import DDM_SFT
+from tests.tiny_models import save_tiny_model
 
 
 QUESTION = [{"role": "user", "content": "What do the people of the United States want?"}]
@@ -125,6 +131,79 @@ def test_a_listener_who_leaves_stops_the_denoising(fresh: ChatModel) -> None:
     fresh.engine.semaphore = asyncio.Semaphore(1)  # that one belonged to the loop above
     assert fresh.engine.sampler.forwards == before  # it never came to its end, where forwards are counted
     assert fresh.chat(QUESTION)
+
+
+def test_a_listener_who_is_cut_off_leaves_no_thread_waiting(fresh: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server cancels the request while the next step is awaited, which then never comes."""
+    entered, released = threading.Event(), threading.Event()
+
+    def complete(*args: Any, watch: Any, **kwargs: Any) -> Any:
+        entered.set()
+        assert released.wait(20)
+        watch(None)  # finds out that nobody listens
+
+    queues: list[queue.Queue[Any]] = []
+
+    def make_queue() -> queue.Queue[Any]:
+        queues.append(queue.Queue())
+        return queues[-1]
+
+    monkeypatch.setattr(fresh.engine.sampler, "complete", complete)
+    monkeypatch.setattr(engine, "queue", SimpleNamespace(Queue=make_queue))
+    threads = ThreadPoolExecutor()
+
+    async def cut_off() -> None:
+        asyncio.get_running_loop().set_default_executor(threads)
+        fresh.engine.semaphore = asyncio.Semaphore(1)
+        stream = fresh.engine.stream_chat(QUESTION)
+        reading = asyncio.ensure_future(anext(stream))
+        while not entered.is_set():
+            await asyncio.sleep(0.01)
+        reading.cancel()
+        threading.Timer(0.2, released.set).start()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(cut_off())
+    fresh.engine.semaphore = asyncio.Semaphore(1)  # that one belonged to the loop above
+    waiting = threading.Thread(target=threads.shutdown, daemon=True)
+    waiting.start()
+    waiting.join(10)
+    is_waiting = waiting.is_alive()
+    for each in queues:
+        each.put(None)  # Python waits for its threads when it ends
+    assert not is_waiting
+
+
+def test_a_request_may_name_where_answers_stop(fresh: ChatModel) -> None:
+    (whole,) = fresh.chat(QUESTION)
+    stop = whole.response_text[4:7]
+    before = whole.response_text.partition(stop)[0]
+    fresh.engine.answers = 0
+    (cut,) = fresh.chat(QUESTION, stop=stop)
+    assert (cut.response_text, cut.finish_reason) == (before, "stop")
+    for whole_texts in (False, True):
+        fresh.engine.answers = 0
+        pieces = list(fresh.stream_chat(QUESTION, stop=["", stop, "nowhere"], whole_texts=whole_texts))
+        assert (pieces[-1] if whole_texts else "".join(pieces)) == before
+
+
+def test_a_stop_that_has_begun_is_held_back() -> None:
+    assert without_begun_stop("one #", ["###", "."]) == "one "
+    assert without_begun_stop("one ##", ["###", "#!"]) == "one "
+    assert without_begun_stop("one", ["###"]) == "one"
+    assert cut_at("one ### two. three", ["three", ".", "###"]) == "one "
+    assert stop_strings(None) == stop_strings("") == []
+
+
+def test_a_family_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    unknown = {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config | unknown), "utf-8")
+    with pytest.raises(ValueError, match=r"`olmo2` models.*set `mask_token` and `shift`"):
+        ChatModel(arguments(folder))
 
 
 def test_media_and_scores_are_refused(served: ChatModel) -> None:

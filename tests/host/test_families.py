@@ -17,7 +17,7 @@ from llamafactory.model import load_model, load_tokenizer, loader
 from llamafactory.train.tuner import export_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llamafactory_embed.model.families import FAMILIES
 from tests.tiny_models import save_tiny_model, tiny_config, tiny_model, tiny_tokenizer
@@ -59,6 +59,24 @@ def test_lora_reaches_every_layer_and_not_the_head(family: str, tmp_path: Path) 
     assert not head.weight.requires_grad
     assert len(linear) == 7 * model.config.num_hidden_layers
     assert adapted == linear
+
+
+@pytest.mark.parametrize("family", ["dream", "llada", "llama"])
+def test_a_larger_vocabulary_trains_embedding_and_head_alone(family: str, tmp_path: Path) -> None:
+    """The host goes by the last part of a name, which for LLaDA's head is that of a layer in every block."""
+    folder = save_tiny_model(tmp_path, family, tie_word_embeddings=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(folder)
+    model = load_for_training(folder, resize_vocab=True)
+    whole = {name for name, each in model.named_parameters() if each.requires_grad and "lora_" not in name}
+    matrices = [model.get_base_model().get_input_embeddings(), model.get_base_model().get_output_embeddings()]
+    assert len(whole) == 2
+    assert all(matrix.weight.shape[0] >= len(tokenizer) and matrix.weight.requires_grad for matrix in matrices)
+    adapted = {name.rpartition(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert len(adapted) == 7 * model.config.num_hidden_layers
+    named = load_for_training(folder, resize_vocab=True, additional_target="wte" if family == "llada" else "lm_head")
+    assert len([name for name, each in named.named_parameters() if "modules_to_save" in name]) == 1
 
 
 def test_other_models_are_adapted_by_name_as_ever(tmp_path: Path) -> None:

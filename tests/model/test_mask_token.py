@@ -158,8 +158,29 @@ def test_a_model_of_one_piece(family: str, tokenizer: PreTrainedTokenizerFast) -
     assert merged.config.vocab_size >= len(tokenizer)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_behind_the_token_stay_what_they_are(tied: bool, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Embedding matrices have rows to spare, and those behind may belong to tokens that a chat template added."""
+    token = find_mask_token(tokenizer, "mask")
+    model = tiny_model("llama", vocab_size=token.id + 8, tie_word_embeddings=tied)
+    matrices = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    with torch.no_grad():
+        matrices[0][token.id] = 0  # what no text ever used may be anything
+    before = [each.clone() for each in matrices]
+    vector = torch.randn(HIDDEN_SIZE)
+    write_mask_row(model, tokenizer, vector, token.id)
+    others = [row for row in range(token.id + 8) if row != token.id]
+    for matrix, old in zip(matrices, before, strict=True):
+        assert torch.equal(matrix[others], old[others])
+    torch.testing.assert_close(matrices[0][token.id], vector)
+    if not tied:
+        torch.testing.assert_close(matrices[1][token.id], before[1][: token.id].mean(dim=0))
+
+
 def test_record(tmp_path: Path) -> None:
-    record = MaskedTokenRecord("_", 65, shift=True, base_model="base", merged_adapters=("first",))
+    record = MaskedTokenRecord(
+        "_", 65, shift=True, base_model="base", merged_adapters=("first",), block_size=8, sliding_window="ignore"
+    )
     (tmp_path / "older").mkdir()
     MaskedTokenRecord("<mask>", 7, shift=False).save(tmp_path / "older")
     record.save(tmp_path)

@@ -27,6 +27,22 @@ def test_top_p_keeps_what_transformers_keeps(logits: Tensor, top_p: float) -> No
     assert torch.equal(guesses.keep_top_p(logits, top_p), theirs)
 
 
+@pytest.mark.parametrize("top_p", [0.0, 0.5, 0.9, 0.999])
+def test_top_p_of_a_large_vocabulary(top_p: float) -> None:
+    """Rows that keep few tokens, and rows that keep more than were looked at first."""
+    logits = torch.randn(6, 4 * guesses.LIKELY_TOKENS, generator=torch.Generator().manual_seed(0))
+    logits *= torch.tensor([8.0, 0.1, 4.0, 0.0, 1.0, 16.0]).unsqueeze(-1)
+    kept = guesses.keep_top_p(logits, top_p)
+    # What is as probable as the last that is kept may be kept instead of it: all of the fourth row.
+    theirs = TopPLogitsWarper(top_p)(None, logits.clone())
+    counts, expected = (each.isfinite().sum(dim=-1) for each in (kept, theirs))
+    if top_p > 0.1:
+        assert int(counts.min()) < guesses.LIKELY_TOKENS < int(counts.max())
+    ties = torch.arange(6) == 3
+    assert torch.equal(kept[~ties], theirs[~ties])
+    assert abs(int(counts[3]) - int(expected[3])) <= 1
+
+
 @pytest.mark.parametrize("top_k", [1, 7, 39, 400])
 def test_top_k_keeps_what_transformers_keeps(logits: Tensor, top_k: int) -> None:
     assert torch.equal(guesses.keep_top_k(logits, top_k), TopKLogitsWarper(top_k)(None, logits.clone()))

@@ -229,8 +229,39 @@ def test_a_prefix_cache_is_exact_in_block_diffusion(family: str, shift: bool) ->
     plain, cached = (
         make_sampler(family, each, shift) for each in (settings, dataclasses.replace(settings, cache="prefix"))
     )
-    prompts = [[0, 40, 41, 42], [0, 50, 51, 52]]
-    assert tokens_of(cached, prompts) == tokens_of(plain, prompts)
+    aligned = [[0, 40, 41, 42], [0, 50, 51, 52]]
+    for prompts in (aligned, PROMPTS, PROMPTS[1:2]):  # a prompt may end within a block, which it then belongs to
+        assert tokens_of(cached, prompts) == tokens_of(plain, prompts)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("algorithm", ["low_confidence", "topk_low_score", "origin"])
+def test_blocks_between_two_gaps_are_passed_over(algorithm: str, cache: str) -> None:
+    """What they hold is given. Nothing there asks the network anything."""
+    text = list(range(20, 40))
+    holes = [index in (1, 2, 13) for index in range(len(text))]
+    settings = dataclasses.replace(GREEDY, block_size=4, algorithm=algorithm, cache=cache)
+    sampler = make_sampler(settings=settings)
+    (filled,) = sampler.fill([text], [holes])
+    assert [token for token, hole in zip(filled.text, holes, strict=True) if not hole] == [
+        token for token, hole in zip(text, holes, strict=True) if not hole
+    ]
+    assert MASK not in filled.text
+    assert sampler.forwards <= 4  # two blocks, two steps each
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_gap_at_the_start_is_written_behind_what_texts_begin_with(shift: bool) -> None:
+    """A model with a shift predicts a token from the one before it, which the first one does not have."""
+    text, holes = [5, 40, 41, 42], [True, False, False, False]
+    sampler = make_sampler(shift=shift)
+    (filled,) = sampler.fill([text], [holes])
+    (begun,) = sampler.fill([[0, *text]], [[False, *holes]])
+    assert filled.text[-3:] == text[1:]
+    if shift:
+        assert filled == begun
+    else:
+        assert len(filled.text) == len(text)
 
 
 def test_block_diffusion_does_not_look_ahead() -> None:

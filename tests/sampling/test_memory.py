@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,62 @@ def test_a_family_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "olmo"}), "utf-8")
     with pytest.raises(ValueError, match="set `mask_token` and `shift`"):
         load_sampler(folder)
+
+
+def test_a_row_that_nobody_trained_is_no_mask_token(tmp_path: Path) -> None:
+    """Embedding matrices often have more rows than there are tokens: one of those is not yet a mask."""
+    with pytest.raises(ValueError, match="no embedding for its mask token '<mask>'"):
+        load_sampler(save_tiny_model(tmp_path, vocab_size=MASK + 20))
+
+
+def on_the_hub(name: str, folder: Path, cache: Path) -> str:
+    """As if a repository had been downloaded before."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / "0123abcd")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd", "utf-8")
+    return name
+
+
+def test_checkpoints_on_the_hub_are_what_they_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what lies beside the weights: the record, and an adapter's embedding of its mask token."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    whole = load_sampler(on_the_hub("someone/memory", memorize(False), tmp_path / "cache"), SETTINGS, device="cpu")
+    assert not whole.shift  # gpt2 would have one, if the record were not found
+    assert whole.decode(whole.complete([[]])[0].text) == TEXT
+
+    base = save_tiny_model(tmp_path / "base")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules="all-linear")) \
+        .save_pretrained(tmp_path / "adapter")  # fmt: skip
+    tiny_tokenizer().save_pretrained(tmp_path / "adapter")
+    vector = torch.randn(32)
+    save_file({PARAMETER: vector}, tmp_path / "adapter" / EMBEDDING_NAME)
+    MaskedTokenRecord("<mask>", MASK, shift=False, base_model=str(base)).save(tmp_path / "adapter")
+    name = on_the_hub("someone/adapter", tmp_path / "adapter", tmp_path / "cache")
+    adapted = load_sampler(name, SETTINGS, device="cpu")
+    torch.testing.assert_close(adapted.model.get_input_embeddings()(torch.tensor([MASK]))[0], vector)
+    assert MaskedTokenRecord.find([str(base), name], cache_dir=str(tmp_path / "cache")) == MaskedTokenRecord(
+        "<mask>", MASK, shift=False, base_model=str(base)
+    )
+    with pytest.raises(ValueError, match="nobody/nothing is no folder, and the hub does not give it"):
+        load_sampler("nobody/nothing")
+
+
+def test_an_adapter_with_a_larger_vocabulary(tmp_path: Path) -> None:
+    """`resize_vocab: true` under LoRA saves embedding and head with the adapter, with more rows than the base has."""
+    base = save_tiny_model(tmp_path / "base", tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(MASK + 20)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    adapted = get_peft_model(model, lora)
+    with torch.no_grad():
+        adapted.get_input_embeddings().weight.normal_()
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    MaskedTokenRecord("<mask>", MASK, shift=True, base_model=str(base)).save(tmp_path / "adapter")
+    sampler = load_sampler(tmp_path / "adapter", SETTINGS, device="cpu")
+    tokens = torch.tensor([[5, MASK, 7]])
+    found, expected = (each.get_input_embeddings()(tokens) for each in (sampler.model, adapted))
+    torch.testing.assert_close(found, expected)

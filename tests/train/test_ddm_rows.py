@@ -210,6 +210,20 @@ def test_every_turn_is_an_answer_and_no_prompt_is_hidden(dataset: str, tiny_llam
         assert answer.strip() == f"{said}</s>"
 
 
+def test_an_answer_ends_even_where_the_template_writes_no_end(tiny_llama: Path, tmp_path: Path) -> None:
+    data = load(tmp_path, tiny_llama, "openai", template="empty")
+    (example,) = data.train
+    assert 1 not in example["input_ids"]
+    row = DocumentRow.of_example(example, 0, 0)
+    ((text,),) = ChatTexts(512, 0, 1, data.end_tokens, "never")([row])
+    assert tiny_tokenizer().decode(text.token_ids).endswith(f"{TURNS[1][1]}</s>")
+    assert text.token_ids[-2:] == [*example["input_ids"][-1:], 1]
+    assert text.is_prompt is not None
+    assert not text.is_prompt[-1]
+    ((cut_short,),) = ChatTexts(3, 0, 1, data.end_tokens, "never")([row])
+    assert cut_short.token_ids[-1] == 1
+
+
 def test_the_template_says_what_ends_an_answer(tiny_llama: Path, tmp_path: Path) -> None:
     """Dream's answers end with a token of their own, which the tokenizer does not call EOS."""
     tokenizer = tiny_tokenizer()

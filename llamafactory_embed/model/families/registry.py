@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -37,8 +35,8 @@ class Family:
     sampler: str = "topk_low_score"
     """The sampling algorithm that its authors use; for autoregressive models, DiffuLLaMA's."""
 
-    sampler_settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """That algorithm's options where they differ from the ordinary ones."""
+    block_length: int | None = None
+    """The blocks in which they let it write; None: the whole text at once."""
 
     liger_as: str | None = None
     """The `model_type` whose Liger kernels serve, where the family is built from that one's modules."""
@@ -52,7 +50,6 @@ DREAM = Family(
     eos_padding=True,
     template="dream",
     sampler="entropy",
-    sampler_settings=MappingProxyType({"alg_temp": 0.0}),
     liger_as="qwen2",
 )
 LLADA = Family(
@@ -64,7 +61,7 @@ LLADA = Family(
     eos_padding=True,
     template="llada",
     sampler="low_confidence",
-    sampler_settings=MappingProxyType({"block_length": 32}),
+    block_length=32,
     liger_as="llama",
 )
 FAMILIES = (

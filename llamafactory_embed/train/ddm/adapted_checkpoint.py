@@ -1,215 +1,56 @@
 """`checkpoint_dir`: start from the weights of an adapted model, in the layout of transformers or of DiffuLLaMA.
 
-DiffuLLaMA (Gong et al. 2024, arXiv 2410.17891) holds its model in a wrapper: `denoise_model.*` is the decoder, and
-`embed_tokens` and `lm_head` stand beside it. The checkpoint becomes a folder in the layout of transformers, which the
-host then loads like any other (quantized, sharded, with adapters). Every name is accounted for: the original ignored
-what it did not find, and a sharded checkpoint altogether.
+The checkpoint becomes a folder in the layout of transformers, which the host then loads like any other (quantized,
+sharded, with adapters). The same happens to a `model_name_or_path` in DiffuLLaMA's layout, of whose weights
+transformers would find none.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import os
-import re
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import snapshot_download
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from ...model.wrapped_checkpoint import convert_checkpoint, fetch, is_wrapped
 
 
 CONVERTED_FOLDER = "converted_checkpoint"  # below `output_dir`
 
-WRAPPED_DECODER = "denoise_model."
-WRAPPED_NAMES = (WRAPPED_DECODER, "embed_tokens.", "lm_head.")
-# Buffers that older versions of transformers saved and newer ones compute.
-COMPUTED = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")
-LONGEST_LIST = 8  # names that an error message shows
-
-
-@dataclass(frozen=True)
-class ModelNames:
-    """What a model's own checkpoint holds."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    decoder_prefix: str  # with its dot
-    input_embedding: str
-    head: str
-    tied: frozenset[str]
-    """Those of the names that share another's weights and are not needed."""
-
-    @classmethod
-    def of_model(cls, model: PreTrainedModel) -> ModelNames:
-        name_of = {id(module): name for name, module in model.named_modules()}
-        head = model.get_output_embeddings()
-        return cls(
-            shapes={name: tuple(each.shape) for name, each in model.state_dict().items()},
-            decoder_prefix=f"{model.base_model_prefix}.",
-            input_embedding=f"{name_of[id(model.get_input_embeddings())]}.weight",
-            head=f"{name_of[id(head)]}.weight",
-            tied=frozenset(model.all_tied_weights_keys),
-        )
-
-    def of_wrapped(self, name: str) -> str:
-        """The name of transformers for one of DiffuLLaMA's wrapper."""
-        if name.startswith(WRAPPED_DECODER):
-            return self.decoder_prefix + name.removeprefix(WRAPPED_DECODER)
-        return {"embed_tokens.weight": self.input_embedding, "lm_head.weight": self.head}.get(name, name)
-
-
-def rename_weights(found: Iterable[str], names: ModelNames, where: str) -> dict[str, str]:
-    """The checkpoint's names → the model's; a ValueError that lists what is missing or unexpected."""
-    found = list(found)
-    is_wrapped = any(name.startswith(WRAPPED_DECODER) for name in found)
-    renamed = {name: names.of_wrapped(name) if is_wrapped else name for name in found}
-    renamed = {old: new for old, new in renamed.items() if not COMPUTED.search(new) or new in names.shapes}
-    present = set(renamed.values())
-    missing = [name for name in names.shapes if name not in present | names.tied]
-    unexpected = [old for old, new in renamed.items() if new not in names.shapes]
-    if missing or unexpected:
-        parts = [
-            f"{what} {len(listed)} ({', '.join(listed[:LONGEST_LIST])}{', …' if len(listed) > LONGEST_LIST else ''})"
-            for what, listed in (("lacks", missing), ("has unexpected", unexpected))
-            if listed
-        ]
-        raise ValueError(
-            f"`checkpoint_dir`: {where} does not hold the weights of this model: it {' and '.join(parts)}; "
-            "name a checkpoint of the architecture of `model_name_or_path`."
-        )
-    return {old: new for old, new in renamed.items() if new not in names.tied}
-
-
-def find_weight_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint, all shards of a sharded one."""
-    for index in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
-        if (folder / index).is_file():
-            weight_map = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-            files = [folder / name for name in sorted(set(weight_map.values()))]
-            absent = [file.name for file in files if not file.is_file()]
-            if absent:
-                raise ValueError(f"`checkpoint_dir`: {folder} lacks the shards {', '.join(absent)}: copy them there.")
-            return files
-    for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
-        if (folder / name).is_file():
-            return [folder / name]
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"`checkpoint_dir`: {folder} holds an adapter: name it in `adapter_name_or_path` instead.")
-    raise ValueError(
-        f"`checkpoint_dir`: {folder} holds no weights (neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME} nor an index of "
-        "shards): name the folder of a saved model."
-    )
-
-
-def read_names(file: Path) -> list[str]:
-    """Without reading the weights, where the file allows it."""
-    if file.suffix != ".safetensors":
-        return list(torch.load(file, map_location="meta", weights_only=True))
-    with safe_open(file, framework="pt") as opened:
-        return list(opened.keys())
-
-
-def read_weights(file: Path) -> Iterator[tuple[str, Tensor]]:
-    if file.suffix != ".safetensors":
-        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
-        return
-    with safe_open(file, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118 - the file is no mapping
-            yield name, opened.get_tensor(name)
-
-
-def fetch(name: str, **hub: Any) -> Path:
-    """The folder of a checkpoint, downloaded if it was named by its place on the hub."""
-    if os.path.isdir(name):
-        return Path(name)
-    patterns = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
-    except (OSError, ValueError) as error:  # no such repository, no connection, no valid name
-        raise ValueError(f"`checkpoint_dir`: {name} is no folder, and the hub does not give it: {error}") from error
-
-
-def convert_checkpoint(
-    source: Path, base_model: str, destination: Path, *, trust_remote_code: bool = False, **hub: Any
-) -> Path:
-    """Write the checkpoint into `destination` under the names of transformers, file by file.
-
-    Its configuration is the checkpoint's own, or that of the base model with the checkpoint's vocabulary size. A
-    tokenizer comes along if the checkpoint has one, otherwise the base model's.
-    """
-    files = find_weight_files(source)
-    options = {"trust_remote_code": trust_remote_code, **hub}
-    own_config = (source / "config.json").is_file()
-    config = AutoConfig.from_pretrained(source if own_config else base_model, **options)
-    with torch.device("meta"):
-        names = ModelNames.of_model(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
-    renamed = rename_weights([name for file in files for name in read_names(file)], names, str(source))
-
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent) as unfinished:
-        weight_map: dict[str, str] = {}
-        total = 0
-        for number, file in enumerate(files, start=1):
-            target = SAFE_WEIGHTS_NAME if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
-            weights = {renamed[old]: each.contiguous() for old, each in read_weights(file) if old in renamed}
-            check_shapes(weights, names, source)
-            if names.input_embedding in weights:
-                config.vocab_size = len(weights[names.input_embedding])
-            save_file(weights, Path(unfinished, target), metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(weights, target)
-            total += sum(each.numel() * each.element_size() for each in weights.values())
-        if len(files) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            Path(unfinished, SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
-        config.save_pretrained(unfinished)
-        has_tokenizer = (source / "tokenizer_config.json").is_file()
-        AutoTokenizer.from_pretrained(source if has_tokenizer else base_model, **options).save_pretrained(unfinished)
-        os.chmod(unfinished, 0o755)
-        os.rename(unfinished, destination)
-        Path(unfinished).mkdir()  # what TemporaryDirectory removes
-    return destination
-
-
-def check_shapes(weights: Mapping[str, Tensor], names: ModelNames, source: Path) -> None:
-    """All shapes must be the model's, but for the rows of a vocabulary with more or fewer tokens."""
-    for name, weight in weights.items():
-        expected, found = names.shapes[name], tuple(weight.shape)
-        is_vocabulary = name in (names.input_embedding, names.head)
-        if found != expected and not (is_vocabulary and found[1:] == expected[1:]):
-            raise ValueError(
-                f"`checkpoint_dir`: `{name}` in {source} has the shape {list(found)}, but the model has "
-                f"{list(expected)}: name a checkpoint of the size of `model_name_or_path`."
-            )
-
 
 def start_from_checkpoint(model_args: Any, checkpoint_dir: str | None, training_args: Any) -> Any:
     """The host's model arguments, with the checkpoint in the place of the base model's weights."""
-    if checkpoint_dir is None:
-        return model_args
+    option, name = "checkpoint_dir", checkpoint_dir
+    if name is None:
+        option, name = "model_name_or_path", model_args.model_name_or_path
+        if not (os.path.isdir(name) and is_wrapped(name)):
+            return model_args
     hub = {"token": model_args.hf_hub_token, "cache_dir": model_args.cache_dir}
     destination = Path(training_args.output_dir, CONVERTED_FOLDER)
-    started = copy.copy(model_args)
     with training_args.main_process_first(desc="converting the checkpoint"):
-        source = fetch(checkpoint_dir, **hub)
-        if training_args.process_index == 0 and destination.is_dir():
-            shutil.rmtree(destination)  # of an earlier run, perhaps from another checkpoint
-        if not destination.is_dir():
-            convert_checkpoint(
-                source,
-                model_args.model_name_or_path,
-                destination,
-                trust_remote_code=model_args.trust_remote_code,
-                revision=model_args.model_revision,
-                **hub,
-            )
-    started.model_name_or_path = str(destination)
+        try:
+            source = fetch(name, **hub)
+            if source.resolve() == destination.resolve():  # an earlier run has converted it
+                return replaced(model_args, destination)
+            if training_args.process_index == 0 and destination.is_dir():
+                shutil.rmtree(destination)  # of an earlier run, perhaps from another checkpoint
+            if not destination.is_dir():
+                convert_checkpoint(
+                    source,
+                    model_args.model_name_or_path,
+                    destination,
+                    trust_remote_code=model_args.trust_remote_code,
+                    revision=model_args.model_revision,
+                    **hub,
+                )
+        except ValueError as error:
+            raise ValueError(f"`{option}`: {error}") from error
+    return replaced(model_args, destination)
+
+
+def replaced(model_args: Any, folder: Path) -> Any:
+    """The same arguments over another model."""
+    started = copy.copy(model_args)
+    started.model_name_or_path = str(folder)
     return started

@@ -14,7 +14,7 @@ from llamafactory.extras import logging
 from ...data.document_batches import DocumentRow
 from ...hparams.ddm import DiffusionTuningOptions
 from ...model.families import Family
-from .rows import DiffuSeqTokens, Text, chat_text, diffuseq_text, pad_text, split_labels
+from .rows import DiffuSeqTokens, Text, chat_text, diffuseq_text, pad_text, split_labels, with_end
 
 
 logger = logging.get_logger(__name__)
@@ -86,7 +86,8 @@ def warn_of_cut_rows(rows: Any, cutoff_len: int) -> None:
 
 @dataclass(frozen=True)
 class ChatTexts:
-    """Conversations as the template writes them, followed by EOS as far as `eos_padding` says."""
+    """Conversations as the template writes them, followed by EOS as far as `eos_padding` says, and by one in any case
+    where the template itself ends no answer (the host's `empty`)."""
 
     cutoff_len: int
     bos: int | None
@@ -101,7 +102,8 @@ class ChatTexts:
 
     def _text(self, row: DocumentRow) -> Text:
         assert row.labels is not None
-        return chat_text(row.token_ids, row.labels, self.cutoff_len, bos=self.bos, ends=self.ends)
+        token_ids, labels = with_end(row.token_ids, row.labels, self.eos, self.ends)
+        return chat_text(token_ids, labels, self.cutoff_len, bos=self.bos, ends=self.ends)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,26 @@ a shift predicts a block's first token from there, as it does when it generates 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from ...hparams.ddm import DiffusionOptions
+from ...model.mask_token import MaskedTokenRecord
+
+
+Options = TypeVar("Options", bound=DiffusionOptions)
+
+
+def settle_block_size(options: Options, remembered: MaskedTokenRecord | None) -> Options:
+    """The same options with the size of blocks that counts: the recipe's, else that with which the checkpoint was
+    trained; None where there are no blocks."""
+    asked = options.block_size
+    if asked is None and remembered is not None:
+        asked = remembered.block_size
+    return replace(options, block_size=asked or None)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,16 @@ def split_labels(token_ids: Sequence[int], labels: Sequence[int]) -> tuple[list[
     return list(token_ids[:start]), list(token_ids[start:end])
 
 
+def with_end(
+    token_ids: Sequence[int], labels: Sequence[int], eos: int, ends: Collection[int]
+) -> tuple[list[int], list[int]]:
+    """A conversation whose last answer ends: with EOS if the template wrote no end, for a model that never sees an end
+    never ends."""
+    _, answer = split_labels(token_ids, labels)
+    missing = [] if not answer or _length_of_ending(answer, ends) else [eos]
+    return [*token_ids, *missing], [*labels, *missing]
+
+
 def chat_text(
     token_ids: Sequence[int], labels: Sequence[int], cutoff_len: int, *, bos: int | None, ends: Collection[int]
 ) -> Text:
@@ -39,7 +49,7 @@ def chat_text(
 
     What does not fit is taken from the front, so that old turns go first (a BOS stays). An answer that does not fit by
     itself loses tokens before its end: the token of `ends` that ends it and what the template writes after that
-    survive, for a model that never sees an end never ends.
+    survive.
     """
     is_prompt = [label == IGNORED for label in labels]
     if len(token_ids) <= cutoff_len:

@@ -12,18 +12,20 @@ from llamafactory.extras import logging
 from ...data.documents import load_documents
 from ...host.documents import asks_for_packing
 from ...hparams.ddm import DiffusionOptions, DiffusionTuningOptions
-from ...model.families import family_of, find_family
+from ...model.families import find_family
 from ...model.mask_token import MaskedTokenRecord
 from ...model.packed import tokens_per_batch
 from ...model.token_predictor import TokenPredictor
 from ...sampling.predict import predict
 from ...sampling.rows import PredictionRow
+from ...sampling.settings import SamplingSettings
 from ..token_card import write_model_card
-from ..token_loading import MaskedTokenSetup, load_token_predictor, set_up_masked_tokens
+from ..token_loading import MaskedTokenSetup, check_family, load_token_predictor, set_up_masked_tokens
 from ..token_trainer import eval_sets_of
 from ..workflow import make_batches, train_and_evaluate
 from .adapted_checkpoint import start_from_checkpoint
 from .answers import ChatTexts, DiffuSeqTexts, diffuseq_tokens, load_answers
+from .blocks import settle_block_size
 from .collator import DiffusionCollator, TextsOfRows, texts_of_documents
 from .corruption import NoiseDraws
 from .evaluation import EvaluationCollator
@@ -121,18 +123,26 @@ def run(
 ) -> None:
     """What both stages do with their data."""
     options: DiffusionOptions = finetuning_args.stage_options
-    check_blocks(options, data_args.cutoff_len)
     model_args = start_from_checkpoint(model_args, options.checkpoint_dir, training_args)
     setup = set_up_masked_tokens(options, model_args, otherwise="mask")
     check_family(options, setup)
+    options = settle_block_size(options, setup.remembered)
+    only_predicts = training_args.do_predict and not (training_args.do_train or training_args.do_eval)
+    if not only_predicts:
+        check_blocks(options, data_args.cutoff_len)
+    if training_args.do_predict:  # contradictions come before the training, not after it
+        SamplingSettings.from_options(
+            options, generating_args, family=find_family(setup.config), block_size=options.block_size
+        )
     data = load_data(setup)
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         logger.info_rank0("The data are prepared; with `do_train`, `do_eval` or `do_predict` they would be used.")
         return
 
-    model, record = load_token_predictor(setup, options, model_args, finetuning_args, training_args)
-    check_windows(options, model.config, data_args.cutoff_len)
-    trainer = make_trainer(model, record, setup, data, data_args, training_args, finetuning_args, callbacks)
+    model, record = load_token_predictor(setup, model_args, finetuning_args, training_args, options.block_size)
+    if not only_predicts:
+        check_windows(options, model.config, data_args.cutoff_len)
+    trainer = make_trainer(model, record, options, setup, data, data_args, training_args, finetuning_args, callbacks)
     if training_args.do_predict and trainer.is_sharded:
         raise ValueError(
             "`do_predict` needs the whole model on every rank, and FSDP or ZeRO-3 cuts it up: predict in a run "
@@ -163,7 +173,7 @@ def run(
             shift=setup.shift,
             end_tokens=None if data.end_tokens is None else sorted(data.end_tokens),
             block_size=options.block_size,
-            sliding_window=options.sliding_window,
+            sliding_window=setup.sliding_window,
         )
         trainer.log_metrics("predict", predicted)
         trainer.save_metrics("predict", predicted)
@@ -172,6 +182,7 @@ def run(
 def make_trainer(
     model: TokenPredictor,
     record: MaskedTokenRecord,
+    options: DiffusionOptions,
     setup: MaskedTokenSetup,
     data: DiffusionData,
     data_args: Any,
@@ -180,7 +191,6 @@ def make_trainer(
     callbacks: list[Any] | None,
 ) -> DiffusionTrainer:
     """Batches, corruption and evaluation around the model."""
-    options: DiffusionOptions = finetuning_args.stage_options
     dataset, batches = make_batches(data.train, training_args, finetuning_args)
     rows_per_batch = training_args.per_device_train_batch_size * training_args.world_size
     rows_per_step = rows_per_batch * training_args.gradient_accumulation_steps
@@ -236,10 +246,3 @@ def check_windows(options: DiffusionOptions, config: Any, cutoff_len: int) -> No
             f"`block_size` cannot keep this model's sliding window of {window} tokens at `cutoff_len: {cutoff_len}`: "
             f"set `sliding_window: ignore`, or a `cutoff_len` of at most {window // 2}."
         )
-
-
-def check_family(options: DiffusionOptions, setup: MaskedTokenSetup) -> None:
-    """For a family that nobody knows, the recipe has to say what a guess would get silently wrong."""
-    is_told = options.mask_token is not None and options.shift is not None
-    if not is_told and MaskedTokenRecord.find(setup.folders) is None:
-        family_of(setup.config)

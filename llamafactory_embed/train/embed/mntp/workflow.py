@@ -37,7 +37,7 @@ def run_mntp(
         packing=asks_for_packing(finetuning_args),
     )
     dataset, batches = make_batches(data.train, training_args, finetuning_args)
-    model, record = load_token_predictor(setup, options, model_args, finetuning_args, training_args)
+    model, record = load_token_predictor(setup, model_args, finetuning_args, training_args)
 
     corruption = MntpCorruption(
         mask_id=setup.mask.id,
