@@ -113,7 +113,7 @@ def ours(request: dict[str, Any]) -> dict[str, Any]:
     from llamafactory_embed.train.ddm.batch import pack_noisy_texts
     from llamafactory_embed.train.ddm.corruption import Corruption
     from llamafactory_embed.train.ddm.noise import noisy_text
-    from llamafactory_embed.train.ddm.objective import loss_terms, reduce_losses
+    from llamafactory_embed.train.ddm.objective import loss_terms
     from llamafactory_embed.train.ddm.schedules import SCHEDULES
 
     model = TokenPredictor(AutoModelForCausalLM.from_pretrained(request["model"]), shift=True, backend="sdpa").train()
@@ -132,8 +132,7 @@ def ours(request: dict[str, Any]) -> dict[str, Any]:
             for each in texts
         ]
         batches = pack_noisy_texts(texts, [each.coefficients for each in terms], TOKENS_PER_BATCH_ON_CPU)
-        weights = torch.cat([batch.scored_weights(True) for batch in batches])
-        return reduce_losses(model(batches).losses, weights, sum(each.count for each in terms))
+        return model(batches).loss / sum(each.count for each in terms)
 
     return timed(loss, model, request)
 

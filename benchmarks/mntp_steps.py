@@ -37,7 +37,8 @@ def ours(request: dict[str, Any]) -> dict[str, Any]:
 
     def loss(batch: dict[str, Any]) -> Any:
         inputs, labels = (list(torch.tensor(batch[key])) for key in ("input_ids", "labels"))
-        return model(pack_predictions(inputs, labels, max_tokens=TOKENS_PER_BATCH_ON_CPU)).losses.mean()
+        scores = model(pack_predictions(inputs, labels, max_tokens=TOKENS_PER_BATCH_ON_CPU))
+        return scores.loss / len(scores.losses)
 
     return run_steps(request, model, loss)
 

@@ -1,8 +1,8 @@
 """The language-model head and the cross entropy at chosen positions, without ever keeping the logits.
 
 A vocabulary of 150 thousand makes one token's logits as large as all its activations. So they are computed for the
-labelled tokens only, a chunk at a time, and thrown away. A head that learns computes them again in the backward pass;
-for one that does not, the gradient of the hidden states is taken at once, which saves that third product.
+labelled tokens only, a chunk at a time, and thrown away; what each label counts is known before, so that the gradients
+of hidden states and head are taken at once, and no logits are computed a second time.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 
-# Logits of one chunk: 128 MiB in float32. Fewer would leave a GPU waiting for the head's weights.
+# Logits of one chunk: 128 MiB in float32; fewer would leave a GPU waiting for the head's weights, not a CPU.
 LOGITS_PER_CHUNK = 2**25
+LOGITS_PER_CHUNK_ON_CPU = 2**24
 
 
 @dataclass(frozen=True)
@@ -54,53 +54,92 @@ class LanguageModelHead:
         return logits if self.soft_cap is None else torch.tanh(logits / self.soft_cap) * self.soft_cap
 
     @property
-    def is_frozen(self) -> bool:
-        """Whether nothing of it learns."""
-        return not any(parameter.requires_grad for parameter in self.module.parameters())
+    def learned(self) -> list[nn.Parameter]:
+        """What of it learns."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     @property
     def rows_per_chunk(self) -> int:
         """How many positions to compute at a time."""
-        return max(1, LOGITS_PER_CHUNK // self.vocabulary_size)
+        is_on_cpu = next(self.module.parameters()).device.type == "cpu"
+        return max(1, (LOGITS_PER_CHUNK_ON_CPU if is_on_cpu else LOGITS_PER_CHUNK) // self.vocabulary_size)
 
 
-def token_cross_entropy(hidden: Tensor, head: LanguageModelHead, labels: Tensor, chunk: int | None = None) -> Tensor:
-    """-log p(label) of each position, [N] in float32, for hidden states [N, d] and labels [N].
+def summed_cross_entropy(
+    hidden: Tensor,
+    head: LanguageModelHead,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    chunk: int | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The sum of weights [N] * -log p(label) for hidden states [N, d] and labels [N], with gradients for the states
+    and whatever of the head learns; and -log p(label) of each position [N] in float32, without a graph.
 
-    `chunk` is the number of positions whose logits exist at a time. Gradients reach the hidden states and whatever of
-    the head learns.
+    `chunk` is the number of positions whose logits exist at a time. `recompute` computes them again in the backward
+    pass, for engines that must see a backward through every module: ZeRO-3 and FSDP gather its weights there.
     """
 
-    def losses(hidden: Tensor, labels: Tensor) -> Tensor:
+    def losses_of(hidden: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(head(hidden).float(), labels, reduction="none")
 
     chunk = chunk or head.rows_per_chunk
+    if torch.is_grad_enabled() and not recompute:
+        total, losses = _SumWithGradients.apply(losses_of, chunk, labels, weights, hidden, *head.learned)
+        return total, losses
     parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([losses(*part) for part in parts])
-    # ZeRO-3 takes a backward through a module for its turn in the backward pass.
-    if head.is_frozen and not is_deepspeed_zero3_enabled():
-        return torch.cat([_LossesWithGradients.apply(*part, losses) for part in parts])
-    return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
+    if torch.is_grad_enabled():
+        losses = torch.cat([checkpoint(losses_of, *part, use_reentrant=False) for part in parts])
+    else:
+        losses = torch.cat([losses_of(*part) for part in parts])
+    return (losses * weights).sum(), losses.detach()
 
 
-class _LossesWithGradients(torch.autograd.Function):
-    """Losses [n] of hidden states [n, d], and at once the gradient of each with respect to its own state. A loss
-    depends on no other state, so the backward pass has only to scale them."""
+class _SumWithGradients(torch.autograd.Function):
+    """A weighted sum of losses with its gradients, so that the backward pass has only to scale them.
 
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, labels: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        with torch.enable_grad():
-            states = hidden.detach().requires_grad_()
-            losses = function(states, labels)
-            (gradients,) = torch.autograd.grad(losses.sum(), states)
-        ctx.save_for_backward(gradients)
-        return losses.detach()
+    It is the sum that has a gradient, not the losses: that of the head cannot be taken apart by positions any more.
+    """
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
-        (gradients,) = ctx.saved_tensors
-        return gradients * outer[0].unsqueeze(1).to(gradients.dtype), None, None
+    def forward(
+        ctx: Any,
+        losses_of: Callable[[Tensor, Tensor], Tensor],
+        chunk: int,
+        labels: Tensor,
+        weights: Tensor,
+        hidden: Tensor,
+        *learned: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        gradients: list[Tensor] = []
+        all_losses, state_gradients = [], []
+        parts = zip(hidden.split(chunk), labels.split(chunk), weights.split(chunk), strict=True)
+        for states, wanted, weight in parts:
+            with torch.enable_grad():
+                states = states.detach().requires_grad_()
+                losses = losses_of(states, wanted)
+                found = torch.autograd.grad(
+                    losses, [states, *learned], grad_outputs=weight, allow_unused=True, materialize_grads=True
+                )
+            all_losses.append(losses.detach())
+            state_gradients.append(found[0])
+            if gradients:
+                for total, more in zip(gradients, found[1:], strict=True):
+                    total += more
+            else:
+                gradients = list(found[1:])
+        ctx.save_for_backward(torch.cat(state_gradients), *gradients)
+        losses = torch.cat(all_losses)
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: a second copy of the head's gradient would be as large as the head. Autograd refuses a second
+        # backward pass over what was changed.
+        scaled = [each.mul_(outer[0].to(each.dtype)) for each in ctx.saved_tensors]
+        return (None, None, None, None, *scaled)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from attention_patch import Backend, Mode, SlidingWindow, patch_attention
 
 from .around_decoder import AroundDecoder
 from .packed import PackedBatch, forward_packed, pack_texts
-from .token_loss import LanguageModelHead, score_tokens, token_cross_entropy
+from .token_loss import LanguageModelHead, score_tokens, summed_cross_entropy
 
 
 NO_LABEL = -100
@@ -41,6 +41,7 @@ class TokenBatch:
 class TokenScores(NamedTuple):
     """Of the labels of all batches, one after the other."""
 
+    loss: Tensor  # what the labels count times their losses, summed; the only one with a gradient
     losses: Tensor  # [N] float32
     correct: Tensor | None  # [N] bool, where it was asked for
 
@@ -93,13 +94,14 @@ class TokenPredictor(AroundDecoder):
         super().__init__(backbone)
         self.shift = shift
         self.attention = patch_attention(backbone, attention, sliding_window=sliding_window, backend=backend)
+        self.recompute_logits = False  # for engines that cut the head up
 
     def forward(self, batches: Sequence[TokenBatch], with_correct: bool = False) -> TokenScores:
-        """The cross entropy of every label that can be predicted, in the order of `TokenBatch.scored`.
+        """The cross entropy of every label that can be predicted, in the order of `TokenBatch.scored`, and their sum.
 
         All forwards of a step happen in one call, which is what DDP, FSDP and ZeRO expect of the module they wrap.
         """
-        states, labels, first_states = [], [], []
+        states, labels, weights, first_states = [], [], [], []
         for batch in batches:
             (hidden,) = forward_packed(self.decoder, batch.packed, allowed=batch.allowed)  # [T, d]
             scored = batch.scored(self.shift)
@@ -107,13 +109,15 @@ class TokenPredictor(AroundDecoder):
             states.append(hidden[predicted_from])
             first_states.append(hidden[:1])
             labels.append(batch.labels[scored].to(hidden.device, non_blocking=True))
-        wanted = torch.cat(labels)  # [N]
+            weights.append(batch.scored_weights(self.shift).to(hidden.device, torch.float32, non_blocking=True))
+        wanted, counts = torch.cat(labels), torch.cat(weights)  # [N]
         count = len(wanted)
-        if count == 0:  # a token nobody asked for, so that gradients (zero) reach all that learns, on every rank
+        if count == 0:  # a token that counts nothing, so that gradients (zero) reach all that learns, on every rank
             states = [torch.cat(first_states).sum(dim=0, keepdim=True)]
-            wanted = wanted.new_zeros(1)
+            wanted, counts = wanted.new_zeros(1), counts.new_zeros(1)
         head = LanguageModelHead.of_model(self.backbone)
         if with_correct:
             losses, correct = score_tokens(torch.cat(states), head, wanted)
-            return TokenScores(losses[:count], correct[:count])
-        return TokenScores(token_cross_entropy(torch.cat(states), head, wanted)[:count], None)
+            return TokenScores((losses * counts).sum(), losses[:count], correct[:count])
+        loss, losses = summed_cross_entropy(torch.cat(states), head, wanted, counts, recompute=self.recompute_logits)
+        return TokenScores(loss, losses[:count], None)

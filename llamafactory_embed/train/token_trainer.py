@@ -46,6 +46,7 @@ class TokenTrainer(WrappedModelTrainer):
         self.record = record
         self.eval_sets = eval_sets
         self.eval_collator = eval_collator
+        model.recompute_logits = self.is_sharded
         self.model_accepts_loss_kwargs = True  # the loss is divided here, by the divisor of the whole step
 
     @property
@@ -68,12 +69,10 @@ class TokenTrainer(WrappedModelTrainer):
     ) -> Any:
         """This micro-batch's part of the step's loss, with its graph."""
         batches = self._equal_forwards(self.prepare_batches(inputs))
-        losses = model(batches).losses  # [N]
-        shift = self.token_predictor.shift
-        weights = torch.cat([batch.scored_weights(shift) for batch in batches]).to(losses)  # [N]
+        total = model(batches).loss
         divisor = inputs["divisor"] if num_items_in_batch is None else num_items_in_batch
         # Engines average over ranks; without a label in the whole step the sum, too, is 0.
-        loss = (losses * weights).sum() * self.accelerator.num_processes / divisor.to(losses).clamp(min=1e-6)
+        loss = total * self.accelerator.num_processes / divisor.to(total).clamp(min=1e-6)
         return (loss, {}) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:

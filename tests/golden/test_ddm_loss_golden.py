@@ -15,7 +15,7 @@ from llamafactory_embed.model.token_predictor import TokenPredictor
 from llamafactory_embed.train.ddm.batch import pack_noisy_texts
 from llamafactory_embed.train.ddm.corruption import hide_tokens
 from llamafactory_embed.train.ddm.noise import NoisyText, hideable_tokens, noisy_text
-from llamafactory_embed.train.ddm.objective import LossNorm, loss_terms, reduce_losses
+from llamafactory_embed.train.ddm.objective import LossNorm, loss_terms
 from llamafactory_embed.train.ddm.rows import Text
 from llamafactory_embed.train.ddm.schedules import SCHEDULES, times_from_uniforms
 from tests.golden.case_files import GoldenCase, golden_cases
@@ -45,9 +45,7 @@ def score(model: TokenPredictor, texts: list[NoisyText], norm: LossNorm, allowed
         for text in texts
     ]
     batches = pack_noisy_texts(texts, [term.coefficients for term in terms], allowed=allowed)
-    losses = model(batches).losses
-    coefficients = torch.cat([batch.scored_weights(model.shift) for batch in batches])
-    return reduce_losses(losses, coefficients, sum(term.count for term in terms))
+    return model(batches).loss / max(sum(term.count for term in terms), 1)
 
 
 def load_model(case: GoldenCase, folder: Path, backend: Backend) -> TokenPredictor:

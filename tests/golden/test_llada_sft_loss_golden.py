@@ -15,7 +15,7 @@ from llamafactory_embed.model.token_predictor import TokenPredictor
 from llamafactory_embed.train.ddm.batch import pack_noisy_texts
 from llamafactory_embed.train.ddm.corruption import hide_tokens
 from llamafactory_embed.train.ddm.noise import NoisyText, hideable_tokens, noisy_text
-from llamafactory_embed.train.ddm.objective import LossNorm, loss_terms, reduce_losses
+from llamafactory_embed.train.ddm.objective import LossNorm, loss_terms
 from llamafactory_embed.train.ddm.rows import Text
 from llamafactory_embed.train.ddm.schedules import SCHEDULES, times_from_uniforms
 from tests.golden.case_files import GoldenCase, golden_cases
@@ -58,9 +58,8 @@ def score(predictor: TokenPredictor, texts: list[NoisyText], norm: LossNorm) -> 
         for text in texts
     ]
     batches = pack_noisy_texts(texts, [term.coefficients for term in terms])
-    losses = predictor(batches).losses
-    coefficients = torch.cat([batch.scored_weights(predictor.shift) for batch in batches])
-    return losses, reduce_losses(losses, coefficients, sum(term.count for term in terms))
+    scores = predictor(batches)
+    return scores.losses, scores.loss / max(sum(term.count for term in terms), 1)
 
 
 @golden_cases("llada/sft_loss")

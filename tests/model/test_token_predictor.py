@@ -75,8 +75,7 @@ def test_gradients_equal_one_by_one() -> None:
     model = TokenPredictor(tiny_model("llama"), shift=True)
     texts, labels, weights = draw_texts()
     batches = pack_predictions(texts, labels, weights, max_tokens=10)
-    scored = torch.cat([batch.scored_weights(True) for batch in batches])
-    (model(batches).losses * scored).sum().backward()
+    model(batches).loss.backward()
     found = {name: each.grad.clone() for name, each in model.named_parameters()}
     model.zero_grad()
     parts = zip(one_by_one(model, texts, labels, True), labels, weights, strict=True)
@@ -98,11 +97,11 @@ def test_shift_never_crosses_a_border() -> None:
 def test_without_labels_every_parameter_gets_a_gradient_of_zero(max_tokens: int | None) -> None:
     model = TokenPredictor(tiny_model("llama"), shift=True)
     texts, labels, _ = draw_texts()
-    losses = model(
-        pack_predictions(texts, [torch.full_like(each, NO_LABEL) for each in labels], max_tokens=max_tokens)
-    )
-    assert losses.losses.sum() == 0
-    losses.losses.sum().backward()
+    nothing = [torch.full_like(each, NO_LABEL) for each in labels]
+    scores = model(pack_predictions(texts, nothing, max_tokens=max_tokens))
+    assert len(scores.losses) == 0
+    assert scores.loss == 0
+    scores.loss.backward()
     for name, each in model.named_parameters():
         assert each.grad is not None, name
         assert not each.grad.any()

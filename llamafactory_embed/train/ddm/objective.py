@@ -46,9 +46,3 @@ def loss_terms(
             return LossTerms((coefficients / max(scorable, 1)).float(), float(scorable > 0))
         case "masked":
             return LossTerms(coefficients.float(), float(scored.sum()))
-
-
-def reduce_losses(cross_entropies: Tensor, coefficients: Tensor, count: float | Tensor) -> Tensor:
-    """Cross entropies [N] → the loss. Without any scored token it is 0, with a path for the gradient."""
-    total = (cross_entropies * coefficients.to(cross_entropies.device)).sum()
-    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
