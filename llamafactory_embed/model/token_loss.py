@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 
-# Logits of one chunk: 128 MiB in float32; fewer would leave a GPU waiting for the head's weights, not a CPU.
+# Logits of one chunk: 128 MiB in float32. Fewer would leave a GPU waiting for the head's weights, and a CPU would spend
+# its time on gradients of the head, of which each chunk makes one.
 LOGITS_PER_CHUNK = 2**25
-LOGITS_PER_CHUNK_ON_CPU = 2**24
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class LanguageModelHead:
     @property
     def rows_per_chunk(self) -> int:
         """How many positions to compute at a time."""
-        is_on_cpu = next(self.module.parameters()).device.type == "cpu"
-        return max(1, (LOGITS_PER_CHUNK_ON_CPU if is_on_cpu else LOGITS_PER_CHUNK) // self.vocabulary_size)
+        return max(1, LOGITS_PER_CHUNK // self.vocabulary_size)
 
 
 def summed_cross_entropy(
@@ -112,25 +111,26 @@ class _SumWithGradients(torch.autograd.Function):
         hidden: Tensor,
         *learned: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        gradients: list[Tensor] = []
-        all_losses, state_gradients = [], []
-        parts = zip(hidden.split(chunk), labels.split(chunk), weights.split(chunk), strict=True)
-        for states, wanted, weight in parts:
+        # Of what is learned. Tensors of their own, not the views that a product gives: to those Autograd adds the
+        # gradient of a tied embedding in a third copy.
+        totals = [torch.zeros_like(each) for each in learned]
+
+        def losses_and_gradients(states: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+            """Of one chunk; its gradient of the head, as large as the head, is gone when the next one comes."""
             with torch.enable_grad():
                 states = states.detach().requires_grad_()
-                losses = losses_of(states, wanted)
-                found = torch.autograd.grad(
-                    losses, [states, *learned], grad_outputs=weight, allow_unused=True, materialize_grads=True
+                losses = losses_of(states, labels)
+                of_states, *of_learned = torch.autograd.grad(
+                    losses, [states, *learned], grad_outputs=weights, allow_unused=True, materialize_grads=True
                 )
-            all_losses.append(losses.detach())
-            state_gradients.append(found[0])
-            if gradients:
-                for total, more in zip(gradients, found[1:], strict=True):
-                    total += more
-            else:
-                gradients = list(found[1:])
-        ctx.save_for_backward(torch.cat(state_gradients), *gradients)
-        losses = torch.cat(all_losses)
+            for total, more in zip(totals, of_learned, strict=True):
+                total += more
+            return losses.detach(), of_states
+
+        parts = zip(hidden.split(chunk), labels.split(chunk), weights.split(chunk), strict=True)
+        found = [losses_and_gradients(*part) for part in parts]
+        ctx.save_for_backward(torch.cat([of_states for _, of_states in found]), *totals)
+        losses = torch.cat([losses for losses, _ in found])
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
 

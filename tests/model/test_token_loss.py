@@ -136,7 +136,7 @@ class WatchedHead(nn.Linear):
 def test_no_logits_are_kept(is_frozen: bool, recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in one piece, nor from the forward to the backward pass. The head is asked once, unless it has to be
     seen in the backward pass, too."""
-    monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK_ON_CPU", VOCABULARY_SIZE * CHUNK)
+    monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK", VOCABULARY_SIZE * CHUNK)
     module = WatchedHead().requires_grad_(not is_frozen)
     hidden, labels = draw()
     kept: list[tuple[int, ...]] = []

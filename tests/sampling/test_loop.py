@@ -88,7 +88,7 @@ def test_chunks_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     whole = tokens_of(make_sampler(settings=settings))
     heads: list[int] = []
     head = LanguageModelNetwork.head
-    monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK_ON_CPU", 4 * ROWS)
+    monkeypatch.setattr(token_loss, "LOGITS_PER_CHUNK", 4 * ROWS)
     monkeypatch.setattr(
         LanguageModelNetwork, "head", lambda self, states: heads.append(len(states)) or head(self, states)
     )
