@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 
-# Logits of one chunk: 128 MiB in float32. Fewer would leave a GPU waiting for the head's weights, and a CPU would spend
+# Logits of one chunk: 128 MiB in float32. With fewer a GPU would wait for the head's weights, and a CPU would spend
 # its time on gradients of the head, of which each chunk makes one.
 LOGITS_PER_CHUNK = 2**25
 
