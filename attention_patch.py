@@ -258,7 +258,8 @@ def _attend_per_text(
     lengths, total = _text_lengths(ends), states[0].shape[2]
     runs = [(length, len(list(same))) for length, same in groupby(lengths)]
     # `split`, not slices: its backward writes one gradient for the whole row instead of adding up one per slice
-    pieces = zip(*(s.split([length * count for length, count in runs], dim=2) for s in states), strict=True)
+    sizes = [length * count for length, count in runs]
+    pieces = zip(*(s.split(sizes, dim=2) for s in states), strict=True) if len(runs) > 1 else [states]
     outputs, start = [], 0
     for (length, count), run in zip(runs, pieces, strict=True):
         # [1, heads, count * length, head size] -> [count, heads, length, head size]
@@ -274,7 +275,7 @@ def _attend_per_text(
         output, _ = dense(module, texts, allowed, causal, **options)  # [count, length, heads, head size]
         outputs.append(output.flatten(0, 1))
         start += length * count
-    return torch.cat(outputs)[None]
+    return (torch.cat(outputs) if len(runs) > 1 else outputs[0])[None]  # one run is not copied
 
 
 def _attention(
