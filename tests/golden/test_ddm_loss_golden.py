@@ -121,6 +121,6 @@ def test_the_bound_counts_every_token_that_could_be_hidden(case: GoldenCase, tmp
         sources = row["src_mask"] or [[0] * len(ids) for ids in row["input_ids"]]
         could_be_scored = sum(not each for source in sources for each in source[int(row["shift"]) :])
         expected = row["final_loss"] * sum(map(sum, row["loss_mask"])) / could_be_scored
-        assert float(score(predictor, corrupt(row), "token", allowed)) == pytest.approx(expected, rel=1e-4), row[
+        assert score(predictor, corrupt(row), "token", allowed).item() == pytest.approx(expected, rel=1e-4), row[
             "name"
         ]
