@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from . import contract
 
 
-def apply(loader: ModuleType) -> None:
+def apply(loader: Any) -> None:
     """Register the classes and adjust the two functions of the loader that go by names."""
     contract.check_signature(
         contract.attribute(loader, "apply_liger_kernel"), "config", "model_args", "is_trainable", "require_logits"
@@ -32,7 +32,7 @@ def apply(loader: ModuleType) -> None:
     _apply_vocabulary_modules(adapter)
 
 
-def _apply_liger(loader: ModuleType) -> None:
+def _apply_liger(loader: Any) -> None:
     from ..model.families import find_family
 
     host_apply_liger_kernel = loader.apply_liger_kernel
@@ -43,16 +43,16 @@ def _apply_liger(loader: ModuleType) -> None:
             config = SimpleNamespace(model_type=family.liger_as)  # all that the host looks at
         host_apply_liger_kernel(config, model_args, is_trainable, require_logits)
 
-    loader.apply_liger_kernel = apply_liger_kernel  # type: ignore[attr-defined]
+    loader.apply_liger_kernel = apply_liger_kernel
 
 
-def _apply_linear_modules(adapter: ModuleType) -> None:
+def _apply_linear_modules(adapter: Any) -> None:
     host_find_all_linear_modules = adapter.find_all_linear_modules
 
     def find_all_linear_modules(model: Any, freeze_vision_tower: bool) -> list[str]:
         return spare_head(model, host_find_all_linear_modules(model, freeze_vision_tower))
 
-    adapter.find_all_linear_modules = find_all_linear_modules  # type: ignore[attr-defined]
+    adapter.find_all_linear_modules = find_all_linear_modules
 
 
 def spare_head(model: Any, names: list[str]) -> list[str]:
@@ -70,7 +70,7 @@ def spare_head(model: Any, names: list[str]) -> list[str]:
     return [name for name in names if name != shared] + others
 
 
-def _apply_vocabulary_modules(adapter: ModuleType) -> None:
+def _apply_vocabulary_modules(adapter: Any) -> None:
     host_setup_lora_tuning = adapter._setup_lora_tuning
 
     def setup_lora_tuning(
@@ -87,7 +87,7 @@ def _apply_vocabulary_modules(adapter: ModuleType) -> None:
             config, model, model_args, finetuning_args, is_trainable, cast_trainable_params_to_fp32
         )
 
-    adapter._setup_lora_tuning = setup_lora_tuning  # type: ignore[attr-defined]
+    adapter._setup_lora_tuning = setup_lora_tuning
 
 
 def vocabulary_modules(model: Any) -> list[str] | None:

@@ -141,7 +141,8 @@ def read_weights(file: Path) -> Iterator[tuple[str, Tensor]]:
         yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
         return
     with safe_open(file, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118 - the file is no mapping
+        names = opened.keys()  # the file itself is no mapping
+        for name in names:
             yield name, opened.get_tensor(name)
 
 

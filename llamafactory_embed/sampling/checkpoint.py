@@ -133,7 +133,8 @@ def make_room(model: PreTrainedModel, adapter: Path) -> None:
     embedding = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is embedding)
     with safe_open(file, framework="pt") as opened:
-        saved = [each for each in opened.keys() if each.endswith(f".{name}.weight")]  # noqa: SIM118
+        names = opened.keys()  # the file itself is no mapping
+        saved = [each for each in names if each.endswith(f".{name}.weight")]
         rows = max((opened.get_slice(each).get_shape()[0] for each in saved), default=0)
     if rows > embedding.weight.shape[0]:
         model.resize_token_embeddings(rows)

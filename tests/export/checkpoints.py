@@ -55,3 +55,16 @@ def train(folder: Path, family: str = "llama", adapter: bool = True, **options: 
     base = save_tiny_model(folder / "base", family)
     model = make_embedder(family, lora_dropout=0.1 if adapter else None, base_model=str(base), **(TASKS | options))
     return Trained.save(model.eval(), folder / "checkpoint")
+
+
+def make_recipe(folder: Path, **options: Any) -> dict[str, Any]:
+    """Of `llamafactory-cli export`, as the host's examples have it: without `stage`."""
+    return {
+        "model_name_or_path": str(folder / "base"),
+        "adapter_name_or_path": str(folder / "checkpoint"),
+        "template": "default",
+        "trust_remote_code": False,
+        "export_dir": str(folder / "exported"),
+        "export_device": "cpu",
+        **options,
+    }

@@ -10,22 +10,9 @@ import pytest
 from llamafactory.train import tuner
 from peft import LoraConfig, get_peft_model
 
-from tests.export.checkpoints import train
+from tests.export.checkpoints import make_recipe, train
 from tests.export.test_export import assert_same
 from tests.tiny_models import save_tiny_model, tiny_model
-
-
-def make_recipe(folder: Path, **options: Any) -> dict[str, Any]:
-    """As the host's examples have it: without `stage`."""
-    return {
-        "model_name_or_path": str(folder / "base"),
-        "adapter_name_or_path": str(folder / "checkpoint"),
-        "template": "default",
-        "trust_remote_code": False,
-        "export_dir": str(folder / "exported"),
-        "export_device": "cpu",
-        **options,
-    }
 
 
 @pytest.mark.parametrize("stage", [None, "contrastive"])

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from attention_patch import patch_attention
 from llamafactory_embed.model.mask_token import MaskedTokenRecord, MaskToken, learn_mask_embedding, save_mask_embedding
 from llamafactory_embed.sampling.checkpoint import load_sampler
+from tests.export.checkpoints import make_recipe
 from tests.tiny_models import HIDDEN_SIZE, VOCABULARY_SIZE, save_tiny_model, tiny_tokenizer
 
 
@@ -25,18 +26,10 @@ TOKENS = torch.tensor([[0, 40, MASK, 42, MASK, 44]])
 
 
 def export(folder: Path, **options: Any) -> Path:
-    """As the host's examples have it: without `stage`."""
-    recipe = {
-        "model_name_or_path": str(folder / "base"),
-        "adapter_name_or_path": str(folder / "adapter"),
-        "template": "default",
-        "trust_remote_code": False,
-        "export_dir": str(folder / "merged"),
-        "export_device": "cpu",
-        "infer_dtype": "float32",
-    }
-    tuner.export_model({name: each for name, each in (recipe | options).items() if each is not None})
-    return folder / "merged"
+    """Merge; None leaves an option out."""
+    recipe = make_recipe(folder, infer_dtype="float32", **options)
+    tuner.export_model({name: each for name, each in recipe.items() if each is not None})
+    return folder / "exported"
 
 
 def train_adapter(folder: Path, family: str, **overrides: Any) -> Tensor:
@@ -48,15 +41,15 @@ def train_adapter(folder: Path, family: str, **overrides: Any) -> Tensor:
     adapted: Any = get_peft_model(model, lora)
     vector = torch.randn(HIDDEN_SIZE) * 3
     learn_mask_embedding(model, MaskToken("<mask>", MASK, is_added=True), vector)
-    adapted.save_pretrained(folder / "adapter")
-    save_mask_embedding(folder / "adapter", vector)
+    adapted.save_pretrained(folder / "checkpoint")
+    save_mask_embedding(folder / "checkpoint", vector)
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.add_special_tokens({"mask_token": "<mask>"})
-    tokenizer.save_pretrained(folder / "adapter")
+    tokenizer.save_pretrained(folder / "checkpoint")
     record = MaskedTokenRecord(
         "<mask>", MASK, shift=False, base_model=str(base), block_size=4, sliding_window="ignore"
     )
-    record.save(folder / "adapter")
+    record.save(folder / "checkpoint")
     with patch_attention(adapted, "bidirectional", sliding_window="ignore"), torch.no_grad():
         return adapted.eval()(input_ids=TOKENS).logits[0]
 
@@ -121,7 +114,7 @@ def test_a_model_that_was_not_below_the_adapter_is_refused(tmp_path: Path) -> No
     tokenizer.save_pretrained(other)
     with pytest.raises(ValueError, match=rf"other` is not the model .* has the id 302, not {MASK}; name .*base"):
         export(tmp_path, model_name_or_path=str(other))
-    assert not (tmp_path / "merged").exists()
+    assert not (tmp_path / "exported").exists()
 
 
 def test_an_ordinary_adapter_on_top_is_left_to_the_host(tmp_path: Path) -> None:
@@ -131,7 +124,7 @@ def test_an_ordinary_adapter_on_top_is_left_to_the_host(tmp_path: Path) -> None:
     model: Any = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules="all-linear")
     )
-    model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "checkpoint")
     merged = export(tmp_path)
     assert not (merged / "masked_tokens.json").exists()
     assert json.loads((merged / "config.json").read_text("utf-8")).get("is_causal") is not False
