@@ -50,7 +50,8 @@ def train_and_save(
     trainer.save_metrics("train", train_result.metrics)
     trainer.save_state()
     if trainer.is_world_process_zero() and finetuning_args.plot_loss:
-        plot_loss(training_args.output_dir, keys=list(plotted))
+        logged = set().union(*trainer.state.log_history)  # without an evaluation there is none of its metrics
+        plot_loss(training_args.output_dir, keys=[key for key in plotted if key == "loss" or key in logged])
 
 
 def train_and_evaluate(

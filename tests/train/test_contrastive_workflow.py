@@ -18,6 +18,7 @@ from llamafactory_embed.data.retrieval.rows import Row
 from llamafactory_embed.evaluation.in_training import evaluate_retrieval
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.train import loading
+from llamafactory_embed.train import workflow as train_workflow
 from llamafactory_embed.train.embed.contrastive import workflow
 from llamafactory_embed.train.embed.tasks import first_rows, load_train_and_eval_tasks
 from tests.e2e.contrastive_runs import LATENT, LORA, RunResult, perform, recipe, write_data
@@ -200,6 +201,13 @@ def test_the_model_card_says_how_it_was_made(finished: tuple[dict[str, Any], Run
 def test_pictures_of_what_people_look_at(finished: tuple[dict[str, Any], RunResult]) -> None:
     for name in ("training_loss.png", "training_eval_ndcg@10.png"):
         assert Path(finished[0]["output_dir"], name).read_bytes().startswith(PNG)
+
+
+def test_without_an_evaluation_only_the_loss_is_drawn(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(train_workflow, "plot_loss", lambda folder, keys: drawn.extend(keys))
+    run("alone", plot_loss=True, max_steps=1)
+    assert drawn == ["loss"]
 
 
 # ---------------------------------------------------------------------------------------------------------------
