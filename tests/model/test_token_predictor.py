@@ -84,6 +84,16 @@ def test_gradients_equal_one_by_one() -> None:
         torch.testing.assert_close(found[name], each.grad, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_head_runs_again_where_an_engine_must_see_it(recompute: bool) -> None:
+    model = TokenPredictor(tiny_model("llama"), shift=True)
+    model.recompute_logits = recompute
+    calls: list[int] = []
+    model.backbone.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    model(pack_predictions(*draw_texts())).loss.backward()
+    assert len(calls) == 1 + recompute
+
+
 def test_shift_never_crosses_a_border() -> None:
     assert can_be_predicted((3, 1, 2), shift=True).tolist() == [False, True, True, False, False, True]
     assert can_be_predicted((3, 1, 2), shift=False).all()
