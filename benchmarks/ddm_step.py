@@ -85,9 +85,9 @@ def make_rows(settings: Settings, lengths: list[int]) -> dict[str, Any]:
     """Tokens, and the times and hidden tokens that a step of `stage: ddm` draws for them."""
     import torch
 
-    from llamafactory_embed.train.ddm.corruption import NoiseDraws, hide_tokens
-    from llamafactory_embed.train.ddm.noise import noise_units
-    from llamafactory_embed.train.ddm.schedules import SCHEDULES
+    from llamafactory_embed.diffusion.corruption import NoiseDraws, hide_tokens
+    from llamafactory_embed.diffusion.noisy_texts import noise_units
+    from llamafactory_embed.diffusion.schedules import SCHEDULES
 
     chance = torch.Generator().manual_seed(0)
     draws = NoiseDraws(seed=0, rows_per_step=len(lengths), antithetic=True, time_epsilon=1e-3)
@@ -108,13 +108,13 @@ def ours(request: dict[str, Any]) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from llamafactory_embed.diffusion.batch import pack_noisy_texts
+    from llamafactory_embed.diffusion.corruption import Corruption
+    from llamafactory_embed.diffusion.noisy_texts import noisy_text
+    from llamafactory_embed.diffusion.objective import loss_terms
+    from llamafactory_embed.diffusion.schedules import SCHEDULES
     from llamafactory_embed.model.packed import TOKENS_PER_BATCH_ON_CPU
     from llamafactory_embed.model.token_predictor import TokenPredictor
-    from llamafactory_embed.train.ddm.batch import pack_noisy_texts
-    from llamafactory_embed.train.ddm.corruption import Corruption
-    from llamafactory_embed.train.ddm.noise import noisy_text
-    from llamafactory_embed.train.ddm.objective import loss_terms
-    from llamafactory_embed.train.ddm.schedules import SCHEDULES
 
     model = TokenPredictor(AutoModelForCausalLM.from_pretrained(request["model"]), shift=True, backend="sdpa").train()
 

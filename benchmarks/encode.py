@@ -73,7 +73,7 @@ def save_checkpoint(folder: Path, size: ModelSize) -> Path:
     from transformers import AutoModel, AutoTokenizer
 
     from llamafactory_embed.hparams.embedding import EmbeddingOptions
-    from llamafactory_embed.model import checkpoint
+    from llamafactory_embed.loading import checkpoint
     from llamafactory_embed.model.embedding import EmbeddingModel
     from llamafactory_embed.model.embedding_config import EmbeddingConfig
 

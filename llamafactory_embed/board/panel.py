@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from ..host.stage import Stage
 from ..hparams.option import find_problem
+from ..stages.stage import Stage
 from .option_field import option_fields
 
 

@@ -10,10 +10,14 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..host.documents import load_pretraining_data
 from .tokenization import find_special_tokens
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import DataArguments, ModelArguments, TrainingArguments
 
 
 logger = logging.getLogger(__name__)
@@ -31,7 +35,13 @@ class DocumentData:
 
 
 def load_documents(
-    model_args: Any, data_args: Any, training_args: Any, tokenizer: Any, *, line_by_line: bool, packing: bool
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    tokenizer: Any,
+    *,
+    line_by_line: bool,
+    packing: bool,
 ) -> DocumentData:
     """Load and tokenize what `dataset`, `eval_dataset`, `val_size`, `streaming` and `tokenized_path` say."""
     if tokenizer.eos_token is None:
@@ -48,7 +58,7 @@ class DocumentProcessor:
     template: Any
     tokenizer: Any
     processor: Any
-    data_args: Any
+    data_args: DataArguments
     line_by_line: bool
     packing: bool
 

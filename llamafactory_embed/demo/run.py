@@ -97,7 +97,7 @@ def show_neighbours(recipe: dict[str, Any], output: Path) -> None:
     """What the embedder finds among the held-out words."""
     from ..data.retrieval.evalset import build_retrieval_eval
     from ..data.retrieval.reader import load_tasks
-    from ..encoder import Encoder
+    from ..encoder.encoder import Encoder
 
     encoder = Encoder(output)
     for task in load_tasks(recipe["eval_dataset"], recipe["dataset_dir"]):

@@ -71,7 +71,7 @@ def tell_about_plugin() -> None:
     facts: dict[str, Any] = {"started": autoload is not None, "disabled": not is_waiting}
     if autoload is not None and is_waiting:
         from ..host import contract
-        from ..host.registry import load_registry
+        from ..stages.registry import load_registry
 
         mismatches: list[str] = []
         contract.report = lambda mismatch: mismatches.append(str(mismatch))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..encoder import Encoder
+from ..encoder.encoder import Encoder
 
 
 OVERLAP = 0.1  # of a part is also in the next one, so that no sentence is cut in both

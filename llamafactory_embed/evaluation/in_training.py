@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ..data.retrieval.evalset import RetrievalEval
-from ..encoder import Encoder, Role
+from ..encoder.encoder import Encoder, Role
 from .retrieval_metrics import rank_documents, retrieval_metrics
 
 

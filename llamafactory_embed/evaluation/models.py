@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..encoder import Encoder
+from ..encoder.encoder import Encoder
 from ..hparams.suggestion import suggest
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from .options import EvaluationOptions

@@ -14,7 +14,7 @@ from mteb import types as mteb_types
 from mteb.models.model_meta import ModelMeta
 from mteb.similarity_functions import cos_sim, dot_score, pairwise_cos_sim, pairwise_dot_score
 
-from ..encoder import Encoder, Role
+from ..encoder.encoder import Encoder, Role
 from .chunks import Parts, split_documents, whole_documents
 from .corpus_texts import texts_of
 from .prompts import Instructions

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..encoder import Encoder
+from ..encoder.encoder import Encoder
 from .models import Judged, list_models, release, wrap_encoder
 from .options import EvaluationOptions
 from .prompts import check_prompt_keys

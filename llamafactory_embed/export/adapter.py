@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from ..encoder import Encoder
-from ..model.checkpoint import ADAPTER_CONFIG_NAME, POOLER_NAME
+from ..encoder.encoder import Encoder
+from ..loading.checkpoint import ADAPTER_CONFIG_NAME, POOLER_NAME
+from ..loading.llm2vec_adapters import AdapterFiles
 from ..model.embedding_config import EmbeddingConfig
-from ..model.llm2vec_adapters import AdapterFiles
 from .card import CARD_NAME, front_matter, make_header, metrics_section, portable_base, write_text
 from .folder import new_folder
 from .verify import check_same

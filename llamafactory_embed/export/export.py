@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..encoder import Encoder
+from ..encoder.encoder import Encoder
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
 from .card import write_card

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..loading.llm2vec_adapters import CONFIG_FILE
 from ..model.embedding_config import CONFIG_NAME
-from ..model.llm2vec_adapters import CONFIG_FILE
 
 
 @contextmanager

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from llamafactory.extras import logging
 
-from ..model.checkpoint import ADAPTER_CONFIG_NAME
+from ..loading.checkpoint import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import EmbeddingConfig
 from .export import ExportOptions, export_checkpoint
 from .hub import check_repository, plan_push, push
 from .weights import find_base
 
 
+if TYPE_CHECKING:
+    from llamafactory.hparams import ModelArguments
+
+
 logger = logging.get_logger()  # the host's own: it shows remarks of no other
 
 
-def export_from_recipe(checkpoint: str, model_args: Any) -> None:
+def export_from_recipe(checkpoint: str, model_args: ModelArguments) -> None:
     """Export as the host's options say. Like the host, replace an earlier export."""
     check_options(checkpoint, model_args)
     wants_accelerator = model_args.export_device == "auto" and torch.cuda.is_available()
@@ -38,7 +42,7 @@ def export_from_recipe(checkpoint: str, model_args: Any) -> None:
         logger.info_rank0(f"Uploaded: {push(exported.folder, planned, token=model_args.hf_hub_token)}")
 
 
-def check_options(checkpoint: str, model_args: Any) -> None:
+def check_options(checkpoint: str, model_args: ModelArguments) -> None:
     """Options that an embedder's export does not have, and names that contradict the checkpoint."""
     if model_args.export_dir is None:
         raise ValueError("`export_dir` is missing: name the folder to write.")

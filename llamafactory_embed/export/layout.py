@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..model.checkpoint import POOLER_NAME
+from ..loading.checkpoint import POOLER_NAME
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
 from ..model.latent_pooling import LatentPooler, MultiLayerLatentPooler

@@ -12,12 +12,12 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 
 from ..data.prompts import TEMPLATES
-from ..encoder import Encoder
+from ..encoder.encoder import Encoder
 from ..hparams.embedding import EmbeddingOptions
-from ..model.checkpoint import ADAPTER_CONFIG_NAME, load_backbone
+from ..loading.checkpoint import ADAPTER_CONFIG_NAME, load_backbone
+from ..loading.llm2vec_adapters import LLM2VEC_SETTINGS, ModuleNames, save_as_llm2vec
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
-from ..model.llm2vec_adapters import LLM2VEC_SETTINGS, ModuleNames, save_as_llm2vec
 from .card import CARD_NAME, front_matter, make_header, metrics_section, write_text
 from .folder import new_folder
 from .tokenizer_files import save_tokenizer

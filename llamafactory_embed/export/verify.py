@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.tokenization import TokenizedText
-from ..encoder import Encoder, Role
+from ..encoder.encoder import Encoder, Role
 from ..model.embedding import EmbeddingModel
 from .serving import DOCUMENT, QUERY, Serving
 

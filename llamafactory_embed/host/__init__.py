@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from .stage import Stage
+from ..stages.stage import Stage
 
 
 __all__ = ["Stage", "apply_seam"]

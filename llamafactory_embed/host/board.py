@@ -19,9 +19,9 @@ import gradio as gr
 from ..board.command import is_sayable, write_recipe_line, write_words
 from ..board.page import connect_panels
 from ..board.panel import changed_values, check_values, create_panel, option_names, read_panel, shown_defaults
+from ..stages.registry import Registry, load_registry
+from ..stages.stage import Stage
 from . import contract
-from .registry import Registry, load_registry
-from .stage import Stage
 
 
 WIDGETS = "stage"

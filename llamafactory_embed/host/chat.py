@@ -6,12 +6,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from ..stages.registry import load_registry
 from ..terminal import SettlingText
 from . import contract
-from .registry import load_registry
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments
 
 
 ENGINE_ARGUMENTS = ("self", "model_args", "data_args", "finetuning_args", "generating_args")
@@ -45,7 +49,13 @@ def _apply_engine(hf_engine: Any) -> None:
     contract.check_signature(host_engine.__init__, *ENGINE_ARGUMENTS)
 
     class HuggingfaceEngine(host_engine):  # type: ignore[misc, valid-type]
-        def __new__(cls, model_args: Any, data_args: Any, finetuning_args: Any, generating_args: Any) -> Any:
+        def __new__(
+            cls,
+            model_args: ModelArguments,
+            data_args: DataArguments,
+            finetuning_args: FinetuningArguments,
+            generating_args: GeneratingArguments,
+        ) -> Any:
             stage = load_registry().find(finetuning_args.stage)
             if stage is None:
                 return super().__new__(cls)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..stages.registry import load_registry
+from ..stages.stage import RUN_ARGUMENTS
 from . import contract, export
 from .ray_cluster import check_cluster, fit_placement_group
-from .registry import load_registry
-from .stage import RUN_ARGUMENTS
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import TrainingArguments
 
 
 # The branch of the host's dispatcher that hands on all six arguments.
@@ -53,7 +57,7 @@ def apply(tuner: Any) -> None:
     export.apply(tuner)
 
 
-def tell_deepspeed(training_args: Any) -> None:
+def tell_deepspeed(training_args: TrainingArguments) -> None:
     """Let DeepSpeed know of the other processes. On a CPU the Trainer starts torch.distributed without it, and ZeRO-3,
     which cuts a model into shards while it is loaded, would take this process for the only one."""
     if training_args.deepspeed and training_args.use_cpu:

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from . import contract
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import DataArguments, FinetuningArguments, ModelArguments, TrainingArguments
 
 
 PROCESSOR = "PretrainDatasetProcessor"  # the name that the host's loader looks its processor up by
@@ -17,7 +21,11 @@ LOADER_ARGUMENTS = ("template", "model_args", "data_args", "training_args", "sta
 
 
 def load_pretraining_data(
-    make_processor: Callable[..., Any], model_args: Any, data_args: Any, training_args: Any, tokenizer: Any
+    make_processor: Callable[..., Any],
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    tokenizer: Any,
 ) -> dict[str, Any]:
     """The host's `train_dataset` and `eval_dataset` for the format of its stage `pt`."""
     from llamafactory.data import loader
@@ -43,7 +51,7 @@ def load_pretraining_data(
             raise
 
 
-def asks_for_packing(finetuning_args: Any) -> bool:
+def asks_for_packing(finetuning_args: FinetuningArguments) -> bool:
     """Whether documents share a row: unless the recipe says `packing: false`. The host turns `packing` on for its own
     stage `pt` only, so what it makes of an option that was not given says nothing."""
     recipe: dict[str, Any] = finetuning_args.recipe

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..hparams.embedding import EmbeddingOptions
 from ..model.embedding_config import CONFIG_NAME
+from ..stages.registry import load_registry
 from . import contract, masked_export
-from .registry import load_registry
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import FinetuningArguments, ModelArguments
 
 
 EXPORTER = "llamafactory_embed.export.from_recipe"  # by name: it stands on a higher floor
@@ -38,14 +42,14 @@ def apply(tuner: Any) -> None:
     tuner.export_model = export_model
 
 
-def find_checkpoint(model_args: Any) -> str:
+def find_checkpoint(model_args: ModelArguments) -> str:
     """The last adapter that the recipe names, or its model."""
     if not model_args.adapter_name_or_path:
         return model_args.model_name_or_path
     return os.path.join(model_args.adapter_name_or_path[-1], model_args.adapter_folder or "")
 
 
-def is_embedder(model_args: Any, finetuning_args: Any) -> bool:
+def is_embedder(model_args: ModelArguments, finetuning_args: FinetuningArguments) -> bool:
     """Whether the stage trains embedders or the folder is one's checkpoint: a recipe for export may leave `stage` out,
     as the host's own examples and the Board do."""
     stage = load_registry().find(finetuning_args.stage)

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import importlib
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import contract
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import FinetuningArguments, ModelArguments
 
 
 def apply(loader: Any) -> None:
@@ -37,7 +41,7 @@ def _apply_liger(loader: Any) -> None:
 
     host_apply_liger_kernel = loader.apply_liger_kernel
 
-    def apply_liger_kernel(config: Any, model_args: Any, is_trainable: bool, require_logits: bool) -> None:
+    def apply_liger_kernel(config: Any, model_args: ModelArguments, is_trainable: bool, require_logits: bool) -> None:
         family = find_family(config)
         if family is not None and family.liger_as is not None:
             config = SimpleNamespace(model_type=family.liger_as)  # all that the host looks at
@@ -76,8 +80,8 @@ def _apply_vocabulary_modules(adapter: Any) -> None:
     def setup_lora_tuning(
         config: Any,
         model: Any,
-        model_args: Any,
-        finetuning_args: Any,
+        model_args: ModelArguments,
+        finetuning_args: FinetuningArguments,
         is_trainable: bool,
         cast_trainable_params_to_fp32: bool,
     ) -> Any:

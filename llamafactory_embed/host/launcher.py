@@ -6,8 +6,8 @@ import os
 import sys
 from typing import Any
 
+from ..stages.registry import load_registry
 from . import contract
-from .registry import load_registry
 
 
 def apply(launcher: Any) -> None:

@@ -9,4 +9,4 @@ def apply(models: ModuleType) -> None:
     """Add `--model ddm`; its class is imported when it is asked for."""
     from lm_eval.api.registry import model_registry
 
-    model_registry.register("ddm", target="llamafactory_embed.lm_eval_harness:DiffusionHarnessModel")
+    model_registry.register("ddm", target="llamafactory_embed.serve.lm_eval:DiffusionHarnessModel")

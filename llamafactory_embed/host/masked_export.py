@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from transformers import PreTrainedModel
@@ -20,6 +20,10 @@ from attention_patch import patch_attention
 
 from ..model.mask_token import MaskedTokenRecord, find_mask_token, load_mask_embedding, write_mask_row
 from . import contract
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import ModelArguments
 
 
 def check(tuner: Any) -> None:
@@ -36,7 +40,7 @@ def check(tuner: Any) -> None:
 
 
 @contextlib.contextmanager
-def completed(tuner: Any, model_args: Any) -> Iterator[None]:
+def completed(tuner: Any, model_args: ModelArguments) -> Iterator[None]:
     """The host's export meanwhile writes everything, if the checkpoint is one that remembers its mask token."""
     folders = [model_args.model_name_or_path]
     for name in model_args.adapter_name_or_path or []:
@@ -49,7 +53,7 @@ def completed(tuner: Any, model_args: Any) -> Iterator[None]:
     vector = load_mask_embedding(folders, **hub)
     host_load_tokenizer, host_load_model = tuner.load_tokenizer, tuner.load_model
 
-    def load_tokenizer(model_args: Any) -> Any:
+    def load_tokenizer(model_args: ModelArguments) -> Any:
         """With the mask token, before a template adds others: the order in which training adds them."""
         module = host_load_tokenizer(model_args)
         if vector is not None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..hparams.option import make_options
+from ..stages.registry import Registry, load_registry
+from ..stages.stage import HOST_STAGES, Stage
 from . import contract
-from .registry import Registry, load_registry
-from .stage import HOST_STAGES, Stage
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import FinetuningArguments
 
 
 # Lists of argument classes in the host's parser module that hold FinetuningArguments.
@@ -92,7 +96,7 @@ def extend_finetuning_arguments(host_class: type, registry: Registry) -> type:
     )
 
 
-def read_stage_options(finetuning_args: Any, registry: Registry) -> Any:
+def read_stage_options(finetuning_args: FinetuningArguments, registry: Registry) -> Any:
     """The chosen stage's options as its own dataclass, checked; options of other stages are refused."""
     chosen = registry.find(finetuning_args.stage)
     own = {field.name for field in dataclasses.fields(chosen.options)} if chosen is not None else set()

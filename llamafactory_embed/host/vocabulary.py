@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ..hparams.option import choices
-from . import registry
+from ..stages import registry
 
 
 def list_templates() -> Collection[str]:

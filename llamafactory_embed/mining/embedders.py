@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..encoder import Encoder
+from ..encoder.encoder import Encoder
 from ..model.embedding_config import CONFIG_NAME
 
 

@@ -7,10 +7,10 @@ import typing
 from collections.abc import Collection
 from typing import Any
 
-from ..host import registry
 from ..host.vocabulary import is_switched_on
 from ..hparams.option import find_problem
 from ..hparams.suggestion import nearest, suggest
+from ..stages import registry
 from .report import Report
 from .values import find_host_problem, guess_value
 

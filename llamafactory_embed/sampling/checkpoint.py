@@ -12,6 +12,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ..loading.wrapped_checkpoint import convert_checkpoint, fetch, is_wrapped
 from ..model.families import family_of, find_family
 from ..model.mask_token import (
     MaskedTokenRecord,
@@ -20,7 +21,6 @@ from ..model.mask_token import (
     learn_mask_embedding,
     load_mask_embedding,
 )
-from ..model.wrapped_checkpoint import convert_checkpoint, fetch, is_wrapped
 from .sampler import Sampler
 from .settings import SamplingSettings
 

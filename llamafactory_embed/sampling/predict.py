@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch import nn
@@ -25,6 +25,10 @@ from .pictures import DenoisingRecorder, draw_denoising
 from .rows import PredictionRow
 from .sampler import Generated, Sampler
 from .settings import SamplingSettings
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import GeneratingArguments, TrainingArguments
 
 
 logger = logging.getLogger(__name__)
@@ -53,8 +57,8 @@ def predict(
     rows: Sequence[PredictionRow],
     *,
     options: SamplingOptions,
-    generating_args: Any,
-    training_args: Any,
+    generating_args: GeneratingArguments,
+    training_args: TrainingArguments,
     mask_token: int,
     shift: bool,
     end_tokens: Sequence[int] | None = None,

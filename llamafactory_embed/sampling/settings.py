@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..hparams.sampling import ALGORITHMS_WITH_PROBABILITY, SamplingOptions
 from ..model.families import Family
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import GeneratingArguments
 
 
 DEFAULT_ALGORITHM = "low_confidence"
@@ -47,7 +51,7 @@ class SamplingSettings:
     def from_options(
         cls,
         options: SamplingOptions,
-        generating_args: Any,
+        generating_args: GeneratingArguments,
         *,
         family: Family | None = None,
         block_size: int | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamafactory.extras.ploting import plot_loss
 
@@ -11,10 +11,16 @@ from ..data.document_batches import DocumentBatches, GivenRows, StreamedDocument
 from .trainer import WrappedModelTrainer
 
 
+if TYPE_CHECKING:
+    from llamafactory.hparams import FinetuningArguments, TrainingArguments
+
+
 AnyBatches = DocumentBatches | StreamedDocumentBatches
 
 
-def make_batches(rows: Any, training_args: Any, finetuning_args: Any) -> tuple[GivenRows | None, AnyBatches | None]:
+def make_batches(
+    rows: Any, training_args: TrainingArguments, finetuning_args: FinetuningArguments
+) -> tuple[GivenRows | None, AnyBatches | None]:
     """This rank's part of the global batches, and the data set that the Trainer wants to see beside them."""
     if rows is None or not training_args.do_train:
         return None, None
@@ -41,7 +47,10 @@ def make_batches(rows: Any, training_args: Any, finetuning_args: Any) -> tuple[G
 
 
 def train_and_save(
-    trainer: WrappedModelTrainer, training_args: Any, finetuning_args: Any, plotted: Sequence[str]
+    trainer: WrappedModelTrainer,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    plotted: Sequence[str],
 ) -> None:
     """Train, leave the checkpoint and the host's files, and draw what is `plotted` if the recipe says so."""
     train_result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
@@ -55,7 +64,10 @@ def train_and_save(
 
 
 def train_and_evaluate(
-    trainer: WrappedModelTrainer, training_args: Any, finetuning_args: Any, plotted: Sequence[str]
+    trainer: WrappedModelTrainer,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    plotted: Sequence[str],
 ) -> dict[str, float]:
     """Run what the recipe asks for; the metrics after the last step."""
     if training_args.do_train:

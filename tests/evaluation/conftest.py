@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafactory_embed.model.checkpoint import save_checkpoint
+from llamafactory_embed.loading.checkpoint import save_checkpoint
 from tests.embedders import PROSE, make_embedder
 from tests.tiny_models import tiny_tokenizer
 

@@ -19,7 +19,7 @@ from llamafactory_embed.evaluation import models
 from llamafactory_embed.evaluation.groups import GROUPS
 from llamafactory_embed.evaluation.report import SECOND_SCORES
 from llamafactory_embed.evaluation.tasks import choose_tasks
-from llamafactory_embed.model.checkpoint import save_checkpoint
+from llamafactory_embed.loading.checkpoint import save_checkpoint
 from tests.embedders import PROSE, make_embedder
 from tests.evaluation.conftest import write_lines
 from tests.tiny_models import tiny_tokenizer

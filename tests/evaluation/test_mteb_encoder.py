@@ -25,7 +25,7 @@ from llamafactory_embed.evaluation.local import load_entry, load_path
 from llamafactory_embed.evaluation.models import name_of_folder, revision_of, wrap_encoder
 from llamafactory_embed.evaluation.options import EvaluationOptions
 from llamafactory_embed.evaluation.retrieval_metrics import rank_documents, retrieval_metrics
-from llamafactory_embed.model.checkpoint import save_checkpoint
+from llamafactory_embed.loading.checkpoint import save_checkpoint
 from tests.embedders import PROSE, make_embedder
 from tests.evaluation.conftest import write_lines
 from tests.tiny_models import tiny_tokenizer

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from llamafactory_embed.data.embedding_tokenizer import EmbeddingTokenizer
-from llamafactory_embed.model.checkpoint import save_checkpoint
+from llamafactory_embed.loading.checkpoint import save_checkpoint
 from llamafactory_embed.model.embedding import EmbeddingModel
 from llamafactory_embed.model.packed import pack_texts
 from tests.embedders import INSTRUCTION, PROSE, make_embedder

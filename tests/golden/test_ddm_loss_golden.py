@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from attention_patch import Backend, annealed_mask, annealing_ratio
+from llamafactory_embed.diffusion.batch import pack_noisy_texts
+from llamafactory_embed.diffusion.corruption import hide_tokens
+from llamafactory_embed.diffusion.noisy_texts import NoisyText, hideable_tokens, noisy_text
+from llamafactory_embed.diffusion.objective import LossNorm, loss_terms
+from llamafactory_embed.diffusion.schedules import SCHEDULES, times_from_uniforms
+from llamafactory_embed.diffusion.texts import Text
 from llamafactory_embed.model.token_predictor import TokenPredictor
-from llamafactory_embed.train.ddm.batch import pack_noisy_texts
-from llamafactory_embed.train.ddm.corruption import hide_tokens
-from llamafactory_embed.train.ddm.noise import NoisyText, hideable_tokens, noisy_text
-from llamafactory_embed.train.ddm.objective import LossNorm, loss_terms
-from llamafactory_embed.train.ddm.rows import Text
-from llamafactory_embed.train.ddm.schedules import SCHEDULES, times_from_uniforms
 from tests.golden.case_files import GoldenCase, golden_cases
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llamafactory_embed.train.ddm.rows import DiffuSeqTokens, diffuseq_text
+from llamafactory_embed.diffusion.texts import DiffuSeqTokens, diffuseq_text
 from tests.golden.case_files import GoldenCase, golden_cases
 
 

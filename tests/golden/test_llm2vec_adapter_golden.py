@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from attention_patch import patch_attention
-from llamafactory_embed.model.llm2vec_adapters import ModuleNames, adapter_for_causal_lm
+from llamafactory_embed.loading.llm2vec_adapters import ModuleNames, adapter_for_causal_lm
 from llamafactory_embed.model.packed import find_decoder, forward_packed, pack_texts
 from tests.golden.case_files import GoldenCase, golden_cases
 

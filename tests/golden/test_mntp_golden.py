@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from llamafactory_embed.model.llm2vec_adapters import ModuleNames, adapter_for_causal_lm
+from llamafactory_embed.loading.llm2vec_adapters import ModuleNames, adapter_for_causal_lm
 from llamafactory_embed.model.mask_token import find_mask_token
 from llamafactory_embed.model.token_predictor import NO_LABEL, TokenBatch, TokenPredictor, pack_predictions
 from llamafactory_embed.train.embed.mntp.corruption import MntpCorruption

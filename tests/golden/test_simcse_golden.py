@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
 from attention_patch import Backend
+from llamafactory_embed.loading.embedder import set_attention_dropout
 from llamafactory_embed.model.embedding import EmbeddingModel
 from llamafactory_embed.model.packed import pack_texts
 from llamafactory_embed.model.pooling import build_pooler
-from llamafactory_embed.train.embed.loading import set_attention_dropout
 from llamafactory_embed.train.embed.losses import simcse
 from tests.embedders import make_config
 from tests.golden.case_files import GoldenCase, golden_cases

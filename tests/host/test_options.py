@@ -10,10 +10,10 @@ import pytest
 from llamafactory.hparams.finetuning_args import FinetuningArguments
 from transformers import HfArgumentParser
 
-from llamafactory_embed.host import Stage
 from llamafactory_embed.host.options import extend_finetuning_arguments, reject_conflicts
-from llamafactory_embed.host.registry import Registry
 from llamafactory_embed.hparams import option
+from llamafactory_embed.stages.registry import Registry
+from llamafactory_embed.stages.stage import Stage
 
 
 @dataclass

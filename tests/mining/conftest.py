@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from llamafactory_embed.model.checkpoint import save_checkpoint
+from llamafactory_embed.loading.checkpoint import save_checkpoint
 from tests.embedders import make_embedder
 from tests.tiny_models import VOCABULARY_SIZE, save_tiny_model, tiny_tokenizer
 

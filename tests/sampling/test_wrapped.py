@@ -15,14 +15,14 @@ from llamafactory.chat import ChatModel
 from safetensors.torch import load_file, save_file
 
 from llamafactory_embed.cli import main
+from llamafactory_embed.loading.adapted_checkpoint import CONVERTED_FOLDER, start_from_checkpoint
+from llamafactory_embed.loading.wrapped_checkpoint import WRAPPED_MASKS, is_wrapped
 from llamafactory_embed.model.mask_token import RECORD_NAME, MaskedTokenRecord
-from llamafactory_embed.model.wrapped_checkpoint import WRAPPED_MASKS, is_wrapped
 from llamafactory_embed.sampling.checkpoint import load_sampler
 from llamafactory_embed.sampling.settings import SamplingSettings
-from llamafactory_embed.train.ddm.adapted_checkpoint import CONVERTED_FOLDER, start_from_checkpoint
+from tests.loading.test_wrapped_checkpoint import model_args
 from tests.sampling.memory import TEXT, memorize
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
-from tests.train.test_ddm_checkpoint import model_args
 
 
 LENGTH = len(tiny_tokenizer()(TEXT)["input_ids"])

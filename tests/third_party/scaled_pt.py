@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from llamafactory_embed.host import Stage
 from llamafactory_embed.hparams import option
+from llamafactory_embed.stages.stage import Stage
 
 
 @dataclass

@@ -5,22 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
 from llamafactory.extras import logging
 
 from ...data.document_batches import DocumentRow
+from ...diffusion.texts import DiffuSeqTokens, Text, chat_text, diffuseq_text, pad_text, split_labels, with_end
 from ...hparams.ddm import DiffusionTuningOptions
+from ...loading.templates import choose_template
 from ...model.families import Family
-from .rows import DiffuSeqTokens, Text, chat_text, diffuseq_text, pad_text, split_labels, with_end
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import DataArguments, ModelArguments, TrainingArguments
 
 
 logger = logging.get_logger(__name__)
 
 UNCUT = 2**31  # a `cutoff_len` that no row reaches: the host would cut answers, and their end first
-NO_TEMPLATE = "empty"  # the host's template that adds nothing
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,9 @@ class AnswerData:
 def load_answers(
     options: DiffusionTuningOptions,
     family: Family | None,
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
     tokenizer_module: dict[str, Any],
 ) -> AnswerData:
     """Load and tokenize as the host's stage `sft` does, with its templates, tools and turns."""
@@ -52,22 +56,6 @@ def load_answers(
     data = AnswerData(module.get("train_dataset"), module.get("eval_dataset"), end_tokens)
     warn_of_cut_rows(data.train, data_args.cutoff_len)
     return data
-
-
-def choose_template(
-    options: DiffusionTuningOptions, family: Family | None, asked: str | None, tokenizer: Any
-) -> str | None:
-    """The host's name of the template; None: the chat template of the tokenizer."""
-    if options.ddm_format == "diffuseq":
-        return NO_TEMPLATE
-    if asked is not None:
-        return asked
-    if tokenizer.chat_template is None and (family is None or family.template is None):
-        raise ValueError(
-            "`template` is not set, and neither the tokenizer nor the model's family has one: name one, for instance "
-            "`template: default`, or use `ddm_format: diffuseq`."
-        )
-    return None if tokenizer.chat_template is not None or family is None else family.template
 
 
 def warn_of_cut_rows(rows: Any, cutoff_len: int) -> None:
@@ -120,14 +108,3 @@ class DiffuSeqTexts:
             source, target = split_labels(row.token_ids, row.labels)
             texts.append([diffuseq_text(source, target, self.cutoff_len, self.special)])
         return texts
-
-
-def diffuseq_tokens(tokenizer: Any) -> DiffuSeqTokens:
-    """The tokenizer's own special tokens; between source and target, a new line where it has no separator."""
-    eos = tokenizer.eos_token_id
-    sep = tokenizer.sep_token_id
-    if sep is None:
-        newline = tokenizer.encode("\n", add_special_tokens=False)
-        sep = newline[-1] if newline else eos
-    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
-    return DiffuSeqTokens(bos=bos, sep=sep, eos=eos, pad=tokenizer.pad_token_id)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ...data.document_batches import DocumentRow
+from ...diffusion.batch import pack_noisy_texts
+from ...diffusion.corruption import Corruption, NoiseDraws, hide_tokens
+from ...diffusion.noisy_texts import NoisyText, hideable_tokens, noise_units, noisy_text
+from ...diffusion.objective import loss_terms
+from ...diffusion.schedules import SCHEDULES
+from ...diffusion.texts import Text, TextsOfRows
 from ...hparams.ddm import DiffusionOptions
 from ...model.token_predictor import NO_LABEL
-from .batch import pack_noisy_texts
-from .corruption import Corruption, NoiseDraws, hide_tokens
-from .noise import NoisyText, hideable_tokens, noise_units, noisy_text
-from .objective import loss_terms
-from .rows import Text
-from .schedules import SCHEDULES
-
-
-TextsOfRows = Callable[[Sequence[DocumentRow]], list[list[Text]]]
 
 
 class DiffusionCollator:
@@ -81,13 +78,3 @@ class DiffusionCollator:
             )
             found.append(noisy_text(clean, hideable, corruption, shift=self.shift, block_size=self.options.block_size))
         return found
-
-
-def texts_of_documents(rows: Sequence[DocumentRow]) -> list[list[Text]]:
-    """Each document of a row is a text of its own."""
-    found = []
-    for row in rows:
-        ends = [sum(row.lengths[: number + 1]) for number in range(len(row.lengths))]
-        starts = [0, *ends[:-1]]
-        found.append([Text(row.token_ids[start:end]) for start, end in zip(starts, ends, strict=True)])
-    return found

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...data.document_batches import DocumentRow
+from ...diffusion.texts import DiffuSeqTokens, split_labels, texts_of_documents
 from ...hparams.ddm import DiffusionTuningOptions
 from ...hparams.sampling import SamplingOptions
 from ...sampling.rows import PredictionRow, row_of_answer, rows_of_texts
-from .collator import texts_of_documents
-from .rows import DiffuSeqTokens, split_labels
 
 
 def rows_of_documents(

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from attention_patch import annealed_mask, annealing_ratio
 
+from ...diffusion.blocks import block_mask
+from ...diffusion.bound import bound_metrics
+from ...diffusion.corruption import mixed_seed
 from ...hparams.ddm import DiffusionOptions
 from ...model.token_predictor import TokenBatch
-from ..token_trainer import TokenTrainer
-from .blocks import block_mask
-from .corruption import mixed_seed
-from .evaluation import bound_metrics
+from ..masked_trainer import TokenTrainer
 
 
 class DiffusionTrainer(TokenTrainer):

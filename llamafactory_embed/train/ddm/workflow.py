@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamafactory.extras import logging
 
 from ...data.documents import load_documents
+from ...diffusion.bound import EvaluationCollator
+from ...diffusion.corruption import NoiseDraws
+from ...diffusion.texts import TextsOfRows, diffuseq_tokens, texts_of_documents
 from ...host.documents import asks_for_packing
 from ...hparams.ddm import DiffusionOptions, DiffusionTuningOptions
+from ...loading.adapted_checkpoint import start_from_checkpoint
+from ...loading.predictor import (
+    MaskedTokenSetup,
+    check_family,
+    load_token_predictor,
+    set_up_masked_tokens,
+    settle_block_size,
+)
 from ...model.families import find_family
 from ...model.mask_token import MaskedTokenRecord
 from ...model.packed import tokens_per_batch
@@ -19,18 +30,23 @@ from ...model.token_predictor import TokenPredictor
 from ...sampling.predict import predict
 from ...sampling.rows import PredictionRow
 from ...sampling.settings import SamplingSettings
+from ..masked_trainer import eval_sets_of
 from ..token_card import write_model_card
-from ..token_loading import MaskedTokenSetup, check_family, load_token_predictor, set_up_masked_tokens
-from ..token_trainer import eval_sets_of
 from ..workflow import make_batches, train_and_evaluate
-from .adapted_checkpoint import start_from_checkpoint
-from .answers import ChatTexts, DiffuSeqTexts, diffuseq_tokens, load_answers
-from .blocks import settle_block_size
-from .collator import DiffusionCollator, TextsOfRows, texts_of_documents
-from .corruption import NoiseDraws
-from .evaluation import EvaluationCollator
+from .answers import ChatTexts, DiffuSeqTexts, load_answers
+from .collator import DiffusionCollator
 from .prediction import all_examples, rows_of_answers, rows_of_documents
 from .trainer import DiffusionTrainer
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import (
+        DataArguments,
+        FinetuningArguments,
+        GeneratingArguments,
+        ModelArguments,
+        TrainingArguments,
+    )
 
 
 logger = logging.get_logger(__name__)
@@ -50,11 +66,11 @@ class DiffusionData:
 
 
 def run_ddm(
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    finetuning_args: Any,
-    generating_args: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
     callbacks: list[Any] | None = None,
 ) -> None:
     """Train and evaluate a diffusion language model on documents; called by the host's tuner."""
@@ -80,11 +96,11 @@ def run_ddm(
 
 
 def run_ddm_sft(
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    finetuning_args: Any,
-    generating_args: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
     callbacks: list[Any] | None = None,
 ) -> None:
     """Train and evaluate a diffusion language model on prompts with answers; called by the host's tuner."""
@@ -114,11 +130,11 @@ def run_ddm_sft(
 
 def run(
     load_data: Callable[[MaskedTokenSetup], DiffusionData],
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    finetuning_args: Any,
-    generating_args: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
     callbacks: list[Any] | None,
 ) -> None:
     """What both stages do with their data."""
@@ -185,9 +201,9 @@ def make_trainer(
     options: DiffusionOptions,
     setup: MaskedTokenSetup,
     data: DiffusionData,
-    data_args: Any,
-    training_args: Any,
-    finetuning_args: Any,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
     callbacks: list[Any] | None,
 ) -> DiffusionTrainer:
     """Batches, corruption and evaluation around the model."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...encoder import Encoder
+from ...encoder.encoder import Encoder
 from ...evaluation.recipe import TRAINING_RESULTS
 from .trainer import EmbeddingTrainer
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import TrainingArguments
 
 
 def find_eval_tasks(names: Sequence[str] | None, dataset_dir: Any) -> list[Any]:
@@ -23,7 +27,7 @@ def find_eval_tasks(names: Sequence[str] | None, dataset_dir: Any) -> list[Any]:
     return choose_tasks(names, dataset_dir if isinstance(dataset_dir, str) else None, option="eval_tasks")
 
 
-def judge(trainer: EmbeddingTrainer, tasks: Sequence[Any], training_args: Any) -> dict[str, float]:
+def judge(trainer: EmbeddingTrainer, tasks: Sequence[Any], training_args: TrainingArguments) -> dict[str, float]:
     """Main scores of the tasks, on the main process; what engines have cut into shards is read back from the
     checkpoint. The results are those of `llamafactory-embed eval`, in `mteb` below `output_dir`."""
     if not tasks or not trainer.is_world_process_zero():

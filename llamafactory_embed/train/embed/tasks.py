@@ -7,18 +7,27 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...data.retrieval.reader import HubOptions, StreamedTask, load_tasks, stream_tasks
 from ...data.retrieval.rows import Row, Task
 from ...hparams.contrastive import RetrievalDataOptions
+from ...hparams.embedding import EmbeddingOptions
+from ...model.embedding_config import EmbeddingConfig
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import DataArguments, ModelArguments, TrainingArguments
 
 
 AnyTask = Task | StreamedTask
 
 
 def load_train_and_eval_tasks(
-    options: RetrievalDataOptions, model_args: Any, data_args: Any, training_args: Any
+    options: RetrievalDataOptions,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
 ) -> tuple[Sequence[AnyTask], list[Task]]:
     """Rows of `dataset` and `eval_dataset`, or a part of each task (`val_size`), before any model is loaded. With
     `streaming` the rows to train on are a stream; those to evaluate on, whose texts are a corpus, are held."""
@@ -97,3 +106,17 @@ class _RowsAfter:
 def first_rows(task: AnyTask, count: int) -> Sequence[Row]:
     """A look at a task."""
     return task.rows[:count] if isinstance(task, Task) else take_rows(task, count).rows
+
+
+def embedding_config(
+    options: EmbeddingOptions, cutoff_len: int, model_args: ModelArguments, tasks: Sequence[AnyTask], **more: Any
+) -> EmbeddingConfig:
+    """What the checkpoint will remember; `load_embedding_model_for_training` adds which adapters were merged."""
+    return EmbeddingConfig.from_options(
+        options,
+        cutoff_len,
+        instructions={task.name: task.instruction for task in tasks},
+        symmetric_tasks=[task.name for task in tasks if task.symmetric],
+        base_model=model_args.model_name_or_path,
+        **more,
+    )

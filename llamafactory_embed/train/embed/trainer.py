@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...data.retrieval.sampler import GlobalBatchSampler
-from ...model.checkpoint import load_checkpoint_weights, save_checkpoint
+from ...loading.checkpoint import load_checkpoint_weights, save_checkpoint
 from ...model.embedding import EmbeddingModel
 from ..trainer import WrappedModelTrainer
 from .streaming import StreamedBatchSampler

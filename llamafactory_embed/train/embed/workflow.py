@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...data.retrieval.rows import RetrievalDataset, Task
 from ...data.retrieval.sampler import GlobalBatchSampler, SamplingOptions
@@ -15,6 +15,10 @@ from .streaming import StreamedBatchSampler, StreamedExamples
 from .tasks import AnyTask
 
 
+if TYPE_CHECKING:
+    from llamafactory.hparams import DataArguments, FinetuningArguments, ModelArguments, TrainingArguments
+
+
 PLOTTED = ("loss", "eval_ndcg@10")  # what `plot_loss` draws
 
 
@@ -22,9 +26,9 @@ def make_batches(
     tasks: Sequence[AnyTask],
     options: RetrievalDataOptions,
     task_batching: Literal["homogeneous", "mixed"],
-    data_args: Any,
-    training_args: Any,
-    finetuning_args: Any,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
 ) -> tuple[RetrievalDataset | StreamedExamples | None, GlobalBatchSampler | StreamedBatchSampler | None]:
     """The rows to train on, and this rank's part of the global batches."""
     if not tasks:
@@ -54,8 +58,8 @@ def make_batches(
 def evaluate_and_publish(
     trainer: ContrastiveTrainer,
     tasks: Sequence[AnyTask],
-    model_args: Any,
-    training_args: Any,
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
     more_metrics: Callable[[], dict[str, float]] = dict,
 ) -> None:
     """Evaluate if the recipe says so, and write the model card of what was trained."""

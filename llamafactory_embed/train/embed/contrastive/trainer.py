@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from ....data.retrieval.evalset import RetrievalEval
-from ....encoder import Encoder
+from ....encoder.encoder import Encoder
 from ....evaluation.in_training import evaluate_retrieval
 from ....hparams.contrastive import ComparisonOptions
 from ....model.packed import PackedBatch

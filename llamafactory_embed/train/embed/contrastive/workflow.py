@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamafactory.model import load_tokenizer
 
 from ....data.embedding_tokenizer import EmbeddingTokenizer
 from ....data.retrieval.evalset import build_retrieval_eval
 from ....hparams.contrastive import ContrastiveOptions
+from ....loading.embedder import load_embedding_model_for_training, set_attention_dropout
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
 from ..eval_tasks import find_eval_tasks, judge
-from ..loading import embedding_config, load_embedding_model_for_training, set_attention_dropout
-from ..tasks import AnyTask, first_rows, load_train_and_eval_tasks
+from ..tasks import AnyTask, embedding_config, first_rows, load_train_and_eval_tasks
 from ..workflow import PLOTTED, evaluate_and_publish, make_batches
 from .batch import ContrastiveCollator
 from .objective import ContrastiveObjective
 from .trainer import ContrastiveTrainer
 
 
+if TYPE_CHECKING:
+    from llamafactory.hparams import (
+        DataArguments,
+        FinetuningArguments,
+        GeneratingArguments,
+        ModelArguments,
+        TrainingArguments,
+    )
+
+
 def run_contrastive(
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    finetuning_args: Any,
-    generating_args: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
     callbacks: list[Any] | None = None,
 ) -> None:
     """Train and evaluate an embedder; called by the host's tuner."""
@@ -79,7 +89,7 @@ def run_contrastive(
     )
 
 
-def check_contrast(options: ContrastiveOptions, tasks: Sequence[AnyTask], training_args: Any) -> None:
+def check_contrast(options: ContrastiveOptions, tasks: Sequence[AnyTask], training_args: TrainingArguments) -> None:
     """Refuse what could only give a loss of 0: a query that has nothing but its positive to choose from."""
     if options.contrastive_loss != "info_nce" or not tasks:
         return

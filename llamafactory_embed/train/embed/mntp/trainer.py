@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from ...token_trainer import TokenTrainer
+from ...masked_trainer import TokenTrainer
 
 
 class MntpTrainer(TokenTrainer):

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ....data.documents import load_documents
 from ....host.documents import asks_for_packing
 from ....hparams.mntp import MntpOptions
+from ....loading.predictor import load_token_predictor, set_up_masked_tokens
 from ....model.packed import tokens_per_batch
+from ...masked_trainer import eval_sets_of
 from ...token_batches import TokenCollator
 from ...token_card import write_model_card
-from ...token_loading import load_token_predictor, set_up_masked_tokens
-from ...token_trainer import eval_sets_of
 from ...workflow import make_batches, train_and_evaluate
 from .corruption import MntpCorruption
 from .trainer import MntpTrainer
 
 
+if TYPE_CHECKING:
+    from llamafactory.hparams import (
+        DataArguments,
+        FinetuningArguments,
+        GeneratingArguments,
+        ModelArguments,
+        TrainingArguments,
+    )
+
+
 def run_mntp(
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    finetuning_args: Any,
-    generating_args: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
     callbacks: list[Any] | None = None,
 ) -> None:
     """Train a decoder to predict masked tokens from both sides; called by the host's tuner."""

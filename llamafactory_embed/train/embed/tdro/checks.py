@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llamafactory.extras import logging
 
@@ -11,10 +11,19 @@ from ....data.retrieval.rows import Task
 from ....hparams.tdro import TdroOptions
 
 
+if TYPE_CHECKING:
+    from llamafactory.hparams import DataArguments, FinetuningArguments, TrainingArguments
+
+
 logger = logging.get_logger(__name__)
 
 
-def check_arguments(options: TdroOptions, data_args: Any, training_args: Any, finetuning_args: Any) -> None:
+def check_arguments(
+    options: TdroOptions,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+) -> None:
     """Refuse recipes that could not end with task weights."""
     if not training_args.do_train:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -12,10 +12,10 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 
 from ....data.retrieval.rows import Example
 from ....hparams.tdro import TdroOptions
+from ....loading.embedder import load_embedding_model_for_training
 from ....model.embedding import EmbeddingModel
 from ....model.embedding_config import EmbeddingConfig
 from ..grad_cache import RandomState
-from ..loading import load_embedding_model_for_training
 from .batch import TdroCollator
 from .reference import (
     AdapterSwitchedOff,
@@ -28,6 +28,10 @@ from .reference import (
 from .reference_cache import cache_path, fill_cache
 
 
+if TYPE_CHECKING:
+    from llamafactory.hparams import FinetuningArguments, ModelArguments, TrainingArguments
+
+
 @dataclass(frozen=True)
 class ModelLoader:
     """Loads them in an order that holds as few weights at a time as it can."""
@@ -36,9 +40,9 @@ class ModelLoader:
     config: EmbeddingConfig
     tokenizer: PreTrainedTokenizerBase
     collator: TdroCollator
-    model_args: Any
-    training_args: Any
-    finetuning_args: Any
+    model_args: ModelArguments
+    training_args: TrainingArguments
+    finetuning_args: FinetuningArguments
 
     def load(
         self, examples_of_run: Callable[[], Iterable[Example]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from llamafactory.extras import logging
@@ -16,12 +16,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ....hparams.contrastive import ComparisonOptions
-from ....model.checkpoint import ADAPTER_CONFIG_NAME, POOLER_NAME
+from ....loading.backbone import attention_backend, with_adapters_of_causal_lm
+from ....loading.checkpoint import ADAPTER_CONFIG_NAME, POOLER_NAME
+from ....loading.embedder import SERVED_ALIKE, continue_pooler
 from ....model.embedding import EmbeddingModel
 from ....model.embedding_config import CONFIG_NAME, EmbeddingConfig
-from ...loading import attention_backend, with_adapters_of_causal_lm
-from ..loading import SERVED_ALIKE, continue_pooler
 from .batch import TdroBatch, query_losses
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import FinetuningArguments, ModelArguments, TrainingArguments
 
 
 logger = logging.get_logger(__name__)
@@ -65,7 +69,7 @@ class AdapterSwitchedOff:
         return losses
 
 
-def shares_weights_with_proxy(finetuning_args: Any) -> bool:
+def shares_weights_with_proxy(finetuning_args: FinetuningArguments) -> bool:
     """Whether the reference is the proxy's base: the host's rule for reference models."""
     return finetuning_args.ref_model is None and finetuning_args.finetuning_type == "lora"
 
@@ -73,9 +77,9 @@ def shares_weights_with_proxy(finetuning_args: Any) -> bool:
 def load_reference(
     tokenizer: PreTrainedTokenizerBase,
     config: EmbeddingConfig,
-    model_args: Any,
-    finetuning_args: Any,
-    training_args: Any,
+    model_args: ModelArguments,
+    finetuning_args: FinetuningArguments,
+    training_args: TrainingArguments,
 ) -> EmbeddingModel:
     """Load `ref_model` with `ref_model_adapters`, or the proxy's start where there is none, as the host loads
     reference models. `config` is the proxy's; it also holds for a reference that is no embedder yet."""
@@ -104,7 +108,7 @@ def load_reference(
     return model
 
 
-def reference_checkpoints(finetuning_args: Any, model_args: Any) -> tuple[str, list[str]]:
+def reference_checkpoints(finetuning_args: FinetuningArguments, model_args: ModelArguments) -> tuple[str, list[str]]:
     """The model and the adapters that make the reference, those included that its checkpoint has merged before."""
     start = finetuning_args.ref_model or model_args.model_name_or_path
     if Path(start, ADAPTER_CONFIG_NAME).is_file():

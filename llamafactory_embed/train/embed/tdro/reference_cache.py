@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,10 @@ from ..gather import gather, rank, world_size
 from ..trainer import EvenEpochs
 from .batch import TdroBatch, TdroCollator, example_id
 from .reference import ReferenceFunction
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import TrainingArguments
 
 
 # What of an embedder's configuration changes its losses: not how it is described or served.
@@ -69,7 +73,9 @@ def fingerprint(model: str) -> list[Any]:
     return [os.path.abspath(model), *found]
 
 
-def examples_of_run(dataset: RetrievalDataset, sampler: GlobalBatchSampler, training_args: Any) -> Iterator[Example]:
+def examples_of_run(
+    dataset: RetrievalDataset, sampler: GlobalBatchSampler, training_args: TrainingArguments
+) -> Iterator[Example]:
     """What this rank will see in a run, as the Trainer counts its steps."""
     batches = EvenEpochs(sampler)
     accumulated = training_args.gradient_accumulation_steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamafactory.model import load_tokenizer
 
@@ -14,8 +14,7 @@ from ....data.retrieval.sampler import GlobalBatchSampler
 from ....hparams.tdro import TdroOptions
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
-from ..loading import embedding_config
-from ..tasks import load_train_and_eval_tasks
+from ..tasks import embedding_config, load_train_and_eval_tasks
 from ..workflow import PLOTTED, evaluate_and_publish, make_batches
 from .batch import TdroCollator
 from .checks import check_arguments, check_tasks
@@ -26,12 +25,22 @@ from .task_weights import TaskWeights, start_weights
 from .trainer import TdroTrainer
 
 
+if TYPE_CHECKING:
+    from llamafactory.hparams import (
+        DataArguments,
+        FinetuningArguments,
+        GeneratingArguments,
+        ModelArguments,
+        TrainingArguments,
+    )
+
+
 def run_tdro(
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    finetuning_args: Any,
-    generating_args: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
     callbacks: list[Any] | None = None,
 ) -> None:
     """Find the weights of the tasks with a proxy model; called by the host's tuner."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from ....hparams.word_task import WordTaskOptions
-from ...loading import LoadedBackbone, hub_options, load_backbone_for_training, load_config
+from ....loading.backbone import LoadedBackbone, hub_options, load_backbone_for_training, load_config
 from .tagger import is_encoder
 
 
-def check_what_learns(options: WordTaskOptions, finetuning_args: Any) -> None:
+if TYPE_CHECKING:
+    from llamafactory.hparams import FinetuningArguments, ModelArguments, TrainingArguments
+
+
+def check_what_learns(options: WordTaskOptions, finetuning_args: FinetuningArguments) -> None:
     """`train_backbone` and the host's `finetuning_type` must not contradict each other."""
     learns, kind = options.train_backbone, finetuning_args.finetuning_type
     if learns != "frozen" and learns != kind:
@@ -25,9 +29,9 @@ def check_what_learns(options: WordTaskOptions, finetuning_args: Any) -> None:
 def load_backbone(
     tokenizer: PreTrainedTokenizerBase,
     options: WordTaskOptions,
-    model_args: Any,
-    finetuning_args: Any,
-    training_args: Any,
+    model_args: ModelArguments,
+    finetuning_args: FinetuningArguments,
+    training_args: TrainingArguments,
 ) -> LoadedBackbone:
     """With nothing to learn in it, all adapters are merged into the weights."""
     if options.train_backbone == "frozen":
@@ -53,7 +57,7 @@ def load_backbone(
     return LoadedBackbone(model, [model_args.model_name_or_path, *adapters][-1], adapters)
 
 
-def lora_config(finetuning_args: Any) -> LoraConfig:
+def lora_config(finetuning_args: FinetuningArguments) -> LoraConfig:
     """The host's LoRA options for a model that is no language model."""
     targets = finetuning_args.lora_target
     return LoraConfig(

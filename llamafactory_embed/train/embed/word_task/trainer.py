@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ....data.words.sentences import Sentence
 from ....evaluation.word_metrics import CUT, word_metrics
-from ....model.backbone import load_backbone_weights, part_of_state_dict, save_backbone
+from ....loading.weights import load_backbone_weights, part_of_state_dict, save_backbone
 from ...trainer import WrappedModelTrainer
 from .batches import NO_LABEL, WordExample, collate_words
 from .record import WordTaskRecord, load_classifier, save_classifier

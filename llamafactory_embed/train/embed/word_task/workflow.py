@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from llamafactory.extras import logging
@@ -19,8 +19,8 @@ from ....data.words.sentences import Sentence, refuse_unseen_labels
 from ....data.words.tokenization import WordTokenizer
 from ....evaluation.word_metrics import draw_confusions, format_table, per_label
 from ....hparams.word_task import WordTaskOptions
+from ....loading.backbone import adapter_folders, attention_backend
 from ...card import write_card
-from ...loading import adapter_folders, attention_backend
 from ...workflow import train_and_evaluate
 from .backbone import check_what_learns, load_backbone
 from .batches import SentenceBatches, WordDataset, WordExample, collate_words, make_examples
@@ -29,15 +29,25 @@ from .tagger import WordTagger
 from .trainer import WordEval, WordTaskTrainer
 
 
+if TYPE_CHECKING:
+    from llamafactory.hparams import (
+        DataArguments,
+        FinetuningArguments,
+        GeneratingArguments,
+        ModelArguments,
+        TrainingArguments,
+    )
+
+
 logger = logging.get_logger(__name__)
 
 
 def run_word_task(
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    finetuning_args: Any,
-    generating_args: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
     callbacks: list[Any] | None = None,
 ) -> None:
     """Train a classifier of words, evaluate it, label with it; called by the host's tuner."""
@@ -131,7 +141,7 @@ def run_word_task(
 
 
 def load_train_and_eval_sentences(
-    options: WordTaskOptions, model_args: Any, data_args: Any, training_args: Any
+    options: WordTaskOptions, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
 ) -> tuple[list[Sentence], list[Sentence], list[str]]:
     """Read `dataset` and `eval_dataset`, or hold out a part (`val_size`), before any model is loaded; and the labels
     that training knows. Labels are needed unless words are only to be labelled."""

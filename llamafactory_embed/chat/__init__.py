@@ -1,1 +1,0 @@
-"""Chat with a diffusion language model behind LLaMA-Factory's own interfaces."""

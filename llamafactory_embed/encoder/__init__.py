@@ -1,0 +1,3 @@
+"""Texts in, embeddings out: on one device or on several."""
+
+from .encoder import Encoder as Encoder

@@ -1,0 +1,96 @@
+"""The host's model loader, and the embedder around what it loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamafactory.extras import logging
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..model.embedding import EmbeddingModel
+from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
+from .backbone import attention_backend, load_backbone_for_training
+from .checkpoint import POOLER_NAME
+
+
+if TYPE_CHECKING:
+    from llamafactory.hparams import FinetuningArguments, ModelArguments, TrainingArguments
+
+
+logger = logging.get_logger(__name__)
+
+# How the architectures of transformers call the dropout of attention probabilities.
+ATTENTION_DROPOUT = ("attention_dropout", "attn_dropout")
+
+# What a checkpoint and a recipe that evaluates it should say alike.
+SERVED_ALIKE = ("attention", "sliding_window", "pooling", "skip_instruction", "query_template", "document_template")
+
+
+def load_embedding_model_for_training(
+    tokenizer: PreTrainedTokenizerBase,
+    config: EmbeddingConfig,
+    model_args: ModelArguments,
+    finetuning_args: FinetuningArguments,
+    training_args: TrainingArguments,
+) -> EmbeddingModel:
+    """Load the language model as every stage of the host does (LoRA, QLoRA, freeze, full, Liger, …) and put the pooler
+    on it."""
+    loaded = load_backbone_for_training(tokenizer, model_args, finetuning_args, training_args)
+    config = dataclasses.replace(config, merged_adapters=loaded.merged_adapters)
+    model = EmbeddingModel(loaded.model, config, backend=attention_backend(model_args.flash_attn))
+    continue_pooler(model, loaded.start)
+    if not training_args.do_train:
+        warn_of_changes(model, loaded.start)
+    return model
+
+
+def continue_pooler(model: EmbeddingModel, start: str) -> None:
+    """Take over the pooler of the checkpoint that the recipe starts from, if it has the same kind."""
+    path = Path(start, POOLER_NAME)
+    if not path.is_file() or EmbeddingConfig.load(start).pooling != model.embedding_config.pooling:
+        return
+    try:
+        model.pooler.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        saved = EmbeddingConfig.load(start)
+        raise ValueError(
+            f"The pooler in {start} was trained with `latents: {saved.latents}`, `latent_heads: {saved.latent_heads}` "
+            f"and `latent_head_size: {saved.latent_head_size}`: set them alike."
+        ) from error
+
+
+def warn_of_changes(model: EmbeddingModel, checkpoint: str) -> None:
+    """Say what an evaluation does otherwise than the checkpoint it evaluates."""
+    if not Path(checkpoint, CONFIG_NAME).is_file():
+        return
+    trained, now = EmbeddingConfig.load(checkpoint), model.embedding_config
+    changed = [
+        f"`{name}: {getattr(trained, name)}`" for name in SERVED_ALIKE if getattr(trained, name) != getattr(now, name)
+    ]
+    if changed:
+        logger.warning_rank0(f"{checkpoint} was trained with {', '.join(changed)}; the recipe says otherwise.")
+
+
+def set_attention_dropout(decoder: PreTrainedModel, dropout: float) -> None:
+    """Dropout on attention probabilities, the noise that makes the two views of SimCSE (Gao et al. 2021, as LLM2Vec
+    applies it). Set on the modules, so that it is not saved with the configuration."""
+    reached = 0
+    for module in decoder.modules():
+        names = inspect.unwrap(type(module).forward).__code__.co_names
+        for name in set(ATTENTION_DROPOUT).intersection(names):
+            if isinstance(getattr(module, name), nn.Dropout):
+                getattr(module, name).p = dropout
+            else:
+                setattr(module, name, dropout)
+            reached += 1
+    layers = decoder.config.num_hidden_layers
+    if reached != layers:
+        raise ValueError(
+            f"`simcse_dropout` reaches the attention of {reached} of the {layers} layers of {type(decoder).__name__}: "
+            "use a model whose attention has its dropout where Llama or GPT-2 have it."
+        )

@@ -1,0 +1,51 @@
+"""The stages of this package, as entry points register them (pyproject.toml)."""
+
+from ..hparams.contrastive import ContrastiveOptions
+from ..hparams.ddm import DiffusionOptions, DiffusionTuningOptions
+from ..hparams.mntp import MntpOptions
+from ..hparams.tdro import TdroOptions
+from ..hparams.word_task import WordTaskOptions
+from .stage import Stage
+
+
+CONTRASTIVE = Stage(
+    name="contrastive",
+    options=ContrastiveOptions,
+    run="llamafactory_embed.train.embed.contrastive.workflow:run_contrastive",
+    label="Contrastive Embedding",
+    formats=("retrieval",),
+)
+TDRO = Stage(
+    name="tdro",
+    options=TdroOptions,
+    run="llamafactory_embed.train.embed.tdro.workflow:run_tdro",
+    label="Task-Robust Weights (tDRO)",
+    formats=("retrieval",),
+)
+MNTP = Stage(
+    name="mntp",
+    options=MntpOptions,
+    run="llamafactory_embed.train.embed.mntp.workflow:run_mntp",
+    label="Masked Next-Token Prediction",
+)
+WORD_TASK = Stage(
+    name="word-task",
+    options=WordTaskOptions,
+    run="llamafactory_embed.train.embed.word_task.workflow:run_word_task",
+    label="Word-Level Task",
+    formats=("words",),
+)
+DDM = Stage(
+    name="ddm",
+    options=DiffusionOptions,
+    run="llamafactory_embed.train.ddm.workflow:run_ddm",
+    label="Diffusion Pre-Training",
+    engine="llamafactory_embed.serve.chat:DiffusionEngine",
+)
+DDM_SFT = Stage(
+    name="ddm-sft",
+    options=DiffusionTuningOptions,
+    run="llamafactory_embed.train.ddm.workflow:run_ddm_sft",
+    label="Diffusion Fine-Tuning",
+    engine="llamafactory_embed.serve.chat:DiffusionEngine",
+)

@@ -1,0 +1,164 @@
+"""`Encoder`: what is trained is what is served, in order, for every pooling and both kinds of checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llamafactory_embed import Encoder
+from llamafactory_embed.encoder import pool as encoder_pool
+from llamafactory_embed.loading.checkpoint import load_checkpoint_weights, save_checkpoint
+from llamafactory_embed.model.embedding import EmbeddingModel
+from llamafactory_embed.model.packed import pack_texts
+from tests.embedders import INSTRUCTION, PROSE, make_embedder, make_tokenizer
+from tests.tiny_models import save_tiny_model, tiny_tokenizer
+
+
+OPTIONS = {"instructions": {"next_line": INSTRUCTION, "same": "Find alike"}, "symmetric_tasks": ["same"]}
+
+
+def embed_as_training_does(model: EmbeddingModel, texts: list[str], instruction: str = "") -> np.ndarray:
+    tokenizer = make_tokenizer(model)
+    tokenized = tokenizer.queries(texts, instruction) if instruction else tokenizer.documents(texts)
+    with torch.no_grad():
+        packed = pack_texts([each.token_ids for each in tokenized], 100, [each.pooled_from for each in tokenized])
+        return torch.nn.functional.normalize(model(packed), dim=1).numpy()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "eos", "bos", "latent", "multi_layer_latent"])
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_a_saved_model_serves_what_training_computed(
+    pooling: str, attention: str, adapter: bool, tmp_path: Path
+) -> None:
+    base = save_tiny_model(tmp_path / "base")
+    model = make_embedder(
+        lora_dropout=0.1 if adapter else None, pooling=pooling, attention=attention, skip_instruction=True,
+        base_model=str(base), **OPTIONS,
+    ).eval()  # fmt: skip
+    save_checkpoint(model, tmp_path / "checkpoint")
+    tiny_tokenizer().save_pretrained(tmp_path / "checkpoint")
+
+    encoder = Encoder(tmp_path / "checkpoint")
+    assert getattr(encoder.model.decoder.config, "is_causal", True) is (attention == "causal")
+    np.testing.assert_allclose(encoder.encode(PROSE), embed_as_training_does(model, PROSE), atol=1e-5)
+    np.testing.assert_allclose(
+        encoder.encode(PROSE, task="next_line"), embed_as_training_does(model, PROSE, INSTRUCTION), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_weights_of_a_checkpoint_come_back(adapter: bool, tmp_path: Path) -> None:
+    dropout = 0.0 if adapter else None
+    model = make_embedder(lora_dropout=dropout, pooling="latent").eval()
+    save_checkpoint(model, tmp_path)
+    other = make_embedder(lora_dropout=dropout, pooling="latent", seed=0 if adapter else 1).eval()
+    assert not np.allclose(embed_as_training_does(other, PROSE), embed_as_training_does(model, PROSE), atol=1e-3)
+    load_checkpoint_weights(other, tmp_path)
+    np.testing.assert_allclose(embed_as_training_does(other, PROSE), embed_as_training_does(model, PROSE), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(make_embedder(matryoshka_dims=[8, 16], max_tokens_per_batch=64, **OPTIONS), tiny_tokenizer())
+
+
+def test_order_and_batching_do_not_matter(encoder: Encoder) -> None:
+    texts = [line[:size] for line in PROSE for size in (5, 90, 30)]
+    together = encoder.encode(texts)
+    np.testing.assert_allclose(together, np.stack([encoder.encode(text) for text in texts]), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(texts[::-1]), together[::-1], atol=1e-5)
+    assert together.shape == (len(texts), encoder.dimension)
+
+
+def test_roles_and_prompts(encoder: Encoder) -> None:
+    text = PROSE[0]
+    assert np.allclose(encoder.encode(text, task="next_line"), encoder.encode(text, prompt=INSTRUCTION), atol=1e-6)
+    assert np.allclose(encoder.encode(text, task="next_line", role="document"), encoder.encode(text), atol=1e-6)
+    assert not np.allclose(encoder.encode(text, task="next_line"), encoder.encode(text), atol=1e-3)
+    assert not np.allclose(encoder.encode(text, task="same", role="document"), encoder.encode(text), atol=1e-3)
+
+
+def test_matryoshka_dimensions_are_cut_and_normalized(encoder: Encoder) -> None:
+    whole = encoder.encode(PROSE, normalize=False)
+    cut = encoder.encode(PROSE, dimensions=8)
+    np.testing.assert_allclose(cut, whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True), atol=1e-6)
+    with pytest.raises(ValueError, match=r"`dimensions: 9` was not trained; this model has 8, 16, 32"):
+        encoder.encode(PROSE, dimensions=9)
+
+
+def test_a_file_is_written_whole_and_mapped(encoder: Encoder, tmp_path: Path) -> None:
+    mapped = encoder.encode(PROSE, output_file=tmp_path / "vectors.npy")
+    assert isinstance(mapped, np.memmap)
+    np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), encoder.encode(PROSE))
+    assert [path.name for path in tmp_path.iterdir()] == ["vectors.npy"]
+
+
+def test_torch_output_and_no_texts(encoder: Encoder) -> None:
+    assert torch.equal(encoder.encode(PROSE, convert_to="torch"), torch.from_numpy(encoder.encode(PROSE)))
+    assert encoder.encode([]).shape == (0, encoder.dimension)
+
+
+def test_bad_input_gets_one_sentence(encoder: Encoder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Unknown task 'next_lin'; .*did you mean `next_line`"):
+        encoder.encode("a", task="next_lin")
+    with pytest.raises(ValueError, match="one for each of the 2 texts, got 3"):
+        encoder.encode(["a", "b"], prompt=["x", "y", "z"])
+    with pytest.raises(ValueError, match="is not a checkpoint of an embedder"):
+        Encoder(tmp_path)
+    with pytest.raises(ValueError, match="needs its `tokenizer`"):
+        Encoder(encoder.model)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder") / "checkpoint"
+    save_checkpoint(make_embedder(pooling="latent", **OPTIONS), folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.process
+def test_processes_encode_as_one(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{number} {line[: 7 * number % 90]}" for number in range(4) for line in PROSE]
+    prompts = [INSTRUCTION * (number % 2) for number in range(len(texts))]
+    monkeypatch.setattr(encoder_pool, "CHUNK", 3)  # many more chunks than are sent ahead
+    encoder = Encoder(checkpoint)
+    two = ["cpu", "cpu"]
+    try:
+        found = encoder.encode(texts, prompt=prompts, devices=two)
+        np.testing.assert_allclose(found, encoder.encode(texts, prompt=prompts), atol=1e-5)
+
+        processes = encoder._pool._processes  # type: ignore[union-attr]
+        monkeypatch.setattr(encoder_pool, "CHUNK", 1000)
+        mapped = encoder.encode(texts, task="next_line", devices=two, output_file=tmp_path / "vectors.npy")
+        assert isinstance(mapped, np.memmap)
+        np.testing.assert_allclose(mapped, encoder.encode(texts, task="next_line"), atol=1e-5)
+        np.testing.assert_allclose(encoder.encode("one", devices=two), encoder.encode("one"), atol=1e-5)
+        assert encoder.encode([], devices=two).shape == (0, encoder.dimension)
+        assert encoder._pool._processes is processes  # type: ignore[union-attr]
+        assert len(processes) == 2
+        assert all(process.is_alive() for process in processes)
+
+        with pytest.raises(RuntimeError, match="A process of the Encoder failed"):
+            encoder.encode(["a", 3], devices=two)  # type: ignore[list-item]
+        np.testing.assert_allclose(encoder.encode(PROSE, devices=two), encoder.encode(PROSE), atol=1e-5)
+
+        monkeypatch.setattr(encoder_pool, "PATIENCE", 0.2)
+        for process in processes:
+            process.kill()
+        with pytest.raises(RuntimeError, match=r"encoder on cpu ended with code -9"):
+            encoder.encode(PROSE, devices=two)
+    finally:
+        encoder.close()
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_devices_need_a_checkpoint_and_a_list(encoder: Encoder, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"`devices` needs an Encoder of a checkpoint.*in memory"):
+        encoder.encode(PROSE, devices=["cpu", "cpu"])
+    with pytest.raises(ValueError, match=r"`devices` must be a list .*not 'cpu'"):
+        Encoder(checkpoint).encode(PROSE, devices="cpu")
