@@ -47,8 +47,9 @@ class WaitForTheTest(TrainerCallback):
 run_without_waiting = run_scaled_pt
 
 
-def run_scaled_pt(*arguments, callbacks=None):
-    run_without_waiting(*arguments, callbacks=[*(callbacks or ()), WaitForTheTest()])
+def run_scaled_pt(model_args, data_args, training_args, finetuning_args, generating_args, callbacks=None):
+    callbacks = [*(callbacks or ()), WaitForTheTest()]
+    run_without_waiting(model_args, data_args, training_args, finetuning_args, generating_args, callbacks)
 """
 
 CHROMIUM_FLAGS = (
@@ -217,7 +218,10 @@ def test_choose_set_preview_run_and_see(page: Any, tiny_llama: Path, prose_data:
     # run, and see the loss picture
     type_into(page, "Output dir", "scaled")
     click(page, "Start")
-    expect(page.locator("img[alt='Plot'], .matplotlib img, [data-testid=matplotlib] img").first).to_be_visible()
+    picture = page.locator("img[alt='Plot'], .matplotlib img, [data-testid=matplotlib] img").first
+    failure = page.get_by_text("Failed. Exit code").last
+    expect(picture.or_(failure).first).to_be_visible()
+    assert not failure.is_visible(), (tmp_path / "board.log").read_text(encoding="utf-8")[-2000:]
     (tmp_path / "picture-was-seen").touch()
     expect(page.get_by_text("Finished.").last).to_be_visible()
 
