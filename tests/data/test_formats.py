@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from llamafactory_embed.data.files import HubOptions
+from llamafactory_embed.data.problems import BadRowError
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.formats import find_layout
-from llamafactory_embed.data.retrieval.problems import BadRowError
-from llamafactory_embed.data.retrieval.reader import HubOptions, tasks_of_entries
+from llamafactory_embed.data.retrieval.reader import tasks_of_entries
 from llamafactory_embed.data.retrieval.rows import Row, Task
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import datasets
 import pytest
 
+from llamafactory_embed.data.files import HubOptions
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.evalset import build_retrieval_eval
-from llamafactory_embed.data.retrieval.reader import HubOptions, load_tasks, stream_tasks, tasks_of_entries
+from llamafactory_embed.data.retrieval.reader import load_tasks, tasks_of_entries
 from llamafactory_embed.data.retrieval.rows import Row, Task
+from llamafactory_embed.data.retrieval.stream import stream_tasks
 
 from .test_formats import FILES, json_lines, read_task, without_place
 

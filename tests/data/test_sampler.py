@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from llamafactory_embed.data.retrieval.reader import StreamedTask
 from llamafactory_embed.data.retrieval.rows import (
     Example,
     RetrievalDataset,
@@ -23,8 +22,8 @@ from llamafactory_embed.data.retrieval.rows import (
     draw_example,
     row_random,
 )
-from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler, SamplingOptions
-from llamafactory_embed.data.retrieval.stream import StreamedBatches
+from llamafactory_embed.data.retrieval.sampler import BatchingOptions, GlobalBatchSampler
+from llamafactory_embed.data.retrieval.stream import StreamedBatches, StreamedTask
 from llamafactory_embed.data.retrieval.weights import share_out, task_shares
 
 
@@ -43,7 +42,7 @@ TASKS = [make_task("big", 90), make_task("middle", 40), make_task("small", 21)]
 def sampler(tasks: list[Task], batch_size: int, seed: int = 42, num_negatives: int = 0, **options: Any) -> Any:
     ranks = {key: options.pop(key) for key in ("rank", "world_size") if key in options}
     dataset = RetrievalDataset(tasks, num_negatives, seed)
-    return GlobalBatchSampler(dataset, batch_size, SamplingOptions(**options), seed, **ranks)
+    return GlobalBatchSampler(dataset, batch_size, BatchingOptions(**options), seed, **ranks)
 
 
 def rows_of(batches: Any) -> list[list[int]]:
@@ -61,13 +60,6 @@ def test_homogeneous_batches_hold_one_task_and_every_row_once() -> None:
     assert len(rows) == len(set(rows))
     assert Counter(next(iter(names)) for names in tasks_of(batches)) == {"big": 9, "middle": 4, "small": 2}
     assert len(batches) == len(rows_of(batches)) == 15
-
-
-def test_incomplete_batches_are_kept_when_asked_for() -> None:
-    kept = sampler(TASKS, 8, drop_incomplete=False)
-    rows = list(itertools.chain(*rows_of(kept)))
-    assert sorted(rows) == list(range(sum(len(task.rows) for task in TASKS)))
-    assert all(len(names) == 1 for names in tasks_of(kept))
 
 
 def test_mixed_batches_hold_several_tasks() -> None:
@@ -153,7 +145,7 @@ def test_no_text_occurs_twice_in_a_batch() -> None:
             seen += batch
         assert len(seen) == len(set(seen))
         assert len(seen) >= 0.9 * len(rows), "most rows find a place"
-    careless = sampler([Task("words", rows)], 12, num_negatives=1, avoid_duplicates=False)
+    careless = sampler([Task("words", rows, own_passages_only=True)], 12, num_negatives=1)
     repeated = [[text for key in batch for text in careless.dataset[key].texts] for batch in careless]
     assert any(len(texts) > len(set(texts)) for texts in repeated), "the rows should be able to show the difference"
 
@@ -287,7 +279,7 @@ def stream(task: Task) -> StreamedTask:
 
 def test_streamed_batches_are_the_same_on_all_ranks_and_hold_one_task() -> None:
     tasks = [stream(task) for task in TASKS]
-    options = SamplingOptions(task_weights="uniform")
+    options = BatchingOptions(task_weights="uniform")
 
     def batches(rank: int = 0, world_size: int = 1, epoch: int = 0) -> list[list[Example]]:
         reader = StreamedBatches(tasks, 6, options, 1, rank=rank, world_size=world_size, buffer_size=8)

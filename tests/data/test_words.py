@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from llamafactory_embed.data.words.reader import load_sentences
-from llamafactory_embed.data.words.sentences import Sentence, refuse_unseen_labels
+from llamafactory_embed.data.words.formats import Sentence
+from llamafactory_embed.data.words.reader import load_sentences, refuse_unseen_labels
 from llamafactory_embed.data.words.tokenization import WordTokenizer, tells_words_by_spaces
 from tests.tiny_models import tiny_tokenizer
 
@@ -77,7 +77,7 @@ def test_records_with_lists(columns: tuple[str, str], tmp_path: Path) -> None:
         ("a.txt", CONLL_2003, "nre", r"no column `nre`: .*did you mean `ner`\?"),
         ("a.jsonl", '{"tokens": [], "ner_tags": []}\n', "ner", r"a\.jsonl:1: the list of words is empty"),
         ("a.jsonl", '{"tokens": ["a"], "ner_tags": []}\n', "ner", r"a\.jsonl:1: there are 1 words and 0 labels"),
-        ("a.jsonl", '{"tokens": ["a", " "], "ner_tags": ["O", "O"]}\n', "ner", r"a\.jsonl:1: a word is no text"),
+        ("a.jsonl", '{"tokens": ["a", " "], "ner_tags": ["O", "O"]}\n', "ner", r"a\.jsonl:1: a word is not text"),
         ("a.jsonl", '{"tokens": ["a"], "tags": ["O"]}\n', "ner", r"a\.jsonl:1: there is no column `ner`"),
         ("a.jsonl", '{"tokens": ["a"]\n', "ner", r"a\.jsonl:1: this is not JSON"),
         ("a.conll", "\n\n", "ner", "`a` has no sentences"),
