@@ -10,8 +10,6 @@ import pytest
 
 from llamafactory_embed.data.words.formats import Sentence
 from llamafactory_embed.data.words.reader import load_sentences, refuse_unseen_labels
-from llamafactory_embed.data.words.tokenization import WordTokenizer, tells_words_by_spaces
-from tests.tiny_models import tiny_tokenizer
 
 
 CONLL_2003 = """-DOCSTART- -X- O O
@@ -103,7 +101,7 @@ def test_labels_behind_the_last_sample_are_known(tmp_path: Path) -> None:
 
 
 def test_the_bundled_sample_holds_its_names_out() -> None:
-    folder = str(Path(__file__).parents[2] / "data")
+    folder = str(Path(__file__).parents[3] / "data")
     parts = [load_sentences(name, folder, "ner") for name in ("words_sample", "words_sample_heldout")]
     labels = [part.labels for part in parts]
     assert labels[0] == labels[1] == ["B-LOC", "B-ORG", "B-PER", "I-LOC", "I-ORG", "I-PER", "O"]
@@ -123,30 +121,3 @@ def test_a_label_that_was_never_trained() -> None:
     sentence = Sentence(("a", "b"), ("O", "B-XYZ"), "dev.conll", 7)
     with pytest.raises(ValueError, match=r"dev\.conll:7: the label `B-XYZ` of the word `b`"):
         refuse_unseen_labels([sentence], ["B-PER", "O"])
-
-
-def test_words_that_are_cut_off_are_not_among_the_read_ones() -> None:
-    words = ["water", "wheel", "stone", "bridge"]
-    whole = WordTokenizer(tiny_tokenizer(), 64, "same_token", True)([words])[0]
-    for room in range(2, len(whole.token_ids)):
-        cut = WordTokenizer(tiny_tokenizer(), room, "same_token", True)([words])[0]
-        assert cut.token_ids == whole.token_ids[:room]
-        assert cut.words == [w for w, (start, _) in zip(whole.words, whole.spans, strict=True) if start < room]
-    with pytest.raises(ValueError, match="`cutoff_len: 1`"):
-        WordTokenizer(tiny_tokenizer(), 1, "same_token", True)([words])
-
-
-def test_next_token_reads_one_token_before() -> None:
-    words = ["water", "wheel"]
-    same, before = (
-        WordTokenizer(tiny_tokenizer(), 64, place, True)([words])[0] for place in ("same_token", "next_token")
-    )
-    assert before.token_ids == same.token_ids
-    assert before.spans == [(start - 1, end - 1) for start, end in same.spans]
-    assert before.spans[0][0] == 0
-
-
-def test_byte_level_tokenizers_tell_words_by_spaces() -> None:
-    assert tells_words_by_spaces(tiny_tokenizer())
-    spaced = WordTokenizer.create(tiny_tokenizer(), 64, "same_token", None)([["a", "stone"]])[0]
-    assert tiny_tokenizer().decode(spaced.token_ids, skip_special_tokens=True) == "a stone"
