@@ -12,8 +12,9 @@ import datasets
 import pytest
 
 from llamafactory_embed.data.files import HubOptions
+from llamafactory_embed.data.problems import BadRows
 from llamafactory_embed.data.retrieval.entries import make_entry
-from llamafactory_embed.data.retrieval.reader import load_tasks, tasks_of_entries
+from llamafactory_embed.data.retrieval.reader import load_tasks, parse_records, records_of_entry, tasks_of_entries
 from llamafactory_embed.data.retrieval.stream import stream_tasks
 from tests.data.retrieval.helpers import FILES, json_lines, read_task, without_place
 
@@ -143,3 +144,22 @@ def test_a_hub_data_set_is_asked_for_as_the_entry_says(monkeypatch: pytest.Monke
     assert task.rows[1].where == "u/d[dev]:2"
     assert (asked["path"], asked["name"], asked["split"], asked["data_files"]) == ("u/d", "en", "dev", "x.jsonl")
     assert (asked["cache_dir"], asked["token"], asked["streaming"]) == ("cache", "secret", False)
+
+
+@pytest.mark.parametrize("key", ["symmetric", "own_passages_only"])
+def test_data_sets_of_one_task_must_agree(key: str, tmp_path: Path) -> None:
+    shared = {"file_name": "triples.jsonl", "formatting": "retrieval", "task": "nouns"}
+    folder = write_registry(tmp_path, {"one": {**shared, key: True}, "two": shared, "three": {**shared, key: True}})
+    with pytest.raises(ValueError, match=f"Task `nouns` joins data sets of which only some are `{key}`"):
+        load_tasks(["one", "two"], folder)
+    with pytest.raises(ValueError, match=f"Task `nouns` joins data sets of which only some are `{key}`"):
+        stream_tasks(["two", "one"], folder)
+    assert getattr(load_tasks(["one", "three"], folder)[0], key)
+    assert getattr(stream_tasks(["one", "three"], folder)[0], key)
+
+
+def test_records_come_with_their_rows() -> None:
+    entry = make_entry("it", {"file_name": "tdro.jsonl", "formatting": "retrieval"}, str(FILES))
+    parsed = list(parse_records(records_of_entry(entry, HubOptions(), streaming=False), entry, BadRows()))
+    assert [record for record, _ in parsed] == json_lines("tdro.jsonl")
+    assert [row for _, row in parsed] == read_task("tdro.jsonl").rows

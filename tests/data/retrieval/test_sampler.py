@@ -158,3 +158,53 @@ def test_what_would_train_on_nothing_is_refused(caplog: pytest.LogCaptureFixture
     with pytest.raises(ValueError, match="`task_batching: mixed` needs negatives in all tasks or in none, and pairs"):
         sampler([*TASKS, pairs], 10, num_negatives=1, task_batching="mixed")
     assert len(sampler([*TASKS, pairs], 10, num_negatives=1)) == 20
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture, tasks: list[Task], batch_size: int, **options: Any) -> list[str]:
+    """What is said about the plan, which must say it once."""
+    caplog.clear()
+    batches = sampler(tasks, batch_size, **options)
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        list(batches)
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_share_that_cannot_be_reached_in_mixed_batches_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    tasks = [make_task("small", 8), make_task("large", 4000)]
+    mixed = {"task_batching": "mixed", "task_weights": "uniform"}
+    (told,) = warnings_of(caplog, tasks, 64, **mixed)
+    counts = Counter(row < 8 for batch in rows_of(sampler(tasks, 64, **mixed)) for row in batch)
+    share = counts[True] / counts.total()
+    assert share < 0.2, "the data should show a share that is missed"
+    assert told == (
+        f"Task `small` fills {counts[True]} rows of an epoch instead of 2,004 (a share of {share:.3f} instead of "
+        "0.500): no text stands twice in a batch, and its 8 rows have too few different ones."
+    )
+    assert warnings_of(caplog, [make_task("small", 200), make_task("large", 4000)], 64, **mixed) == []
+    assert warnings_of(caplog, tasks, 64, **mixed, rank=1, world_size=2) == []
+
+
+@pytest.mark.parametrize("task_weights", ["uniform", "proportional"])
+def test_a_task_whose_duplicates_fill_no_batch_is_told(task_weights: str, caplog: pytest.LogCaptureFixture) -> None:
+    reviews = Task("reviews", [Row(f"review {n}", ("good" if n % 2 else "bad",)) for n in range(400)])
+    (told,) = warnings_of(caplog, [reviews, make_task("large", 400)], 8, task_weights=task_weights)
+    assert told == (
+        "Task `reviews` fills 0 rows of an epoch instead of 400 (a share of 0.000 instead of 0.500): no text stands "
+        "twice in a batch, and its 400 rows have too few different ones."
+    )
+    # where a few rows are left out, there is nothing to tell
+    rows = [Row(f"q{n}", (f"p{n // 2}",)) for n in range(400)]
+    assert warnings_of(caplog, [Task("pairs", rows), make_task("large", 400)], 8, task_weights=task_weights) == []
+
+
+def test_a_weight_that_is_less_than_a_batch_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    weights = {"rare": 0.01, "common": 0.99}
+    tasks = [make_task("rare", 40), make_task("common", 160)]
+    (told,) = warnings_of(caplog, tasks, 10, task_weights=weights)
+    assert told == (
+        "Task `rare` fills 0 rows of an epoch instead of 2 (a share of 0.000 instead of 0.010): its share is less "
+        "than one of the 20 batches."
+    )
+    assert warnings_of(caplog, tasks, 10, task_weights={"rare": 0.1, "common": 0.9}) == []
+    assert warnings_of(caplog, tasks, 10, task_weights={"rare": 0, "common": 1}) == []
