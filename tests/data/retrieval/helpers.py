@@ -12,7 +12,7 @@ from llamafactory_embed.data.retrieval.reader import tasks_of_entries
 from llamafactory_embed.data.retrieval.rows import Row, Task
 
 
-FILES = Path(__file__).with_name("files")
+FILES = Path(__file__).parents[1] / "files"
 
 
 def read_task(file_name: str, folder: Path = FILES, **settings: Any) -> Task:

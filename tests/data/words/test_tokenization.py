@@ -33,3 +33,9 @@ def test_byte_level_tokenizers_tell_words_by_spaces() -> None:
     assert tells_words_by_spaces(tiny_tokenizer())
     spaced = WordTokenizer.create(tiny_tokenizer(), 64, "same_token", None)([["a", "stone"]])[0]
     assert tiny_tokenizer().decode(spaced.token_ids, skip_special_tokens=True) == "a stone"
+
+
+def test_a_word_that_cannot_be_read_is_named() -> None:
+    tokenizer = WordTokenizer.create(tiny_tokenizer(), 64, "same_token", None)
+    with pytest.raises(ValueError, match="Word 2 cannot be tokenized, for it holds half a character"):
+        tokenizer([["water", "wheel"], ["\ud83d"]])
