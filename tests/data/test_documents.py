@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from llamafactory.hparams import DataArguments, ModelArguments, TrainingArguments
 
-from llamafactory_embed.data.documents import DocumentProcessor, cut, fill_rows
+from llamafactory_embed.data.documents import DocumentProcessor, cut, fill_rows, load_documents
 from llamafactory_embed.host.documents import asks_for_packing
 from tests.tiny_models import tiny_tokenizer
 
@@ -86,3 +89,29 @@ def test_rows_are_filled_as_far_as_pieces_fit() -> None:
 )
 def test_documents_share_rows_unless_the_recipe_says_otherwise(recipe: dict[str, Any], expected: bool) -> None:
     assert asks_for_packing(Namespace(recipe=recipe)) is expected
+
+
+@pytest.mark.parametrize("buffer_size", [1, 16])
+def test_the_order_of_a_stream_does_not_depend_on_data_workers(buffer_size: int, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("".join(f"line {number}\n" for number in range(64)), encoding="utf-8")
+    registry = {"lines": {"file_name": "lines.txt", "columns": {"prompt": "text"}}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")
+    data_args = DataArguments(
+        dataset="lines", dataset_dir=str(tmp_path), streaming=True, buffer_size=buffer_size, cutoff_len=16
+    )
+
+    def read(workers: int) -> list[list[int]]:
+        training_args = TrainingArguments(
+            output_dir=str(tmp_path / "out"), max_steps=1, dataloader_num_workers=workers, do_train=True, use_cpu=True
+        )
+        model_args = ModelArguments(model_name_or_path="none", cache_dir=str(tmp_path / "cache"))
+        data = load_documents(
+            model_args, data_args, training_args, tiny_tokenizer(), line_by_line=False, packing=False
+        )
+        assert training_args.dataloader_num_workers == workers
+        return [example["input_ids"] for example in data.train]
+
+    alone = read(0)
+    assert len(alone) == 64
+    assert (alone == documents_of([f"line {number}" for number in range(64)])) is (buffer_size == 1)
+    assert read(1) == read(3) == alone
