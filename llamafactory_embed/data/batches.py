@@ -7,7 +7,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch.utils.data import Dataset
 
@@ -29,8 +29,12 @@ class BatchSampler(Protocol[Item]):
 
 
 class GivenRows(Dataset[Item]):
-    """The data set for samplers that yield the rows themselves: the Trainer's process reads the rows, and its data
-    workers get no more than what they are to prepare."""
+    """The data set for samplers that yield the rows themselves.
+
+    The Trainer's process reads the rows, and data workers get no more than what they are to prepare: a worker that
+    holds a data set gets a pickled copy of all rows in every epoch where processes are not forked (the default from
+    Python 3.14 on), and a forked one copies every row that it touches.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -104,6 +108,26 @@ class ShuffledBatches(ABC, Generic[Item]):
             of_rank = places[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
             rows = [RowPlace(order[place], place) for place in of_rank]
             yield [self.row(place) for place in rows or [RowPlace(order[start], start, is_filler=True)]]
+
+
+class ItemBatches(Generic[Item]):
+    """A sampler's batches with the items of a data set in place of their keys, for `GivenRows`."""
+
+    def __init__(self, sampler: BatchSampler[Any], dataset: Dataset[Item]) -> None:
+        self.sampler = sampler
+        self.dataset = dataset
+        self.batch_size = sampler.batch_size
+        self.drop_last = sampler.drop_last
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for keys in self.sampler:
+            yield [self.dataset[key] for key in keys]
 
 
 class EvenEpochs(Generic[Item]):

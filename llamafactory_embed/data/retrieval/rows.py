@@ -8,6 +8,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch.utils.data import Dataset
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -102,10 +104,10 @@ def row_random(seed: int, epoch: int, row_index: int) -> random.Random:
     return random.Random(f"{seed}/{epoch}/{row_index}")
 
 
-class RetrievalDataset:
+class RetrievalDataset(Dataset[Example]):
     """All rows of all tasks under one index; an item is drawn anew in each epoch.
 
-    The key is `(epoch, row_index)`, as `GlobalBatchSampler` yields it, so that workers need no state.
+    The key is `(epoch, row_index)`, as `GlobalBatchSampler` yields it.
     """
 
     def __init__(self, tasks: Sequence[Task], num_negatives: int = 0, seed: int = 42) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from ...data.batches import EvenEpochs
+from ...data.batches import BatchSampler, EvenEpochs, GivenRows, ItemBatches
+from ...data.retrieval.rows import Example
 from ...data.retrieval.sampler import GlobalBatchSampler
 from ...data.retrieval.stream import StreamedBatchSampler
 from ...loading.checkpoint import load_checkpoint_weights, save_checkpoint
@@ -21,9 +23,16 @@ AnySampler = GlobalBatchSampler | StreamedBatchSampler
 class EmbeddingTrainer(WrappedModelTrainer):
     """The host's trainer around an `EmbeddingModel`."""
 
-    def __init__(self, *, batch_sampler: AnySampler | None, **kwargs: Any) -> None:
-        super().__init__(batches=None if batch_sampler is None else EvenEpochs(batch_sampler), **kwargs)
-        self.batch_sampler = batch_sampler
+    def __init__(self, *, batch_sampler: AnySampler | None, train_dataset: Dataset | None, **kwargs: Any) -> None:
+        batches: BatchSampler[Example] | None = None
+        if isinstance(batch_sampler, GlobalBatchSampler):
+            batches = ItemBatches(batch_sampler, batch_sampler.dataset)
+            train_dataset = GivenRows(len(batch_sampler.dataset))
+        else:
+            batches = batch_sampler
+        super().__init__(
+            batches=None if batches is None else EvenEpochs(batches), train_dataset=train_dataset, **kwargs
+        )
 
     @property
     def embedding_model(self) -> EmbeddingModel:
