@@ -36,7 +36,7 @@ class HubOptions:
 def registered_entries(
     dataset_names: Sequence[str] | str, dataset_dir: str | dict[str, Any], formatting: str
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """Data sets by name with their entries in the host's registry, looked up as the host's own stages do."""
+    """Data sets by name with their entries in the host's registry, looked up as in the host's stages."""
     from llamafactory.data.parser import get_dataset_list  # late: it imports the whole host
 
     names = dataset_names.split(",") if isinstance(dataset_names, str) else list(dataset_names)

@@ -68,6 +68,13 @@ def test_rows_know_their_file_and_line() -> None:
         ("cells.csv", "query,positive\na,b,c\n", r"cells\.csv:2: this row has 3 cells, the header has 2"),
         ("quote.csv", 'query,positive\na,"b\n', r"quote\.csv:2: this is not a table"),
         ("latin.txt", "caf\xe9", "is not UTF-8"),
+        ("latin.csv", "query,positive\na,b\nc,caf\xe9\n", r"latin\.csv` is not UTF-8 text after its row [01]"),
+        (
+            "torn.jsonl.gz",
+            "\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff\x4b",
+            r"torn\.jsonl\.gz` is damaged after its row 0",
+        ),
+        ("no.jsonl.gz", "{}", r"no\.jsonl\.gz` is damaged after its row 0"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: str, problem: str) -> None:

@@ -219,5 +219,5 @@ def test_a_template_needs_one_text(template: str) -> None:
 
 
 def test_an_unknown_place_in_a_template_is_named() -> None:
-    with pytest.raises(ValueError, match=r"`query_template` knows .* not \{instuction\}"):
+    with pytest.raises(ValueError, match=r"`query_template` may hold .* not \{instuction\}"):
         parse_template("{instuction} {text}")

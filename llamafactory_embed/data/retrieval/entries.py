@@ -66,10 +66,10 @@ def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entr
         raise ValueError(
             f"Data set `{name}` has `formatting: {formatting}`; this stage reads `retrieval` (docs/data.md)."
         )
-    known = HOST_KEYS + RETRIEVAL_KEYS
+    allowed = HOST_KEYS + RETRIEVAL_KEYS
     for key in settings:
-        if key not in known:
-            raise ValueError(f"Data set `{name}`: key `{key}` is not known{suggest(key, known)}")
+        if key not in allowed:
+            raise ValueError(f"Data set `{name}`: key `{key}` is not known{suggest(key, allowed)}")
     columns = settings.get("columns") or {}
     for role in columns:
         if role not in ROLES:

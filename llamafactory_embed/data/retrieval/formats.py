@@ -1,4 +1,4 @@
-"""From a record, as a file or a hub holds it, to a `Row`: the shapes of retrieval data, known by their columns."""
+"""From a record of a file or a hub to a `Row`: the shapes of retrieval data, recognised by their columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .rows import Row
 
 Record = Mapping[str, Any]
 
-# What a column is for, and the names it goes by in public data sets; the first name found is used.
+# What a column is for, and its names in public data sets; the first that a record has is used.
 ROLES: dict[str, tuple[str, ...]] = {
     "query": ("query", "anchor", "question", "sentence1"),
     "positive": ("positive", "positives", "pos", "answer", "sentence2"),
@@ -34,7 +34,7 @@ KNOWN_COLUMNS = (
     + ", ".join(f"`{name}`" for name in (*PASSAGE_COLUMNS, *NLI_COLUMNS))
 )
 
-# MS MARCO with instructions (Weller et al. 2024): so many of the generated negatives are taken before sampling.
+# MS MARCO with instructions (Weller et al. 2024): up to this many generated negatives are taken before sampling.
 MOST_LEADING_NEGATIVES = 3
 
 LARGEST_SCORE = 3e38  # scores become float32
@@ -91,9 +91,9 @@ def find_layout(columns: tuple[str, ...], named: tuple[tuple[str, str], ...]) ->
     """Recognise the shape of a record from its columns."""
     roles = {}
     for role, names in ROLES.items():
-        found = next((name for name in names if name in columns), None)
-        if found is not None:
-            roles[role] = found
+        present = next((name for name in names if name in columns), None)
+        if present is not None:
+            roles[role] = present
     for role, column in named:
         if column in columns:
             roles[role] = column

@@ -30,7 +30,7 @@ def load_tasks(
 ) -> list[Task]:
     """The tasks of a recipe, in its order, with all their rows; data sets of one `task` name are joined.
 
-    `num_samples` of an entry and `max_samples` mean what they mean in the host's own stages: a seeded sample of that
+    `num_samples` of an entry and `max_samples` mean what they mean in the host's stages: a seeded sample of that
     many rows (with repetition where there are fewer), then at most the first `max_samples` of each data set.
     """
     entries = find_entries(dataset_names, dataset_dir)

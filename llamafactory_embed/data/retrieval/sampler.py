@@ -20,7 +20,7 @@ from .weights import share_out, task_shares
 
 logger = logging.getLogger(__name__)
 
-# A row that found its texts taken in so many batches is left out of the epoch; this keeps planning linear in time.
+# After this many batches that hold one of its texts, a row is left out of the epoch: planning takes linear time.
 MOST_BATCHES_TRIED = 32
 
 # A task may fall short by one batch, or by this part of its rows, before it is worth a warning.
@@ -42,7 +42,7 @@ class BatchingOptions:
 
 @dataclass
 class Plan:
-    """Batches of row indices, and how many rows found no place in them."""
+    """Batches of row indices, and the number of rows left out of them."""
 
     batches: list[Sequence[int]]
     rows_left_out: int
@@ -237,7 +237,11 @@ class GlobalBatchSampler:
                 self.sizes, self.global_batch_size, self.options, self.shares, self.seed + self.epoch, texts_of
             )
             if plan.rows_left_out:
-                logger.info("Epoch %d: %d rows found no place in a full batch", self.epoch, plan.rows_left_out)
+                logger.info(
+                    "Epoch %d: %d rows are left out of full batches",
+                    self.epoch,
+                    plan.rows_left_out,
+                )
             self._plan = (self.epoch, plan)
         return self._plan[1]
 

@@ -13,7 +13,7 @@ from ..tokenization import filler_token, find_special_tokens, refuse_unreadable
 
 @dataclass(frozen=True)
 class TokenizedSentence:
-    """Tokens of one sentence. Word `words[i]` is read at the tokens `spans[i]`, the first of which is its own."""
+    """Tokens of one sentence. The word with the number `words[i]` is read at the tokens of `spans[i]`."""
 
     token_ids: list[int]
     words: list[int]
@@ -23,7 +23,7 @@ class TokenizedSentence:
 
 @dataclass(frozen=True)
 class WordTokenizer:
-    """Tokenizes word by word, so that a token never belongs to two of them."""
+    """Tokenizes word by word, so that no token belongs to two words."""
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int

@@ -17,6 +17,7 @@ from llamafactory_embed.data.retrieval.entries import make_entry
         ({"file_name": "a", "columns": {"postive": "b"}}, "did you mean `positive`"),
         ({"file_name": "a", "symmetric": "yes"}, "`symmetric` must be true or false"),
         ({"file_name": "a", "instruction": [1]}, "`instruction` must be text"),
+        ({"file_name": "a", "instruction": ["find", "half \ud83d"]}, "`instruction` holds half a character"),
         ({"ms_hub_url": "a"}, "needs `file_name` or `hf_hub_url`"),
     ],
 )

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from llamafactory_embed.data.words.formats import Sentence
+from llamafactory_embed.data.problems import BadRowError
+from llamafactory_embed.data.words.formats import Sentence, WordColumns, parse_record
 from llamafactory_embed.data.words.reader import load_sentences, refuse_unseen_labels
 
 
@@ -78,6 +79,9 @@ def test_records_with_lists(columns: tuple[str, str], tmp_path: Path) -> None:
         ("a.jsonl", '{"tokens": ["a", " "], "ner_tags": ["O", "O"]}\n', "ner", r"a\.jsonl:1: a word is not text"),
         ("a.jsonl", '{"tokens": ["a"], "tags": ["O"]}\n', "ner", r"a\.jsonl:1: there is no column `ner`"),
         ("a.jsonl", '{"tokens": ["a"]\n', "ner", r"a\.jsonl:1: this is not JSON"),
+        ("a.jsonl", '{"tokens": ["a"], "ner": [null]}\n', "ner", r"a\.jsonl:1: the label None is neither text nor"),
+        ("a.jsonl", '{"tokens": ["\\ud83d"], "ner": ["O"]}\n', "ner", r"a\.jsonl:1: `words` holds half a character"),
+        ("a.jsonl", '{"tokens": ["a"], "ner": ["\\ud83d"]}\n', "ner", r"a\.jsonl:1: `labels` holds half a character"),
         ("a.conll", "\n\n", "ner", "`a` has no sentences"),
     ],
 )
@@ -121,3 +125,18 @@ def test_a_label_that_was_never_trained() -> None:
     sentence = Sentence(("a", "b"), ("O", "B-XYZ"), "dev.conll", 7)
     with pytest.raises(ValueError, match=r"dev\.conll:7: the label `B-XYZ` of the word `b`"):
         refuse_unseen_labels([sentence], ["B-PER", "O"])
+
+
+def test_files_in_another_encoding_are_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"eng.txt": CONLL_2003})
+    (tmp_path / "eng.txt").write_bytes(b"caf\xe9 NN I-NP O\n")
+    with pytest.raises(ValueError, match=r"eng\.txt` is not UTF-8 text after its row 0"):
+        load_sentences("eng", folder, "ner")
+
+
+@pytest.mark.parametrize("number", [-1, 2])
+def test_numbers_of_labels_must_have_a_name(number: int) -> None:
+    columns = WordColumns("ner")
+    assert parse_record({"words": ["a"], "ner": [1]}, columns, ["O", "B-PER"], "hub", 1).labels == ("B-PER",)
+    with pytest.raises(BadRowError, match=f"the label {number} is not one of the numbers 0 to 1"):
+        parse_record({"words": ["a"], "ner": [number]}, columns, ["O", "B-PER"], "hub", 1)
