@@ -24,15 +24,15 @@ class EmbeddingTrainer(WrappedModelTrainer):
     """The host's trainer around an `EmbeddingModel`."""
 
     def __init__(self, *, batch_sampler: AnySampler | None, train_dataset: Dataset | None, **kwargs: Any) -> None:
-        batches: BatchSampler[Example] | None = None
+        """`batch_sampler` yields examples, or their numbers in its data set, which then stays in this process."""
+        batches: BatchSampler[Example] | None
         if isinstance(batch_sampler, GlobalBatchSampler):
             batches = ItemBatches(batch_sampler, batch_sampler.dataset)
             train_dataset = GivenRows(len(batch_sampler.dataset))
         else:
             batches = batch_sampler
-        super().__init__(
-            batches=None if batches is None else EvenEpochs(batches), train_dataset=train_dataset, **kwargs
-        )
+        even = None if batches is None else EvenEpochs(batches)
+        super().__init__(batches=even, train_dataset=train_dataset, **kwargs)
 
     @property
     def embedding_model(self) -> EmbeddingModel:
