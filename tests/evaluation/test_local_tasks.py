@@ -158,7 +158,7 @@ def test_splits_of_a_collection(tmp_path: Path) -> None:
     folder = write_beir(tmp_path)
     (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "dev.tsv")
     assert load_path(str(folder)).task.dataset["default"]["test"]["relevant_docs"]
-    with pytest.raises(ValueError, match=r"no judgements for `tset`, only for dev"):
+    with pytest.raises(ValueError, match=r"no judgements for `tset`; it has dev; name one as .*@split"):
         load_path(f"{folder}@tset")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from llamafactory_embed.data.words.sentences import Sentence
+from llamafactory_embed.data.words.formats import Sentence
 from llamafactory_embed.data.words.tokenization import WordTokenizer
 from llamafactory_embed.train.embed.word_task.batches import collate_words, make_examples
 from llamafactory_embed.train.embed.word_task.tagger import WordTagger

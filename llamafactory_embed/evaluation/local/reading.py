@@ -12,8 +12,8 @@ from typing import Any
 
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from ...data.retrieval import files
-from ...data.retrieval.problems import BadRowError, BadRows
+from ...data import files
+from ...data.problems import BadRowError, BadRows
 
 
 BLOCK = 1 << 20  # bytes

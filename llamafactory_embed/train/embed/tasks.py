@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...data.retrieval.reader import HubOptions, StreamedTask, load_tasks, stream_tasks
+from ...data.files import HubOptions
+from ...data.retrieval.reader import load_tasks
 from ...data.retrieval.rows import Row, Task
+from ...data.retrieval.stream import StreamedTask, stream_tasks
 from ...hparams.contrastive import RetrievalDataOptions
 from ...hparams.embedding import EmbeddingOptions
 from ...model.embedding_config import EmbeddingConfig
@@ -51,10 +53,14 @@ def load_train_and_eval_tasks(
     if training_args.do_train or not eval_tasks:
         if data_args.streaming:
             streams = stream_tasks(
-                data_args.dataset, data_args.dataset_dir, skip_bad_rows=options.skip_bad_rows, hub=hub
+                data_args.dataset,
+                data_args.dataset_dir,
+                skip_bad_rows=options.skip_bad_rows,
+                num_negatives=options.num_negatives,
+                hub=hub,
             )
             if data_args.val_size > 0:
-                eval_tasks = [take_rows(task, int(data_args.val_size)) for task in streams]
+                eval_tasks = [hold_out(task, int(data_args.val_size)) for task in streams]
                 streams = [skip_rows(task, int(data_args.val_size)) for task in streams]
             tasks = streams
         else:
@@ -85,6 +91,11 @@ def take_rows(task: StreamedTask, count: int) -> Task:
     """A stream's first rows, held."""
     rows = list(itertools.islice(task.open_rows(), count))
     return Task(task.name, rows, task.instruction, task.symmetric, task.own_passages_only)
+
+
+def hold_out(task: StreamedTask, count: int) -> Task:
+    """A stream's first rows to evaluate on, with the whole corpus of its BEIR folders."""
+    return dataclasses.replace(take_rows(task, count), corpus=task.read_corpus())
 
 
 def skip_rows(task: StreamedTask, count: int) -> StreamedTask:

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ....data.batches import EvenEpochs
 from ....data.retrieval.rows import Example, RetrievalDataset
 from ....data.retrieval.sampler import GlobalBatchSampler
 from ....hparams.contrastive import ComparisonOptions
 from ....model.embedding_config import EmbeddingConfig
 from ..gather import gather, rank, world_size
-from ..trainer import EvenEpochs
 from .batch import TdroBatch, TdroCollator, example_id
 from .reference import ReferenceFunction
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ....data.words.sentences import Sentence
+from ....data.batches import RowPlace, ShuffledBatches
+from ....data.words.formats import Sentence
 from ....data.words.tokenization import TokenizedSentence, WordTokenizer
 
 
@@ -38,10 +38,9 @@ class WordDataset(Dataset[WordExample]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, key: tuple[int, bool]) -> WordExample:
-        index, is_filler = key
-        example = self.examples[index]
-        if not is_filler:
+    def __getitem__(self, place: RowPlace) -> WordExample:
+        example = self.examples[place.index]
+        if not place.is_filler:
             return example
         return WordExample(example.sentence, [NO_LABEL] * len(example.labels), example.states)
 
@@ -61,36 +60,11 @@ def make_examples(
     return examples, lost
 
 
-class SentenceBatches:
-    """This rank's part of global batches of sentences, shuffled anew in every epoch."""
+class SentenceBatches(ShuffledBatches[RowPlace]):
+    """This rank's part of global batches of sentences, as the keys of a `WordDataset`."""
 
-    drop_last = False
-
-    def __init__(
-        self, count: int, per_rank: int, seed: int, rank: int = 0, world_size: int = 1, shuffle: bool = True
-    ) -> None:
-        self.count = count
-        self.batch_size = per_rank
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.shuffle = shuffle
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return -(-self.count // (self.batch_size * self.world_size))
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
-        order = list(range(self.count))
-        if self.shuffle:
-            random.Random(f"{self.seed} {self.epoch}").shuffle(order)
-        size = self.batch_size * self.world_size
-        for start in range(0, self.count, size):
-            own = order[start : start + size][self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
-            yield [(index, False) for index in own] or [(order[start], True)]
+    def row(self, place: RowPlace) -> RowPlace:
+        return place
 
 
 def collate_words(examples: Sequence[WordExample]) -> dict[str, Any]:

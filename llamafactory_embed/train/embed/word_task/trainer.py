@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ....data.words.sentences import Sentence
+from ....data.words.formats import Sentence
 from ....evaluation.word_metrics import CUT, word_metrics
 from ....loading.weights import load_backbone_weights, part_of_state_dict, save_backbone
 from ...trainer import WrappedModelTrainer

@@ -13,9 +13,9 @@ from llamafactory.extras import logging
 from llamafactory.model import load_tokenizer
 from tqdm.auto import tqdm
 
-from ....data.retrieval.reader import HubOptions
-from ....data.words.reader import WordData, load_sentences
-from ....data.words.sentences import Sentence, refuse_unseen_labels
+from ....data.files import HubOptions
+from ....data.words.formats import Sentence
+from ....data.words.reader import WordData, load_sentences, refuse_unseen_labels
 from ....data.words.tokenization import WordTokenizer
 from ....evaluation.word_metrics import draw_confusions, format_table, per_label
 from ....hparams.word_task import WordTaskOptions
@@ -104,8 +104,8 @@ def run_word_task(
             len(train_examples),
             training_args.per_device_train_batch_size,
             seed,
-            training_args.process_index,
-            training_args.world_size,
+            rank=training_args.process_index,
+            world_size=training_args.world_size,
             shuffle=not finetuning_args.disable_shuffling,
         )
         if train_examples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from llamafactory_embed import Encoder
 from llamafactory_embed.data.retrieval.evalset import build_retrieval_eval
 from llamafactory_embed.data.retrieval.reader import load_tasks
-from llamafactory_embed.data.retrieval.rows import Row
+from llamafactory_embed.data.retrieval.rows import RetrievalDataset, Row
 from llamafactory_embed.evaluation.in_training import evaluate_retrieval
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.loading import backbone as loading
@@ -281,6 +282,22 @@ def test_a_stream_is_trained_as_held_rows_are(run: Run) -> None:
     first_pass, second_pass = shuffled[:4], shuffled[4:]
     assert sorted(first_pass) != pytest.approx(sorted(held), abs=1e-5)
     assert sorted(first_pass) != pytest.approx(sorted(second_pass), abs=1e-5)
+
+
+def test_a_data_worker_gets_no_data_set(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where processes are not forked, as from Python 3.14 on, it would be pickled anew in every epoch."""
+    alone = run("alone", max_steps=3).losses
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    monkeypatch.setattr(RetrievalDataset, "__reduce__", refuse_to_be_pickled, raising=False)
+    try:
+        assert run("forkserver", max_steps=3, dataloader_num_workers=1).losses == alone
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
+def refuse_to_be_pickled(self: RetrievalDataset) -> Any:
+    raise AssertionError("a data worker got the data set")
 
 
 def test_streams_begin_again_and_are_resumed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Bad rows: found while reading, told all at once, with file and line."""
+"""Bad rows: collected while reading and reported together, each with file and line."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class BadRowError(ValueError):
 
 
 class BadRows:
-    """Collects bad rows over all data sets; either they stop the run together or they are counted and skipped."""
+    """Collects the bad rows of all data sets, which either stop the run together or are counted and skipped."""
 
     def __init__(self, skip: bool = False, known_columns: str = "", can_skip: bool = True) -> None:
-        """`can_skip` says whether there is an option `skip_bad_rows` that the user may set."""
+        """`can_skip` says whether the user has an option `skip_bad_rows`."""
         self.skip = skip
         self.known_columns = known_columns
         self.advice = "repair them or set `skip_bad_rows: true`" if can_skip else "repair them"
@@ -27,7 +27,7 @@ class BadRows:
 
     @property
     def full(self) -> bool:
-        """Whether enough problems are known to stop reading; never so when bad rows are skipped."""
+        """Whether there are enough problems to stop reading; never so when bad rows are skipped."""
         return not self.skip and self.count >= MOST_PROBLEMS_TOLD
 
     def add(self, file: str, line: int, problem: str) -> None:
@@ -37,7 +37,7 @@ class BadRows:
             self.told.append(f"{file}:{line}: {problem}")
 
     def finish(self) -> None:
-        """Raise one ValueError with every problem found, or log how many rows were skipped."""
+        """Raise one ValueError for all bad rows, or log how many were skipped."""
         if self.count == 0:
             return
         if self.skip:
@@ -48,3 +48,23 @@ class BadRows:
         raise ValueError(
             f"The data has {self.count} bad rows{more}; {self.advice}:\n  " + "\n  ".join(self.told) + columns
         )
+
+
+def broken_character(text: str) -> str | None:
+    """What keeps a text from being encoded: a lone surrogate, which JSON can hold and no tokenizer can read."""
+    if text.isascii():
+        return None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        surrogate = ord(text[error.start])
+        return f"half a character (U+{surrogate:04X} at position {error.start}), as an emoji cut in two leaves behind"
+    return None
+
+
+def check_characters(text: str, column: str) -> str:
+    """The text, if it can be encoded."""
+    broken = broken_character(text)
+    if broken:
+        raise BadRowError(f"`{column}` holds {broken}")
+    return text

@@ -9,24 +9,10 @@ from typing import Any
 
 import pytest
 
-from llamafactory_embed.data.retrieval.entries import make_entry
+from llamafactory_embed.data.problems import BadRowError
 from llamafactory_embed.data.retrieval.formats import find_layout
-from llamafactory_embed.data.retrieval.problems import BadRowError
-from llamafactory_embed.data.retrieval.reader import HubOptions, tasks_of_entries
-from llamafactory_embed.data.retrieval.rows import Row, Task
-
-
-FILES = Path(__file__).with_name("files")
-
-
-def read_task(file_name: str, folder: Path = FILES, **settings: Any) -> Task:
-    entry = make_entry("it", {"file_name": file_name, "formatting": "retrieval", **settings}, str(folder))
-    (task,) = tasks_of_entries([entry], None, False, 0, 42, HubOptions())
-    return task
-
-
-def json_lines(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (FILES / name).read_text(encoding="utf-8").splitlines()]
+from llamafactory_embed.data.retrieval.rows import Row
+from tests.data.retrieval.helpers import FILES, json_lines, read_task, without_place
 
 
 def table(name: str, delimiter: str = ",") -> list[dict[str, str]]:
@@ -36,10 +22,6 @@ def table(name: str, delimiter: str = ",") -> list[dict[str, str]]:
 
 def texts(value: str | list[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
-
-
-def without_place(rows: Any) -> list[tuple[Any, ...]]:
-    return [(row.query, row.positives, row.negatives, row.scores, row.instruction) for row in rows]
 
 
 def test_triples_hold_strings_or_lists() -> None:

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from llamafactory_embed.data.words.reader import load_sentences
-from llamafactory_embed.data.words.sentences import Sentence, refuse_unseen_labels
-from llamafactory_embed.data.words.tokenization import WordTokenizer, tells_words_by_spaces
-from tests.tiny_models import tiny_tokenizer
+from llamafactory_embed.data.problems import BadRowError
+from llamafactory_embed.data.words.formats import Sentence, WordColumns, parse_record
+from llamafactory_embed.data.words.reader import load_sentences, refuse_unseen_labels
 
 
 CONLL_2003 = """-DOCSTART- -X- O O
@@ -77,9 +76,12 @@ def test_records_with_lists(columns: tuple[str, str], tmp_path: Path) -> None:
         ("a.txt", CONLL_2003, "nre", r"no column `nre`: .*did you mean `ner`\?"),
         ("a.jsonl", '{"tokens": [], "ner_tags": []}\n', "ner", r"a\.jsonl:1: the list of words is empty"),
         ("a.jsonl", '{"tokens": ["a"], "ner_tags": []}\n', "ner", r"a\.jsonl:1: there are 1 words and 0 labels"),
-        ("a.jsonl", '{"tokens": ["a", " "], "ner_tags": ["O", "O"]}\n', "ner", r"a\.jsonl:1: a word is no text"),
+        ("a.jsonl", '{"tokens": ["a", " "], "ner_tags": ["O", "O"]}\n', "ner", r"a\.jsonl:1: a word is not text"),
         ("a.jsonl", '{"tokens": ["a"], "tags": ["O"]}\n', "ner", r"a\.jsonl:1: there is no column `ner`"),
         ("a.jsonl", '{"tokens": ["a"]\n', "ner", r"a\.jsonl:1: this is not JSON"),
+        ("a.jsonl", '{"tokens": ["a"], "ner": [null]}\n', "ner", r"a\.jsonl:1: the label None is neither text nor"),
+        ("a.jsonl", '{"tokens": ["\\ud83d"], "ner": ["O"]}\n', "ner", r"a\.jsonl:1: `words` holds half a character"),
+        ("a.jsonl", '{"tokens": ["a"], "ner": ["\\ud83d"]}\n', "ner", r"a\.jsonl:1: `labels` holds half a character"),
         ("a.conll", "\n\n", "ner", "`a` has no sentences"),
     ],
 )
@@ -103,7 +105,7 @@ def test_labels_behind_the_last_sample_are_known(tmp_path: Path) -> None:
 
 
 def test_the_bundled_sample_holds_its_names_out() -> None:
-    folder = str(Path(__file__).parents[2] / "data")
+    folder = str(Path(__file__).parents[3] / "data")
     parts = [load_sentences(name, folder, "ner") for name in ("words_sample", "words_sample_heldout")]
     labels = [part.labels for part in parts]
     assert labels[0] == labels[1] == ["B-LOC", "B-ORG", "B-PER", "I-LOC", "I-ORG", "I-PER", "O"]
@@ -125,28 +127,16 @@ def test_a_label_that_was_never_trained() -> None:
         refuse_unseen_labels([sentence], ["B-PER", "O"])
 
 
-def test_words_that_are_cut_off_are_not_among_the_read_ones() -> None:
-    words = ["water", "wheel", "stone", "bridge"]
-    whole = WordTokenizer(tiny_tokenizer(), 64, "same_token", True)([words])[0]
-    for room in range(2, len(whole.token_ids)):
-        cut = WordTokenizer(tiny_tokenizer(), room, "same_token", True)([words])[0]
-        assert cut.token_ids == whole.token_ids[:room]
-        assert cut.words == [w for w, (start, _) in zip(whole.words, whole.spans, strict=True) if start < room]
-    with pytest.raises(ValueError, match="`cutoff_len: 1`"):
-        WordTokenizer(tiny_tokenizer(), 1, "same_token", True)([words])
+def test_files_in_another_encoding_are_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"eng.txt": CONLL_2003})
+    (tmp_path / "eng.txt").write_bytes(b"caf\xe9 NN I-NP O\n")
+    with pytest.raises(ValueError, match=r"eng\.txt` is not UTF-8 text after its row 0"):
+        load_sentences("eng", folder, "ner")
 
 
-def test_next_token_reads_one_token_before() -> None:
-    words = ["water", "wheel"]
-    same, before = (
-        WordTokenizer(tiny_tokenizer(), 64, place, True)([words])[0] for place in ("same_token", "next_token")
-    )
-    assert before.token_ids == same.token_ids
-    assert before.spans == [(start - 1, end - 1) for start, end in same.spans]
-    assert before.spans[0][0] == 0
-
-
-def test_byte_level_tokenizers_tell_words_by_spaces() -> None:
-    assert tells_words_by_spaces(tiny_tokenizer())
-    spaced = WordTokenizer.create(tiny_tokenizer(), 64, "same_token", None)([["a", "stone"]])[0]
-    assert tiny_tokenizer().decode(spaced.token_ids, skip_special_tokens=True) == "a stone"
+@pytest.mark.parametrize("number", [-1, 2])
+def test_numbers_of_labels_must_have_a_name(number: int) -> None:
+    columns = WordColumns("ner")
+    assert parse_record({"words": ["a"], "ner": [1]}, columns, ["O", "B-PER"], "hub", 1).labels == ("B-PER",)
+    with pytest.raises(BadRowError, match=f"the label {number} is not one of the numbers 0 to 1"):
+        parse_record({"words": ["a"], "ner": [number]}, columns, ["O", "B-PER"], "hub", 1)
