@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .groups import GROUPS
-from .options import EvaluationOptions
-from .recipe import options_of
+from .options import EvaluationOptions, options_of
 
 
 RECIPE_ENDINGS = (".yaml", ".yml")

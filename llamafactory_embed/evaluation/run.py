@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..encoder.encoder import Encoder
-from .models import Judged, list_models, release, wrap_encoder
+from .models import EMPTY_META, Judged, list_models, wrap_encoder
 from .options import EvaluationOptions
 from .prompts import check_prompt_keys
 from .report import Summary, write_summary
@@ -69,7 +69,8 @@ def judge(
             summary.add(chosen, judged.label, result)
             tell(f"{judged.label}  {chosen.name}  {100 * result.get_score():.2f}")
     finally:
-        release(model)
+        if hasattr(model, "close"):
+            model.close()
 
 
 def run_task(model: Any, chosen: ChosenTask, output: Path, again: bool = False) -> Any:
@@ -97,8 +98,6 @@ def find_result(judged: Judged, chosen: ChosenTask, output: Path) -> Any:
     """The whole result of an earlier run, or None. mteb itself looks for it, with a stand-in for the model that it
     must not need. It takes a whole result as it is, even if the data have changed since."""
     from mteb.models.model_meta import ModelMeta
-
-    from .lexical import EMPTY_META
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise NotJudgedYetError

@@ -20,6 +20,10 @@ from ..hparams.suggestion import suggest
 from .groups import GROUPS, SPLITS, Group
 
 
+LOCAL = "local"  # the group of local data
+ROWS_AT_ONCE = 512  # that mteb reads
+
+
 @dataclass(frozen=True)
 class ChosenTask:
     """A task and why it is run."""
@@ -47,9 +51,6 @@ class ChosenTask:
         from mteb.abstasks import AbsTaskRetrieval
 
         return all(isinstance(part, AbsTaskRetrieval) for part in self.parts)
-
-
-LOCAL = "local"
 
 
 def choose_tasks(
@@ -155,3 +156,14 @@ def read_entries(dataset_dir: str | None) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
+
+
+def texts_of(rows: Any, task_metadata: Any, prompt_type: Any) -> list[str]:
+    """What a model reads of a corpus (title and text) or of queries (text and instruction), joined as mteb joins them
+    for every model. mteb has no public name for it; its own search wrappers call this function."""
+    from mteb._create_dataloaders import create_dataloader
+
+    if len(rows) == 0:
+        return []
+    loader = create_dataloader(rows, task_metadata=task_metadata, prompt_type=prompt_type, batch_size=ROWS_AT_ONCE)
+    return [text for batch in loader for text in batch["text"]]

@@ -13,7 +13,7 @@ from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 from scipy.stats import spearmanr
 
 from llamafactory_embed.evaluation.local import load_path, split_path
-from llamafactory_embed.evaluation.local.reading import revision_of
+from llamafactory_embed.evaluation.revisions import revision_of_data
 from llamafactory_embed.evaluation.tasks import choose_tasks
 from tests.evaluation.conftest import write_beir, write_lines
 
@@ -164,10 +164,10 @@ def test_splits_of_a_collection(tmp_path: Path) -> None:
 
 def test_the_revision_is_that_of_the_content(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", labelled(20))
-    before = revision_of(str(path))
+    before = revision_of_data(str(path))
     assert load_path(str(path)).task.metadata.revision == load_path(str(path)).task.metadata.revision
     write_lines(path, labelled(21))
-    assert revision_of(str(path)) != before != revision_of(str(path), "an instruction")
+    assert revision_of_data(str(path)) != before != revision_of_data(str(path), "an instruction")
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
+
 from ...encoder.encoder import Encoder
-from ...evaluation.recipe import TRAINING_RESULTS
+from ...evaluation.options import TRAINING_RESULTS
 from .trainer import EmbeddingTrainer
 
 
 if TYPE_CHECKING:
     from llamafactory.hparams import TrainingArguments
+
+
+LONGEST_EVALUATION = timedelta(days=30)
 
 
 def find_eval_tasks(names: Sequence[str] | None, dataset_dir: Any) -> list[Any]:
@@ -30,8 +36,24 @@ def find_eval_tasks(names: Sequence[str] | None, dataset_dir: Any) -> list[Any]:
 def judge(trainer: EmbeddingTrainer, tasks: Sequence[Any], training_args: TrainingArguments) -> dict[str, float]:
     """Main scores of the tasks, on the main process; what engines have cut into shards is read back from the
     checkpoint. The results are those of `llamafactory-embed eval`, in `mteb` below `output_dir`."""
-    if not tasks or not trainer.is_world_process_zero():
+    if not tasks:
         return {}
+    metrics = judge_alone(trainer, tasks, training_args) if trainer.is_world_process_zero() else {}
+    wait_for_all_ranks()
+    return metrics
+
+
+def wait_for_all_ranks() -> None:
+    """Let no rank go on to what all do together, such as saving shards before a push, while one is still judging:
+    that takes hours, and NCCL gives up after half an hour. Gloo waits as long as it is told to."""
+    if dist.is_initialized():
+        group = dist.new_group(backend="gloo", timeout=LONGEST_EVALUATION)
+        dist.barrier(group)
+        dist.destroy_process_group(group)
+
+
+def judge_alone(trainer: EmbeddingTrainer, tasks: Sequence[Any], training_args: TrainingArguments) -> dict[str, float]:
+    """What `judge` does on the main process."""
     from ...evaluation.run import evaluate_encoder
 
     output = Path(training_args.output_dir)
