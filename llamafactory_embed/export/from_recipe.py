@@ -12,7 +12,7 @@ from llamafactory.extras import logging
 from ..loading.checkpoint import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import EmbeddingConfig
 from .export import ExportOptions, export_checkpoint
-from .hub import check_repository, plan_push, push
+from .folder import check_repository, plan_push, push
 from .weights import find_base
 
 

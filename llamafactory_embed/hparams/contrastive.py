@@ -40,7 +40,7 @@ class ComparisonOptions(EmbeddingOptions):
         if self.similarity == "dot" and self.normalize_embeddings:
             raise ValueError(
                 "`similarity: dot` trains inner products, but `normalize_embeddings: true` serves embeddings of unit "
-                "length, whose inner product is the cosine: set `normalize_embeddings: false`, or `similarity: cosine`."
+                "length, whose inner product is the cosine: set `normalize_embeddings: false` or `similarity: cosine`."
             )
 
 

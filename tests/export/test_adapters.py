@@ -47,7 +47,7 @@ def test_an_adapter_that_cannot_travel_gets_one_sentence(tmp_path: Path) -> None
     trained = train(tmp_path / "lora")
     config = EmbeddingConfig.load(trained.folder)
     replace(config, merged_adapters=[str(tmp_path)]).save(trained.folder)
-    with pytest.raises(ValueError, match=r"lies upon .*, which others do not have: export merged weights"):
+    with pytest.raises(ValueError, match=r"was trained on top of .*, which others do not have: export merged weights"):
         export_adapter(trained.folder, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 

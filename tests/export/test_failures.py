@@ -164,7 +164,7 @@ def test_dequantizing_is_for_qlora(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="Dequantizing needs a CUDA device"):
         export_checkpoint(trained.folder, tmp_path / "exported", ExportOptions(dequantize=True))
     edit(trained.folder.parent / "base" / "config.json", set_quantization)
-    with pytest.raises(ValueError, match="quantized by gptq, which cannot be taken back"):
+    with pytest.raises(ValueError, match="quantized by gptq, which cannot be dequantized"):
         export_checkpoint(trained.folder, tmp_path / "exported")
     whole = train(tmp_path / "whole", adapter=False)
     with pytest.raises(ValueError, match="`--dequantize` is for checkpoints of QLoRA, and this one holds no adapter"):

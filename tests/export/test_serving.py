@@ -39,8 +39,8 @@ def test_templates_without_an_instruction_are_prompts_of_all_texts() -> None:
     [
         ({}, {"query_task": "msmarc"}, r"`--query-task msmarc`: .* on quora, msmarco; did you mean `msmarco`\?"),
         ({}, {"dimensions": 12}, r"`--dimensions 12` was not trained; this model has 8, 32\."),
-        ({"query_template": "{text} =>"}, {}, r"`query_template: \{text\} =>` writes ' =>' behind the text"),
-        ({"document_template": "<{text}>"}, {}, r"`document_template: <\{text\}>` writes '>' behind the text"),
+        ({"query_template": "{text} =>"}, {}, r"`query_template: \{text\} =>` writes ' =>' after the text"),
+        ({"document_template": "<{text}>"}, {}, r"`document_template: <\{text\}>` writes '>' after the text"),
         ({"instructions": {"document": "Find"}}, {}, "A task of this checkpoint is named 'document'"),
     ],
 )
