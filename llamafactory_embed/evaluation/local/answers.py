@@ -21,7 +21,7 @@ MAIN_DEPTH = 100
 
 
 class AnswerTask(AbsTaskRetrieval):
-    """A retrieval task without judgements: relevant is what holds an answer."""
+    """A retrieval task without judgements: a passage that holds an answer is relevant."""
 
     k_values = DEPTHS
     answers: Mapping[str, Sequence[str]]
@@ -41,11 +41,11 @@ class AnswerTask(AbsTaskRetrieval):
         about |= {"encode_kwargs": encode_kwargs, "num_proc": None}
         corpus, queries = data_split["corpus"], data_split["queries"]
         search.index(corpus, **about)
-        found = search.search(queries, top_k=max(DEPTHS), **about)
+        results = search.search(queries, top_k=max(DEPTHS), **about)
         texts = dict(zip(corpus["id"], corpus["text"], strict=True))
         names = list(queries["id"])
         ranking = [
-            [texts[key] for key, _ in sorted(found[name].items(), key=lambda pair: (-pair[1], pair[0]))]
+            [texts[key] for key, _ in sorted(results[name].items(), key=lambda pair: (-pair[1], pair[0]))]
             for name in names
         ]
         accuracy = accuracy_at(ranking, [self.answers[name] for name in names])
