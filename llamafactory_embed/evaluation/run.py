@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FAILURES = "failures.log"  # tracebacks behind the sentences
+FAILURES = "failures.log"  # the tracebacks of failures
 OWN_RESULTS = "local"  # the folder of results on local data, which no leaderboard accepts
 IN_MEMORY = "in_training"  # the revision of a model that is not a checkpoint
 

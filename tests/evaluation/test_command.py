@@ -74,7 +74,7 @@ def test_models_sizes_and_reference_lines_are_compared(
     assert again[("pairs", "spearman")] != scores[("pairs", "spearman")]
 
 
-def test_a_recipe_says_the_same_and_arguments_win(
+def test_a_recipe_has_the_same_options_and_arguments_win(
     command: Command, checkpoint: Path, beir: Path, tmp_path: Path
 ) -> None:
     recipe = {
@@ -222,7 +222,7 @@ def test_one_model_is_in_memory_at_a_time(
     assert alive[-1] == ("afterwards", 0)
 
 
-def test_a_task_that_cannot_be_had_does_not_stop_the_others(
+def test_a_task_whose_data_cannot_be_loaded_does_not_stop_the_others(
     command: Command, checkpoint: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load_data(self: Any, **kwargs: Any) -> None:
@@ -267,7 +267,7 @@ def test_bad_input_gets_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "load_encoder", lambda *args: pytest.fail("found out after the model was loaded"))
+    monkeypatch.setattr(models, "load_encoder", lambda *args: pytest.fail("the model was loaded before the check"))
     code, shown, said = command("eval", *(word.replace("CHECKPOINT", str(checkpoint)) for word in words))
     assert (code, shown) == (1, "")
     assert sentence in said
@@ -296,7 +296,7 @@ def test_bad_recipes_get_one_sentence(text: str, sentence: str, command: Command
     assert sentence in said
 
 
-def test_an_adapter_without_its_base_is_told(command: Command, beir: Path, tmp_path: Path) -> None:
+def test_an_adapter_without_its_base_is_reported(command: Command, beir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     save_checkpoint(make_embedder(lora_dropout=0.0, base_model=str(tmp_path / "gone")), folder)
     tiny_tokenizer().save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Files and folders become tasks of mteb: recognised by shape, judged by the real mteb, refused with a sentence."""
+"""Files and folders become tasks of mteb: recognised by shape, judged by the real mteb, or refused with a sentence."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_kind_can_be_named(tmp_path: Path) -> None:
         load_path(f"clusterin:{path}")
 
 
-def test_splits_and_kinds_are_told_from_paths(tmp_path: Path) -> None:
+def test_splits_and_kinds_are_read_from_paths(tmp_path: Path) -> None:
     assert split_path("a/b") == (None, "a/b", None)
     assert split_path("sts:a/b.csv") == ("sts", "a/b.csv", None)
     assert split_path("retrieval:a/b@dev") == ("retrieval", "a/b", "dev")
@@ -135,7 +135,7 @@ def test_retrieval_rows_have_a_corpus_of_all_passages(tmp_path: Path) -> None:
     assert sorted(texts.values()) == ["aab", "aac", "ccc", "ccd"]
 
 
-def test_bad_rows_are_told_with_their_lines(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_with_their_lines(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", [{"query": "a", "positive": "b"}, {"query": "a", "positive": ""}])
     with pytest.raises(ValueError, match=r"1 bad rows; repair them:\n.*rows.jsonl:2: `positive` is empty"):
         load_path(str(path))

@@ -297,7 +297,7 @@ def mteb_dataset(texts: dict[str, str]) -> Any:
     return Dataset.from_dict({"id": list(texts), "text": list(texts.values())})
 
 
-def test_a_run_that_broke_off_goes_on_where_it_was(wrap: Wrap, beir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_continues(wrap: Wrap, beir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mteb_encoder, "EMBEDDED_AT_ONCE", 5)
     encode = Encoder.encode
     asked: list[str] = []

@@ -1,4 +1,4 @@
-"""`llamafactory-embed export`: what it prints, its exit codes, the card, and the hub."""
+"""`llamafactory-embed export`: its output, its exit codes, the card, and the hub."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_the_card(exported: Path, trained: Trained) -> None:
         ({"pooling": "eos"}, "vllm serve", "trust_remote_code"),
     ],
 )
-def test_who_cannot_take_it_is_said(
+def test_programs_that_cannot_load_the_folder_are_named(
     options: dict[str, Any], present: str, absent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = train(tmp_path, **options)

@@ -20,7 +20,7 @@ WEIGHTS = "pooler.safetensors"
 
 
 class TextTransformer(Transformer):
-    """The language model. With `prompt_length` it tells the pooling, for each text, how many tokens stand before it:
+    """The language model. With `prompt_length` it passes on to the pooling, for each text, how many tokens stand before it:
     special tokens and those of the prompt that hold nothing of the text."""
 
     def _can_flatten_inputs(self) -> bool:
@@ -127,8 +127,8 @@ class TextPooling(Module):
 
     @staticmethod
     def _counting(mask: Tensor, before: Tensor) -> Tensor:
-        """Which tokens count: those of the text and what stands behind it."""
-        position = mask.cumsum(dim=1) - 1  # of a token in its text, also behind padding on the left
+        """Which tokens count: those of the text and what stands after it."""
+        position = mask.cumsum(dim=1) - 1  # of a token in its text, also after padding on the left
         counts = mask & (position >= before.to(mask.device)[:, None])
         return counts | (mask & ~counts.any(dim=1, keepdim=True))
 
