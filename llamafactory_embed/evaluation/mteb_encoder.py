@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from mteb import types as mteb_types
+from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.model_meta import ModelMeta
 from mteb.similarity_functions import cos_sim, dot_score, pairwise_cos_sim, pairwise_dot_score
 
@@ -60,10 +62,10 @@ class MtebEncoder:
         self,
         inputs: Any,
         *,
-        task_metadata: Any,
+        task_metadata: TaskMetadata,
         hf_split: str,
         hf_subset: str,
-        prompt_type: Any = None,
+        prompt_type: mteb_types.PromptType | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
         """Embeddings [N, d] of a data loader's texts. Without a prompt type all texts are of one kind, and embedded as
@@ -87,7 +89,7 @@ class MtebEncoder:
 
     # SearchProtocol
 
-    def index(self, corpus: Any, *, task_metadata: Any, **kwargs: Any) -> None:
+    def index(self, corpus: Dataset, *, task_metadata: TaskMetadata, **kwargs: Any) -> None:
         """Embed a corpus onto the disk, window by window."""
         document = mteb_types.PromptType.document
         rows, owners = [], []
@@ -102,7 +104,13 @@ class MtebEncoder:
         self._corpus = vectors, [str(key) for key in corpus["id"]]
 
     def search(
-        self, queries: Any, *, task_metadata: Any, top_k: int, top_ranked: Any = None, **kwargs: Any
+        self,
+        queries: Dataset,
+        *,
+        task_metadata: TaskMetadata,
+        top_k: int,
+        top_ranked: Mapping[str, Sequence[str]] | None = None,
+        **kwargs: Any,
     ) -> dict[str, dict[str, float]]:
         """The best documents for each query with their similarities; where candidates are given, those only."""
         if self._corpus is None:
@@ -123,7 +131,9 @@ class MtebEncoder:
             for name, *pair in zip(names, scores.tolist(), places.tolist(), strict=True)
         }
 
-    def _score_candidates(self, queries: dict[str, Any], candidates: Any) -> dict[str, dict[str, float]]:
+    def _score_candidates(
+        self, queries: dict[str, torch.Tensor], candidates: Mapping[str, Sequence[str]]
+    ) -> dict[str, dict[str, float]]:
         assert self._corpus is not None
         corpus, ids = self._corpus
         place = {key: index for index, key in enumerate(ids)}
@@ -144,12 +154,14 @@ class MtebEncoder:
         self._stores = {}
         self.encoder.close()
 
-    def _split(self, texts: Sequence[str], task: Any) -> Parts:
+    def _split(self, texts: Sequence[str], task: TaskMetadata) -> Parts:
         if not self.split_long_documents:
             return whole_documents(texts)
         return split_documents(self.encoder, texts, self.instructions.find(task, "document"))
 
-    def _embed(self, texts: Sequence[str], task: Any, prompt_type: Any) -> tuple[VectorStore, np.ndarray]:
+    def _embed(
+        self, texts: Sequence[str], task: TaskMetadata, prompt_type: mteb_types.PromptType | None
+    ) -> tuple[VectorStore, np.ndarray]:
         """The store that holds these texts' vectors, and their rows in it."""
         instruction = self.instructions.find(task, None if prompt_type is None else prompt_type.value)
         # A document with an instruction is one of a symmetric task, and written like a query.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from ..hparams.suggestion import suggest
 from ..model.embedding_config import EmbeddingConfig
+
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
 
 
 ROLES = ("query", "document")
@@ -27,7 +31,7 @@ class Instructions:
     local_tasks: frozenset[str]
     """Tasks from local data: their instruction is in their metadata, or they have none."""
 
-    def find(self, task: Any, role: str | None) -> str:
+    def find(self, task: TaskMetadata, role: str | None) -> str:
         """The instruction for texts of a task; `role` is None where all texts of the task are of one kind."""
         for key in keys_of(task.name, task.type, role):
             if key in self.given:
@@ -50,10 +54,10 @@ def keys_of(task: str, kind: str, role: str | None) -> list[str]:
     return both if role == "query" else [key for key in both if key.endswith(role)]
 
 
-def prompt_of_metadata(prompt: str | Mapping[str, str] | None, role: str | None) -> str:
+def prompt_of_metadata(prompt: str | Mapping[str, object] | None, role: str | None) -> str:
     """A task's own instruction; one without a role is for queries and for texts of one kind."""
     if isinstance(prompt, Mapping):
-        return prompt.get(role or "query", "")
+        return str(prompt.get(role or "query", ""))
     return (prompt or "") if role != "document" else ""
 
 

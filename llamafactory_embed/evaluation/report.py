@@ -6,10 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..files import whole_file, write_text
 from .tasks import LOCAL, ChosenTask
+
+
+if TYPE_CHECKING:
+    from mteb.results import TaskResult
 
 
 MEAN = "mean"
@@ -44,7 +48,7 @@ class Summary:
     lines: list[Line] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
-    def add(self, chosen: ChosenTask, model: str, result: Any) -> None:
+    def add(self, chosen: ChosenTask, model: str, result: TaskResult) -> None:
         """Enter the scores of a model on a task; `result` is mteb's."""
         self._enter(chosen, chosen.task.metadata.main_score, model, float(result.get_score()), MAIN)
         if chosen.name in SECOND_SCORES:

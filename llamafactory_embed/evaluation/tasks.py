@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,13 @@ import torch
 from ..data.retrieval.entries import make_entry
 from ..hparams.suggestion import suggest
 from .groups import GROUPS, SPLITS, Group
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from mteb.abstasks import AbsTask
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import PromptType
 
 
 LOCAL = "local"  # the group of local data
@@ -28,7 +35,7 @@ ROWS_AT_ONCE = 512  # that mteb reads
 class ChosenTask:
     """A task, and the name that brought it."""
 
-    task: Any
+    task: AbsTask
     group: str
     """The group that it was named by, or `local`, or nothing."""
     is_local: bool = False
@@ -39,7 +46,7 @@ class ChosenTask:
         return self.task.metadata.name
 
     @property
-    def parts(self) -> list[Any]:
+    def parts(self) -> list[AbsTask]:
         """The tasks that are run: several where mteb takes the mean of some (CQADupstack), otherwise the one."""
         from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
@@ -132,7 +139,7 @@ def tasks_of_mteb(name: str, languages: Sequence[str] | None, entries: Mapping[s
     )
 
 
-def limit_languages(group: str, tasks: Sequence[Any], languages: Sequence[str] | None) -> list[ChosenTask]:
+def limit_languages(group: str, tasks: Sequence[AbsTask], languages: Sequence[str] | None) -> list[ChosenTask]:
     """Tasks in some languages; a task in none of them is left out."""
     if languages is None:
         return [ChosenTask(task, group) for task in tasks]
@@ -158,7 +165,7 @@ def read_entries(dataset_dir: str | None) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 
-def texts_of(rows: Any, task_metadata: Any, prompt_type: Any) -> list[str]:
+def texts_of(rows: Dataset, task_metadata: TaskMetadata, prompt_type: PromptType) -> list[str]:
     """What a model reads of a corpus (title and text) or of queries (text and instruction), joined as mteb joins them
     for every model. mteb has no public name for it; its own search wrappers call this function."""
     from mteb._create_dataloaders import create_dataloader

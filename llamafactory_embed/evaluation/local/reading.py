@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mteb.abstasks import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from ...data.retrieval import files
@@ -18,7 +19,7 @@ from ..revisions import revision_of_data
 class LocalTask:
     """A task of mteb whose data are in memory."""
 
-    task: Any
+    task: AbsTask
     source: str
 
     @property
@@ -28,14 +29,14 @@ class LocalTask:
 
 
 def make_task(
-    base: type,
+    base: type[AbsTask],
     name: str,
     source: str,
     dataset: Any,
     *,
     kind: Any,
     main_score: str,
-    prompt: Any = None,
+    prompt: Any = None,  # mteb's own type is a TypedDict
     split: str = "test",
     **attributes: Any,
 ) -> LocalTask:
