@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,31 +39,33 @@ def judge(trainer: EmbeddingTrainer, tasks: Sequence[Any], training_args: Traini
     checkpoint. The results are those of `llamafactory-embed eval`, in `mteb` below `output_dir`."""
     if not tasks:
         return {}
-    metrics = judge_alone(trainer, tasks, training_args) if trainer.is_world_process_zero() else {}
-    wait_for_all_ranks()
-    return metrics
-
-
-def wait_for_all_ranks() -> None:
-    """Let no rank go on to what all do together, such as saving shards before a push, while one is still judging:
-    that takes hours, and NCCL gives up after half an hour. Gloo waits as long as it is told to."""
-    if dist.is_initialized():
-        group = dist.new_group(backend="gloo", timeout=LONGEST_EVALUATION)
-        dist.barrier(group)
-        dist.destroy_process_group(group)
-
-
-def judge_alone(trainer: EmbeddingTrainer, tasks: Sequence[Any], training_args: TrainingArguments) -> dict[str, float]:
-    """What `judge` does on the main process."""
-    from ...evaluation.run import evaluate_encoder
-
-    output = Path(training_args.output_dir)
     if trainer.is_sharded and not training_args.do_train:
         raise ValueError(
             "`eval_tasks` of a model in shards needs its checkpoint: run `llamafactory-embed eval` on it."
         )
+    with all_ranks_wait():
+        return _judge_here(trainer, tasks, Path(training_args.output_dir)) if trainer.is_world_process_zero() else {}
+
+
+@contextmanager
+def all_ranks_wait() -> Iterator[None]:
+    """Let no rank leave the block before the last one does. What they do together afterwards, such as collecting
+    shards for a push to the hub, would wait for a rank that is judging for hours. NCCL gives up after half an hour;
+    gloo waits as long as it is told to."""
+    if not dist.is_initialized():
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=LONGEST_EVALUATION)
+    yield  # a rank that fails ends the others: its connections close
+    dist.barrier(group)
+    dist.destroy_process_group(group)
+
+
+def _judge_here(trainer: EmbeddingTrainer, tasks: Sequence[Any], output: Path) -> dict[str, float]:
+    from ...evaluation.run import evaluate_encoder
+
     encoder = (
-        Encoder(output, device=training_args.device)
+        Encoder(output, device=trainer.args.device)
         if trainer.is_sharded
         else Encoder(trainer.embedding_model, trainer.processing_class)
     )
