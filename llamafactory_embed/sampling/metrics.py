@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from ..evaluation.word_problems import MARKER, answer_accuracy
+from ..evaluation.answers import MARKER, answer_accuracy
 
 
 logger = logging.getLogger(__name__)

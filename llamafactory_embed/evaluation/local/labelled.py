@@ -1,17 +1,21 @@
-"""Texts with a label: classification, judged by a classifier on the embeddings, and clustering."""
+"""Texts with a label (classification, clustering) and pairs of sentences with a score (STS)."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from mteb.abstasks import AbsTaskClassification, AbsTaskClustering
+from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskSTS
 
+from ...data.retrieval.formats import ROLES
 from .reading import LocalTask, is_label_folder, make_task, read_fields, split_file
 
 
 TEXT: dict[str, tuple[str, ...]] = {"text": ("text", "sentence")}
 LABEL: dict[str, tuple[str, ...]] = {"label": ("label", "cluster")}
+SENTENCES = {"sentence1": ("sentence1", *ROLES["query"]), "sentence2": ("sentence2", *ROLES["positive"])}
+SCORE = {"score": ROLES["score"]}
 FOLDS = 5
 MOST_CLUSTERED = 16_384  # as mteb's own tasks
 
@@ -79,3 +83,18 @@ def read_labelled(path: str | None) -> list[tuple[str, str]]:
     if not rows:
         raise ValueError(f"{path} has no rows.")
     return rows
+
+
+def make_sts_task(name: str, path: str) -> LocalTask:
+    """Spearman's correlation between similarities and scores, of whatever range."""
+    pairs = list(read_fields(path, SENTENCES | SCORE))
+    try:
+        scores = [float(pair["score"]) for pair in pairs]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: every `score` must be a number ({error}).") from error
+    if len(pairs) < 2 or min(scores) == max(scores) or not all(map(math.isfinite, scores)):
+        raise ValueError(f"{path}: a correlation needs pairs with at least two different scores.")
+    columns = {column: [str(pair[column]) for pair in pairs] for column in SENTENCES}
+    dataset = {"default": {"test": Dataset.from_dict({**columns, "score": scores})}}
+    bounds: dict[str, Any] = {"min_score": min(scores), "max_score": max(scores)}
+    return make_task(AbsTaskSTS, name, path, dataset, kind="STS", main_score="spearman", **bounds)

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from llamafactory_embed.evaluation.word_problems import answer_accuracy, find_answer, is_same_answer
+from llamafactory_embed.evaluation.answers import answer_accuracy, find_answer, is_same_answer
 
 
 @pytest.mark.parametrize(
