@@ -20,7 +20,7 @@ DEFAULT_ALGORITHM = "low_confidence"
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Everything the denoising loop is told. The defaults are greedy."""
+    """All options of the denoising loop. The defaults are greedy."""
 
     steps: int = 64
     algorithm: str = DEFAULT_ALGORITHM
@@ -33,7 +33,7 @@ class SamplingSettings:
     alg_temp: float = 0.0
     block_length: int | None = None
     block_size: int | None = None
-    """Of a model trained for block diffusion: blocks are counted from the start of the text, and no block sees a
+    """For a model trained with block diffusion: blocks are counted from the start of the text, and no block sees a
     later one."""
     cfg_scale: float = 0.0
     confidence_threshold: float | None = None
@@ -57,9 +57,9 @@ class SamplingSettings:
         block_size: int | None = None,
         seed: int = 42,
     ) -> SamplingSettings:
-        """Of a recipe's options. Without a `sampling_algorithm` the model's family decides, with its own blocks where
-        the recipe leaves them open; parallel decoding needs a probability and takes the default instead. The
-        blocks of block diffusion are those of the model."""
+        """The settings of a recipe. Without a `sampling_algorithm` those of the model's family apply, with the
+        family's blocks where the recipe leaves them open; parallel decoding needs a probability and takes the default
+        instead. The blocks of block diffusion are those of the model."""
         algorithm: str | None = options.sampling_algorithm
         block_length = options.block_length
         is_parallel = options.confidence_threshold is not None or options.confidence_factor is not None
@@ -93,8 +93,8 @@ class SamplingSettings:
         return settings.with_generation(vars(generating_args))
 
     def with_generation(self, values: Mapping[str, Any]) -> SamplingSettings:
-        """Take over what the host's generation options say; `do_sample: false` is temperature 0 without filters, and
-        what is None is left as it is."""
+        """The settings changed by the host's generation options: `do_sample: false` is temperature 0 without filters,
+        and None changes nothing."""
         names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
         changed = {name: values[name] for name in names if values.get(name) is not None}
         if values.get("do_sample") is False:

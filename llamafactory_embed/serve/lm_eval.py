@@ -32,7 +32,7 @@ from ..model.packed import tokens_per_batch
 from ..model.token_predictor import TokenPredictor
 from ..sampling.checkpoint import load_sampler
 from ..sampling.settings import SamplingSettings
-from ..sampling.stops import cut_at, stop_strings
+from .texts import cut_at, stop_strings
 
 
 class DiffusionHarnessModel(TemplateLM):

@@ -33,9 +33,9 @@ class NoiseAtTheStart:
         self.network = network
         self.noise = noise  # [B]
 
-    def states(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
-        logits = self.network.head(self.network.states(tokens, real, wanted)).clone()
-        rows, columns = wanted.nonzero(as_tuple=True)
+    def states(self, tokens: Tensor, real: Tensor, queried: Tensor) -> Tensor:
+        logits = self.network.head(self.network.states(tokens, real, queried)).clone()
+        rows, columns = queried.nonzero(as_tuple=True)
         for index in (columns == 0).nonzero()[:, 0].tolist():
             best, wished = int(logits[index].argmax()), int(self.noise[rows[index]])
             logits[index, [best, wished]] = logits[index, [wished, best]]

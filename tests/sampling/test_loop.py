@@ -200,8 +200,8 @@ def test_logits_under_a_cache_are_close_and_computed_for_few_columns() -> None:
     canvas = Canvas.of_prompts(PROMPTS, 8, MASK)
     changed = canvas.tokens.clone()
     changed[:, 6] = torch.tensor([70, 71, 72])  # revealed in the block, columns 6 to 9
-    wanted = torch.zeros_like(canvas.masked)
-    wanted[:, 7:10] = True
+    queried = torch.zeros_like(canvas.masked)
+    queried[:, 7:10] = True
 
     def logits(cache: str) -> Tensor:
         model = tiny_model("llama", vocab_size=ROWS)
@@ -209,8 +209,8 @@ def test_logits_under_a_cache_are_close_and_computed_for_few_columns() -> None:
         network = LanguageModelNetwork(model, shift=False, cache=cache)
         network.enter_block(6, 10)
         with torch.inference_mode():
-            network.states(canvas.tokens, canvas.real, wanted)
-            return network.head(network.states(changed, canvas.real, wanted))
+            network.states(canvas.tokens, canvas.real, queried)
+            return network.head(network.states(changed, canvas.real, queried))
 
     exact, prefix, dual = logits("none"), logits("prefix"), logits("dual")
     assert columns == [14, 14, 14, 8, 14, 4]

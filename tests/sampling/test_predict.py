@@ -11,11 +11,9 @@ import pytest
 from PIL import Image, ImageSequence
 
 from llamafactory_embed.hparams.sampling import SamplingOptions
-from llamafactory_embed.sampling import metrics as scores
 from llamafactory_embed.sampling import predict as module
-from llamafactory_embed.sampling.metrics import score_predictions
 from llamafactory_embed.sampling.pictures import DenoisingRecorder, draw_denoising
-from llamafactory_embed.sampling.predict import PREDICTIONS_NAME, predict
+from llamafactory_embed.sampling.predict import PREDICTIONS_NAME, predict, score_predictions, similarity
 from llamafactory_embed.sampling.rows import PredictionRow, parse_gaps, row_of_answer, rows_of_texts
 from llamafactory_embed.sampling.sampler import Sampler
 from llamafactory_embed.sampling.settings import SamplingSettings
@@ -177,7 +175,7 @@ def test_gaps_of_a_written_text() -> None:
 
 
 def test_metrics_count_rows_with_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "SIMILARITY_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(module, "SIMILARITY_PACKAGES", ("no_such_package",))
     assert score_predictions(["a", "b"], ["", " "]) == {}
     assert score_predictions(["a ", "b", "c"], ["a", "x", ""]) == {"predict_exact_match": 50.0}
     found = score_predictions(["so #### 12", "#### 3", "12"], ["#### 12.0", "#### 4", "12"])
@@ -186,9 +184,9 @@ def test_metrics_count_rows_with_a_label(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_similarity_is_the_hosts() -> None:
-    for name in scores.SIMILARITY_PACKAGES:
+    for name in module.SIMILARITY_PACKAGES:
         pytest.importorskip(name)
-    found = scores.similarity([("the cat sat down", "the cat sat down"), ("dogs", "a bird flew away")])
+    found = similarity([("the cat sat down", "the cat sat down"), ("dogs", "a bird flew away")])
     assert found["predict_rouge-1"] == pytest.approx(50, abs=0.1)
     assert found["predict_bleu-4"] >= 50
 

@@ -21,8 +21,7 @@ from llamafactory.webui.chatter import WebChatModel
 
 from llamafactory_embed.host.chat import WholeText
 from llamafactory_embed.sampling.sampler import HIDDEN
-from llamafactory_embed.sampling.stops import cut_at, stop_strings, without_begun_stop
-from llamafactory_embed.serve import chat as engine
+from llamafactory_embed.serve import steps
 from llamafactory_embed.serve.chat import DiffusionEngine
 from llamafactory_embed.stages.own import DDM_SFT
 from tests.tiny_models import save_tiny_model
@@ -149,7 +148,7 @@ def test_a_listener_who_is_cut_off_leaves_no_thread_waiting(fresh: ChatModel, mo
         return queues[-1]
 
     monkeypatch.setattr(fresh.engine.sampler, "complete", complete)
-    monkeypatch.setattr(engine, "queue", SimpleNamespace(Queue=make_queue))
+    monkeypatch.setattr(steps, "queue", SimpleNamespace(Queue=make_queue))
     threads = ThreadPoolExecutor()
 
     async def cut_off() -> None:
@@ -187,14 +186,6 @@ def test_a_request_may_name_where_answers_stop(fresh: ChatModel) -> None:
         fresh.engine.answers = 0
         pieces = list(fresh.stream_chat(QUESTION, stop=["", stop, "nowhere"], whole_texts=whole_texts))
         assert (pieces[-1] if whole_texts else "".join(pieces)) == before
-
-
-def test_a_stop_that_has_begun_is_held_back() -> None:
-    assert without_begun_stop("one #", ["###", "."]) == "one "
-    assert without_begun_stop("one ##", ["###", "#!"]) == "one "
-    assert without_begun_stop("one", ["###"]) == "one"
-    assert cut_at("one ### two. three", ["three", ".", "###"]) == "one "
-    assert stop_strings(None) == stop_strings("") == []
 
 
 def test_a_family_that_nobody_knows_is_refused(tmp_path: Path) -> None:
