@@ -210,7 +210,7 @@ class _Loop:
             changing = self.blocks == self.block[0]
             if self.settings.block_size is not None:
                 changing = whole_blocks(changing, self.canvas.real, self.settings.block_size)
-            columns = changing.any(dim=0).nonzero()  # the same in all rows, or a cache that is exact for any
+            columns = changing.any(dim=0).nonzero()
             if len(columns) > 0:  # none in a block between two gaps
                 self.network.enter_block(int(columns[0]), int(columns[-1]) + 1)
 
@@ -263,16 +263,13 @@ def block_numbers(canvas: Canvas, settings: SamplingSettings) -> Tensor:
 def rows_of_one_cache(canvas: Canvas, settings: SamplingSettings) -> list[list[int]]:
     """The rows of a canvas in groups that can be denoised together.
 
-    A cache keeps what lies outside the columns of a block. If the blocks of two rows lie in different columns, either
-    row would see more of itself anew than it does alone, and become another text. Without a cache all rows go
-    together, as they do under the cache of block diffusion that is exact whatever it recomputes (`prefix`).
+    A cache keeps what lies outside the columns of a block. If the blocks of two rows lay in different columns, more of
+    each row would be computed anew than when it is alone, and it would become another text. Without a cache all rows
+    go together, and in block diffusion, where a cache is exact whatever else is computed.
     """
-    if settings.cache == "none" or (settings.cache == "prefix" and settings.block_size is not None):
+    if settings.cache == "none" or settings.block_size is not None:
         return [list(range(len(canvas)))]
     groups: dict[tuple[int, ...], list[int]] = {}
-    blocks = block_numbers(canvas, settings).tolist()
-    starts = canvas.real.long().argmax(dim=-1).tolist()
-    for row, (numbers, start) in enumerate(zip(blocks, starts, strict=True)):
-        border = 0 if settings.block_size is None else start % settings.block_size  # what is given counts to a block
-        groups.setdefault((border, *numbers), []).append(row)
+    for row, numbers in enumerate(block_numbers(canvas, settings).tolist()):
+        groups.setdefault(tuple(numbers), []).append(row)
     return list(groups.values())
