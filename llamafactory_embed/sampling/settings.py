@@ -60,25 +60,12 @@ class SamplingSettings:
         """The settings of a recipe. Without a `sampling_algorithm` those of the model's family apply, with the
         family's blocks where the recipe leaves them open; parallel decoding needs a probability and takes the default
         instead. The blocks of block diffusion are those of the model."""
-        algorithm: str | None = options.sampling_algorithm
-        block_length = options.block_length
-        is_parallel = options.confidence_threshold is not None or options.confidence_factor is not None
-        if algorithm is None and family is not None:
-            if not is_parallel or ALGORITHMS_WITH_PROBABILITY.issuperset({family.sampler}):
-                algorithm = family.sampler
-            block_length = block_length or family.block_length
-        if block_size is not None:
-            if options.block_length not in (None, block_size):
-                raise ValueError(
-                    f"`block_length: {options.block_length}` contradicts `block_size: {block_size}`, the blocks of "
-                    "the model's attention: unset `block_length`, or set `block_size: 0` to sample without them."
-                )
-            block_length = block_size
+        block_length = _block_length(options, family, block_size)
         if options.sampling_cache != "none" and block_length is None:
             raise ValueError(f"`sampling_cache: {options.sampling_cache}` works block by block: set `block_length`.")
         settings = cls(
             steps=options.diffusion_steps,
-            algorithm=algorithm or DEFAULT_ALGORITHM,
+            algorithm=_algorithm(options, family),
             logits_temp=options.logits_temp,
             alg_temp=options.alg_temp,
             block_length=block_length,
@@ -103,3 +90,25 @@ class SamplingSettings:
         if settings.max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` must be at least 1, not {settings.max_new_tokens}.")
         return settings
+
+
+def _algorithm(options: SamplingOptions, family: Family | None) -> str:
+    if options.sampling_algorithm is not None:
+        return options.sampling_algorithm
+    is_parallel = options.confidence_threshold is not None or options.confidence_factor is not None
+    if family is None or (is_parallel and family.sampler not in ALGORITHMS_WITH_PROBABILITY):
+        return DEFAULT_ALGORITHM
+    return family.sampler
+
+
+def _block_length(options: SamplingOptions, family: Family | None, block_size: int | None) -> int | None:
+    if block_size is not None:
+        if options.block_length not in (None, block_size):
+            raise ValueError(
+                f"`block_length: {options.block_length}` contradicts `block_size: {block_size}`, the blocks of the "
+                "model's attention: unset `block_length`, or set `block_size: 0` to sample without them."
+            )
+        return block_size
+    if options.block_length is None and options.sampling_algorithm is None and family is not None:
+        return family.block_length
+    return options.block_length

@@ -19,6 +19,7 @@ from llamafactory.api.app import create_app
 from llamafactory.chat import ChatModel, chat_model
 from llamafactory.webui.chatter import WebChatModel
 
+from attention_patch import current_patch
 from llamafactory_embed.host.chat import WholeText
 from llamafactory_embed.sampling.sampler import HIDDEN
 from llamafactory_embed.serve import steps
@@ -115,6 +116,29 @@ def test_whole_texts_settle(fresh: ChatModel) -> None:
     assert hidden == sorted(hidden, reverse=True)
     assert hidden[0] > 0
     assert texts[-1] == whole.response_text
+
+
+def test_answers_at_the_same_time_are_those_of_one_after_the_other(fresh: ChatModel) -> None:
+    """`MAX_CONCURRENT` above 1."""
+    one_by_one = [fresh.chat(QUESTION)[0].response_text for _ in range(6)]
+    fresh.engine.answers = 0
+    attention = current_patch(fresh.engine.model)
+
+    async def chat() -> str:
+        (response,) = await fresh.engine.chat(QUESTION)
+        return response.response_text
+
+    async def stream() -> str:
+        return "".join([piece async for piece in fresh.engine.stream_chat(QUESTION)])
+
+    async def at_once() -> list[str]:
+        fresh.engine.semaphore = asyncio.Semaphore(3)
+        return await asyncio.gather(*(request() for request in (chat, stream, chat, stream, stream, chat)))
+
+    together = asyncio.run(at_once())
+    fresh.engine.semaphore = asyncio.Semaphore(1)  # that one belonged to the loop above
+    assert together == one_by_one
+    assert current_patch(fresh.engine.model) is attention  # no answer has patched the shared model anew
 
 
 def test_a_listener_who_leaves_stops_the_denoising(fresh: ChatModel) -> None:
