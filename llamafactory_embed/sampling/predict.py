@@ -76,16 +76,8 @@ def predict(
     in the data, not on batch size or ranks. Complete rows are left out. Each rank also writes what it has so far into
     a file, which is removed when the whole is written.
     """
-    if not rows:
-        raise ValueError("`do_predict` found no rows: `eval_dataset` holds none that can be predicted.")
-    numbers = [number for number, row in enumerate(rows) if not row.is_complete]
-    if not numbers:
-        raise ValueError(
-            f"`predict_task: infilling` has nothing to fill: none of the {len(rows)} rows of `eval_dataset` has a gap."
-        )
     rank, ranks = training_args.process_index, training_args.world_size
-    if len(numbers) < len(rows) and rank == 0:
-        logger.warning("%d of %d rows have no gap to fill and are left out.", len(rows) - len(numbers), len(rows))
+    numbers = _incomplete_rows(rows, warn=rank == 0)
     model_config = model.get_base_model().config if hasattr(model, "get_base_model") else model.config
     settings = SamplingSettings.from_options(
         options, generating_args, family=find_family(model_config), block_size=block_size, seed=training_args.seed
@@ -110,14 +102,28 @@ def predict(
         write_text(path, "".join(prediction.line() + "\n" for prediction in predictions))
         logger.info("Predictions are in %s.", path)
     part.unlink()
-    metrics = score_predictions(
-        [prediction.predict for prediction in predictions], [prediction.label for prediction in predictions]
-    )
     tokens = sum(prediction.tokens for prediction in predictions)
-    metrics["predict_tokens_per_second"] = tokens / max(seconds for _, seconds, _ in gathered)
-    metrics["predict_forwards"] = float(sum(forwards for _, _, forwards in gathered))
-    metrics["predict_samples"] = float(len(predictions))
-    return metrics
+    return score_predictions(
+        [prediction.predict for prediction in predictions], [prediction.label for prediction in predictions]
+    ) | {
+        "predict_tokens_per_second": tokens / max(seconds for _, seconds, _ in gathered),
+        "predict_forwards": float(sum(forwards for _, _, forwards in gathered)),
+        "predict_samples": float(len(predictions)),
+    }
+
+
+def _incomplete_rows(rows: Sequence[PredictionRow], warn: bool) -> list[int]:
+    """The numbers of the rows in which something is to be predicted."""
+    if not rows:
+        raise ValueError("`do_predict` found no rows: `eval_dataset` holds none that can be predicted.")
+    numbers = [number for number, row in enumerate(rows) if not row.is_complete]
+    if not numbers:
+        raise ValueError(
+            f"`predict_task: infilling` has nothing to fill: none of the {len(rows)} rows of `eval_dataset` has a gap."
+        )
+    if len(numbers) < len(rows) and warn:
+        logger.warning("%d of %d rows have no gap to fill and are left out.", len(rows) - len(numbers), len(rows))
+    return numbers
 
 
 def _predict_rows(
