@@ -110,7 +110,7 @@ def test_scores_of_every_call(case: GoldenCase, tmp_path: Path) -> None:
         network = load_network(case, sub, tmp_path / sub["model"].replace(":", "_"))
         for tokens, scores in zip(sub["xt_at_each_model_call"], expected, strict=False):
             logits = network.head(network.states(torch.tensor(tokens), torch.ones_like(source), ~source))
-            found = plain_score(make_guesses(logits / sub["logits_temp"]))
-            torch.testing.assert_close(found, torch.tensor(scores)[~source], atol=tolerance, rtol=0, msg=sub["name"])
-            compared += len(found)
+            ours = plain_score(make_guesses(logits / sub["logits_temp"]))
+            torch.testing.assert_close(ours, torch.tensor(scores)[~source], atol=tolerance, rtol=0, msg=sub["name"])
+            compared += len(ours)
     assert compared > 0

@@ -245,17 +245,17 @@ def test_metrics_count_rows_with_a_label(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "SIMILARITY_PACKAGES", ("no_such_package",))
     assert score_predictions(["a", "b"], ["", " "]) == {}
     assert score_predictions(["a ", "b", "c"], ["a", "x", ""]) == {"predict_exact_match": 50.0}
-    found = score_predictions(["so #### 12", "#### 3", "12"], ["#### 12.0", "#### 4", "12"])
-    assert found["predict_answer_match"] == 50.0
-    assert found["predict_exact_match"] == pytest.approx(100 / 3)
+    scores = score_predictions(["so #### 12", "#### 3", "12"], ["#### 12.0", "#### 4", "12"])
+    assert scores["predict_answer_match"] == 50.0
+    assert scores["predict_exact_match"] == pytest.approx(100 / 3)
 
 
 def test_similarity_is_the_hosts() -> None:
     for name in module.SIMILARITY_PACKAGES:
         pytest.importorskip(name)
-    found = similarity([("the cat sat down", "the cat sat down"), ("dogs", "a bird flew away")])
-    assert found["predict_rouge-1"] == pytest.approx(50, abs=0.1)
-    assert found["predict_bleu-4"] >= 50
+    scores = similarity([("the cat sat down", "the cat sat down"), ("dogs", "a bird flew away")])
+    assert scores["predict_rouge-1"] == pytest.approx(50, abs=0.1)
+    assert scores["predict_bleu-4"] >= 50
 
 
 # --------------------------------------------------- pictures ---------------------------------------------------
