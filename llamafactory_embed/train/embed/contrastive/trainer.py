@@ -22,12 +22,12 @@ from ..trainer import EmbeddingTrainer
 from .batch import ContrastiveBatch
 
 
-# The loss of one micro-batch as a function of its embeddings [2B + B*K, d]; called once in every micro-batch.
 Objective = Callable[[Tensor, ContrastiveBatch], Tensor]
+"""The loss of one micro-batch as a function of its embeddings [2B + B*K, d]; called once in every micro-batch."""
 
 
 class ContrastiveTrainer(EmbeddingTrainer):
-    """Plain or cached steps; `evaluate` searches the held-out tasks."""
+    """The host's trainer with plain steps or GradCache's; `evaluate` searches the held-out tasks."""
 
     def __init__(
         self,
@@ -80,8 +80,8 @@ class ContrastiveTrainer(EmbeddingTrainer):
         if self.optimizer is not None:
             self.optimizer.eval()
         encoder = Encoder(self.embedding_model, self.processing_class)
-        found = evaluate_retrieval(encoder, self.retrieval_evals, share_over_ranks=not self.is_sharded)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        values = evaluate_retrieval(encoder, self.retrieval_evals, share_over_ranks=not self.is_sharded)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -109,16 +109,23 @@ class ContrastiveTrainer(EmbeddingTrainer):
             state._set_sync_gradients(is_boundary)
 
     def _equal_forwards(self, batches: list[PackedBatch]) -> list[PackedBatch]:
+        """As many forwards on every rank as on the one that runs most, where the engine needs that."""
         if not self.is_in_lockstep or world_size() == 1:
             return batches
         count = torch.tensor(len(batches), device=self.args.device)
         torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
-        return split_batches(batches, int(count))
+        return self.add_forwards(batches, int(count))
+
+    def add_forwards(self, forwards: list[PackedBatch], count: int) -> list[PackedBatch]:
+        """The same texts in smaller rows."""
+        return split_batches(forwards, count)
 
     def _checked(self, loss: Tensor) -> Tensor:
-        """A loss that can teach nothing has a cause: name it at the first step instead of after a day."""
+        """Stop at the first step, not after a day, if the loss is not a number."""
         if self.state.global_step == 0 and not math.isfinite(value := float(loss.detach())):
-            cause = f"`loss_temperature: {self.options.loss_temperature}` may be too small for "
-            cause += "`fp16: true`" if self.args.fp16 else "this model"
-            raise ValueError(f"The loss of the first step is {value}: {cause}; raise it or use `bf16: true`.")
+            precision = "`fp16: true`" if self.args.fp16 else "this model"
+            raise ValueError(
+                f"The loss of the first step is {value}: `loss_temperature: {self.options.loss_temperature}` may be "
+                f"too small for {precision}; raise it or use `bf16: true`."
+            )
         return loss

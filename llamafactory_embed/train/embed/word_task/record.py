@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ....files import whole_file, write_json
 from ....hparams.word_task import WordTaskOptions
 
 
@@ -21,7 +21,7 @@ CLASSIFIER_NAME = "word_classifier.safetensors"
 
 @dataclass(frozen=True)
 class WordTaskRecord:
-    """Labels, and how words are read; a classifier is worth nothing on hidden states that are read otherwise."""
+    """Labels, and how words are read: the classifier is useless on hidden states that are read in another way."""
 
     word_task: str
     labels: list[str]
@@ -34,9 +34,7 @@ class WordTaskRecord:
     merged_adapters: list[str]
 
     def save(self, folder: Path) -> None:
-        temporary = folder / f"{RECORD_NAME}.tmp"
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(temporary, folder / RECORD_NAME)
+        write_json(folder / RECORD_NAME, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> WordTaskRecord:
@@ -62,9 +60,8 @@ class WordTaskRecord:
 
 
 def save_classifier(folder: Path, state: dict[str, Tensor]) -> None:
-    temporary = folder / f"{CLASSIFIER_NAME}.tmp"
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, temporary)
-    os.replace(temporary, folder / CLASSIFIER_NAME)
+    with whole_file(folder / CLASSIFIER_NAME) as temporary:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, temporary)
 
 
 def load_classifier(folder: Path) -> dict[str, Tensor]:
@@ -72,7 +69,7 @@ def load_classifier(folder: Path) -> dict[str, Tensor]:
 
 
 def find_classifier(candidates: list[str | None]) -> Path | None:
-    """The first of these folders that holds one."""
+    """The first of these folders that holds a classifier."""
     for name in candidates:
         if name and Path(name, CLASSIFIER_NAME).is_file():
             return Path(name)
