@@ -16,7 +16,10 @@ from ....hparams.tdro import TaskMeasure
 
 
 SMALLEST_REFERENCE = 1e-4
-"""A reference loss below this counts as 1: it carries no information, and a ratio to it would dominate all others."""
+"""A query's reference loss below this, after the norm, counts as 1: a ratio to it would dominate all others."""
+
+SMALLEST_MEAN_REFERENCE = torch.finfo(torch.float32).eps
+"""A task's mean reference loss below this counts as 1: losses are computed in float32, which rounds it to 0."""
 
 
 def measure_queries(losses: Tensor, reference: Tensor | None, measure: TaskMeasure, norm: float) -> Tensor:
@@ -31,13 +34,9 @@ def measure_queries(losses: Tensor, reference: Tensor | None, measure: TaskMeasu
     if measure == "difference":
         return (losses - reference).clamp(min=0)
     length = torch.linalg.vector_norm(reference, norm) if norm else torch.ones(())
-    scaled = large_enough(reference / length if length > 0 else reference)
+    scaled = reference / length if length > 0 else reference  # all 0
+    scaled = torch.where(scaled < SMALLEST_REFERENCE, 1.0, scaled)
     return ((losses if measure == "ratio" else losses - reference) / scaled).clamp(min=0)
-
-
-def large_enough(reference: Tensor) -> Tensor:
-    """Reference losses to divide by."""
-    return torch.where(reference < SMALLEST_REFERENCE, 1.0, reference)
 
 
 def sum_by_task(values: Tensor, tasks: Tensor, count: int) -> Tensor:
@@ -112,7 +111,7 @@ class MeasureAccumulator:
         """The measures of the update; the next micro-batch begins another."""
         losses, reference = (mean_by_task(sums, self._counts) for sums in (self._losses, self._reference))
         if self.measure == "paper_ratio":
-            measures = losses / large_enough(reference)
+            measures = losses / torch.where(reference < SMALLEST_MEAN_REFERENCE, 1.0, reference)
         else:
             measures = self._measures / self._micro_batches
         update = UpdateMeasure(measures, self._counts, losses, reference if self._has_reference else None)
