@@ -58,7 +58,7 @@ def run_contrastive(
         data_args.cutoff_len,
         model_args,
         tasks or eval_tasks,
-        similarity=options.similarity,
+        similarity=LOSSES[options.contrastive_loss].similarity or options.similarity,
         matryoshka_dims=options.matryoshka_dims,
     )
     model = load_embedding_model_for_training(tokenizer, config, model_args, finetuning_args, training_args)

@@ -12,7 +12,7 @@ from .distillation import kl_distillation, margin_distillation
 from .info_nce import info_nce
 from .own_passages import repllama
 from .ranking import angle, cosent
-from .rows import EmbeddedRows
+from .rows import EmbeddedRows, Similarity
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,15 @@ class Loss:
     in_batch: bool = False
     """Whether other rows' passages are candidates, so that a row in a larger batch needs no negatives."""
 
+    similarity: Similarity | None = None
+    """How texts are compared, whatever the option `similarity` says; None: as it says."""
+
 
 LOSSES: dict[str, Loss] = {
     "info_nce": Loss(info_nce, in_batch=True),
-    "repllama": Loss(repllama, needs_negatives=True),
+    "repllama": Loss(repllama, needs_negatives=True, similarity="dot"),
     "kl_distillation": Loss(kl_distillation, needs_negatives=True, needs_scores=True),
     "margin_distillation": Loss(margin_distillation, needs_negatives=True, needs_scores=True),
-    "cosent": Loss(cosent, needs_scores=True),
-    "angle": Loss(angle, needs_scores=True),
+    "cosent": Loss(cosent, needs_scores=True, similarity="cosine"),
+    "angle": Loss(angle, needs_scores=True, similarity="cosine"),
 }
