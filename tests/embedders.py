@@ -70,5 +70,5 @@ def make_rows(queries: Tensor, positives: Tensor, negatives: Tensor | None = Non
     passages = positives.unsqueeze(1)
     if negatives is not None:
         each = len(negatives) // len(queries)
-        passages = cat([passages, negatives.view(len(queries), each, -1)], dim=1)
+        passages = cat([passages, negatives.view(len(queries), each, queries.shape[-1])], dim=1)
     return EmbeddedRows(queries, passages, **more)

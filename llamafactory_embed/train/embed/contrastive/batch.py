@@ -43,7 +43,7 @@ class ContrastiveBatch:
     def with_embeddings(self, embeddings: Tensor) -> EmbeddedRows:
         """Embeddings [2B + B*K, d] of the texts → the rows as losses see them."""
         queries, positives, negatives = embeddings.split([self.rows, self.rows, self.rows * self.negatives_per_row])
-        negatives = negatives.view(self.rows, self.negatives_per_row, -1)
+        negatives = negatives.view(self.rows, self.negatives_per_row, embeddings.shape[-1])
         device = embeddings.device
         return EmbeddedRows(
             queries,

@@ -94,3 +94,14 @@ def test_data_that_do_not_suit_the_loss_are_refused(model, options, negatives, s
 def test_uneven_negatives_in_a_batch_are_refused(model) -> None:
     with pytest.raises(ValueError, match="different numbers of negatives"):
         collate(model, [*make_examples(2, 1), *make_examples(2, 0)])
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "cosent", "angle"])
+def test_rows_without_negatives_are_a_batch(model, loss) -> None:
+    batch = collate(
+        model, [dataclasses.replace(each, scores=(row / 4,)) for row, each in enumerate(make_examples(4, 0))]
+    )
+    embeddings = torch.randn(8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    value = ContrastiveObjective(ContrastiveOptions(contrastive_loss=loss))(embeddings, batch)
+    assert value > 0
+    assert (torch.autograd.grad(value, embeddings)[0].abs().sum(dim=1) > 0).all()

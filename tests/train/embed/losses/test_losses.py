@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -13,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
-from llamafactory_embed.train.embed.losses import LOSSES
+from llamafactory_embed.train.embed.losses import LOSSES, Loss
+from llamafactory_embed.train.embed.losses import rows as rows_module
 from llamafactory_embed.train.embed.losses.distillation import kl_distillation, margin_distillation
 from llamafactory_embed.train.embed.losses.info_nce import contrast, info_nce
 from llamafactory_embed.train.embed.losses.own_passages import own_passages, repllama
@@ -22,6 +26,7 @@ from llamafactory_embed.train.embed.losses.rows import EmbeddedRows
 from tests.embedders import make_rows
 
 
+REPOSITORY = Path(__file__).parents[4]
 ROWS, NEGATIVES, SIZE = 5, 3, 6
 
 
@@ -352,6 +357,22 @@ def test_angle_of_equal_and_of_turned_vectors() -> None:
     torch.testing.assert_close(angle_similarity(vectors, turned), expected)
     with pytest.raises(ValueError, match="`contrastive_loss: angle` needs embeddings of an even size, not 5"):
         angle_similarity(vectors[:, :5], vectors[:, :5])
+
+
+def test_the_loss_that_the_page_adds_is_one() -> None:
+    page = (REPOSITORY / "docs" / "contrastive.md").read_text(encoding="utf-8")
+    added = page.split("### Adding a loss")[1]
+    names: dict[str, Any] = dict(vars(rows_module)) | {"ContrastiveOptions": ContrastiveOptions, "Loss": Loss}
+    exec(textwrap.dedent(re.search(r"```python\n(.*?)```", added, re.DOTALL)[1]), names)
+    line = eval("{" + re.search(r"`(\"hinge\": .*?)`", added)[1] + "}", names)
+    queries, positives, negatives = batch()
+    losses = line["hinge"].function(make_rows(queries, positives, negatives), options())
+    for row, loss in enumerate(losses):
+        own = F.cosine_similarity(queries[row], positives[row], dim=0)
+        others = F.cosine_similarity(queries[row], negatives[row * NEGATIVES : (row + 1) * NEGATIVES])
+        torch.testing.assert_close(loss, (others - own + 0.1).clamp(min=0).mean())
+    assert line["hinge"].needs_negatives
+    assert losses.max() > 0
 
 
 GRADIENTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
