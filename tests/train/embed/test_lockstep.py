@@ -16,6 +16,7 @@ from llamafactory_embed.data.words.tokenization import TokenizedSentence
 from llamafactory_embed.train.embed.contrastive import workflow as contrastive_workflow
 from llamafactory_embed.train.embed.tdro import workflow as tdro_workflow
 from llamafactory_embed.train.embed.tdro.reference_cache import example_id, fill_cache, read_losses
+from llamafactory_embed.train.embed.tdro.trainer import TdroTrainer
 from llamafactory_embed.train.embed.word_task import workflow as word_workflow
 from llamafactory_embed.train.embed.word_task.data import WordExample, collate_words
 from llamafactory_embed.train.trainer import WrappedModelTrainer
@@ -78,13 +79,16 @@ def examples(trainer: Any, rank: int) -> dict[str, Any]:
     rows = [dataclasses.replace(each, task_index=number % 2) for number, each in enumerate(make_examples(4, 2))]
     if rank == 0:
         rows = [dataclasses.replace(each, query=each.query[:9], positive=each.positive[:9]) for each in rows]
-    return trainer.data_collator(rows)
+    inputs = trainer.data_collator(rows)
+    if hasattr(inputs["batch"], "reference_losses"):
+        inputs["batch"] = dataclasses.replace(inputs["batch"], reference_losses=torch.tensor([0.5, 0.1, 0.2, 0.9]))
+    return inputs
 
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[Any, int], dict[str, Any]]]] = {
     "contrastive": ({"stage": "contrastive", "both_directions": True}, examples),
     "contrastive-cached": ({"stage": "contrastive", "grad_cache_tokens": 40}, examples),
-    "tdro": ({**TDRO, "tdro_measure": "loss"}, examples),
+    "tdro": (TDRO, examples),
     "word-task": (
         {"stage": "word-task", "train_backbone": "full", "dataset": "tagged", "merge_subwords": True},
         lambda trainer, rank: collate_words([words(30 if rank else 3) for _ in range(4)]),
@@ -98,6 +102,7 @@ def test_ranks_run_the_same_forwards_and_exchange_nothing_from_the_cpu(
 ) -> None:
     options, make_inputs = CASES[case]
     trainer = build(**options)
+    monkeypatch.setattr(TdroTrainer, "_update_weights", lambda self: None)  # of one trainer in both threads
     inputs = [make_inputs(trainer, rank) for rank in range(2)]
     if "batch" in inputs[0]:
         assert len(inputs[0]["batch"].packed) < len(inputs[1]["batch"].packed)
