@@ -11,6 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from ..tokenization import find_special_tokens
 
 
+NO_WORD = -1
+
+
 @dataclass(frozen=True)
 class TokenizedSentence:
     """Tokens of one sentence. Word `words[i]` is read at the tokens `spans[i]`, the first of which is its own."""

@@ -1,4 +1,4 @@
-"""`eval_tasks`: the finished embedder evaluated with mteb."""
+"""`eval_tasks`: the finished embedder judged with mteb."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def find_eval_tasks(names: Sequence[str] | None, dataset_dir: Any) -> list[Any]:
-    """The tasks of these names; called before training, so that a misspelt name does not cost a run."""
+    """The tasks behind the names, before anything is trained: a misspelt one must not be found out after it."""
     if not names:
         return []
     if importlib.util.find_spec("mteb") is None:
@@ -28,8 +28,8 @@ def find_eval_tasks(names: Sequence[str] | None, dataset_dir: Any) -> list[Any]:
 
 
 def judge(trainer: EmbeddingTrainer, tasks: Sequence[Any], training_args: TrainingArguments) -> dict[str, float]:
-    """Evaluate on the tasks, on the main process, and return their main scores. A model in shards is read back from
-    its checkpoint. The results are those of `llamafactory-embed eval`, in `mteb` below `output_dir`."""
+    """Main scores of the tasks, on the main process; what engines have cut into shards is read back from the
+    checkpoint. The results are those of `llamafactory-embed eval`, in `mteb` below `output_dir`."""
     if not tasks or not trainer.is_world_process_zero():
         return {}
     from ...evaluation.run import evaluate_encoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ....files import whole_file, write_json
 from ....hparams.word_task import WordTaskOptions
 
 
@@ -21,7 +21,7 @@ CLASSIFIER_NAME = "word_classifier.safetensors"
 
 @dataclass(frozen=True)
 class WordTaskRecord:
-    """Labels, and how words are read: the classifier is useless on hidden states that are read in another way."""
+    """Labels, and how words are read; a classifier is worth nothing on hidden states that are read otherwise."""
 
     word_task: str
     labels: list[str]
@@ -34,7 +34,9 @@ class WordTaskRecord:
     merged_adapters: list[str]
 
     def save(self, folder: Path) -> None:
-        write_json(folder / RECORD_NAME, dataclasses.asdict(self))
+        temporary = folder / f"{RECORD_NAME}.tmp"
+        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(temporary, folder / RECORD_NAME)
 
     @classmethod
     def load(cls, folder: Path) -> WordTaskRecord:
@@ -60,8 +62,9 @@ class WordTaskRecord:
 
 
 def save_classifier(folder: Path, state: dict[str, Tensor]) -> None:
-    with whole_file(folder / CLASSIFIER_NAME) as temporary:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, temporary)
+    temporary = folder / f"{CLASSIFIER_NAME}.tmp"
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, temporary)
+    os.replace(temporary, folder / CLASSIFIER_NAME)
 
 
 def load_classifier(folder: Path) -> dict[str, Tensor]:
@@ -69,7 +72,7 @@ def load_classifier(folder: Path) -> dict[str, Tensor]:
 
 
 def find_classifier(candidates: list[str | None]) -> Path | None:
-    """The first of these folders that holds a classifier."""
+    """The first of these folders that holds one."""
     for name in candidates:
         if name and Path(name, CLASSIFIER_NAME).is_file():
             return Path(name)
