@@ -80,8 +80,8 @@ class ContrastiveTrainer(EmbeddingTrainer):
         if self.optimizer is not None:
             self.optimizer.eval()
         encoder = Encoder(self.embedding_model, self.processing_class)
-        values = evaluate_retrieval(encoder, self.retrieval_evals, share_over_ranks=not self.is_sharded)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        found = evaluate_retrieval(encoder, self.retrieval_evals, share_over_ranks=not self.is_sharded)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -109,16 +109,11 @@ class ContrastiveTrainer(EmbeddingTrainer):
             state._set_sync_gradients(is_boundary)
 
     def _equal_forwards(self, batches: list[PackedBatch]) -> list[PackedBatch]:
-        """As many forwards on every rank as on the one that runs most, where the engine needs that."""
         if not self.is_in_lockstep or world_size() == 1:
             return batches
         count = torch.tensor(len(batches), device=self.args.device)
         torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
-        return self.add_forwards(batches, int(count))
-
-    def add_forwards(self, forwards: list[PackedBatch], count: int) -> list[PackedBatch]:
-        """The same texts in smaller rows."""
-        return split_batches(forwards, count)
+        return split_batches(batches, int(count))
 
     def _checked(self, loss: Tensor) -> Tensor:
         """Stop at the first step, not after a day, if the loss is not a number."""

@@ -96,8 +96,8 @@ class WordTaskTrainer(WrappedModelTrainer):
             self.optimizer.eval()
         predicted, loss = self.label(self.held_out)
         gold = [sentence.labels for sentence in self.held_out.sentences]
-        values = {"loss": loss} | word_metrics(gold, predicted)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        found = {"loss": loss} | word_metrics(gold, predicted)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

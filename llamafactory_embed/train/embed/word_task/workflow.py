@@ -125,8 +125,8 @@ def make_batches(
         count,
         training_args.per_device_train_batch_size,
         training_args.seed if training_args.data_seed is None else training_args.data_seed,
-        training_args.process_index,
-        training_args.world_size,
+        rank=training_args.process_index,
+        world_size=training_args.world_size,
         shuffle=not finetuning_args.disable_shuffling,
     )
 
