@@ -1,4 +1,4 @@
-"""What the workflows of embedders have in common: from rows to batches, and from a trainer to its results."""
+"""What the workflows of embedders share: from rows to batches, and from a trainer to its results."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def evaluate_and_publish(
     training_args: TrainingArguments,
     more_metrics: Callable[[], dict[str, float]] = dict,
 ) -> None:
-    """Evaluate if the recipe says so, and write the model card of what was trained."""
+    """Evaluate if the recipe says so, and write the model card after a training."""
     metrics: dict[str, float] = {}
     if training_args.do_eval and trainer.retrieval_evals:
         metrics = trainer.evaluate()

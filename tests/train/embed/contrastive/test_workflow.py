@@ -19,7 +19,9 @@ from llamafactory_embed.data.retrieval.rows import RetrievalDataset, Row
 from llamafactory_embed.evaluation.in_training import evaluate_retrieval
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.loading import backbone as loading
+from llamafactory_embed.model.embedding_config import EmbeddingConfig
 from llamafactory_embed.train import workflow as train_workflow
+from llamafactory_embed.train.embed import tasks as tasks_module
 from llamafactory_embed.train.embed.contrastive import workflow
 from llamafactory_embed.train.embed.tasks import first_rows, load_train_and_eval_tasks
 from tests.e2e.contrastive_runs import LATENT, LORA, RunResult, perform, recipe, write_data
@@ -209,6 +211,33 @@ def test_without_an_evaluation_only_the_loss_is_drawn(run: Run, monkeypatch: pyt
     monkeypatch.setattr(train_workflow, "plot_loss", lambda folder, keys: drawn.extend(keys))
     run("alone", plot_loss=True, max_steps=1)
     assert drawn == ["loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "similarity"),
+    [
+        ({}, "cosine"),
+        ({"similarity": "dot", "normalize_embeddings": False}, "dot"),
+        ({"contrastive_loss": "repllama", "dataset": "with_negatives"}, "dot"),
+        ({"contrastive_loss": "cosent", "dataset": "scored", "num_negatives": 0, "similarity": "dot"}, "cosine"),
+    ],
+)
+def test_the_checkpoint_says_how_its_loss_compares_texts(
+    options: dict[str, Any], similarity: str, run: Run, tmp_path: Path
+) -> None:
+    run("out", **options, max_steps=1)
+    assert EmbeddingConfig.load(tmp_path / "out").similarity == similarity
+    assert f"| compared by | {similarity} |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_lengths_that_are_trained_but_not_served_are_warned_of(
+    normalized: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(tasks_module.logger, "warning_rank0", warnings.append)
+    run("out", similarity="dot", normalize_embeddings=normalized, max_steps=1)
+    assert [text[:17] for text in warnings] == (["`similarity: dot`"] if normalized else [])
 
 
 # ---------------------------------------------------------------------------------------------------------------

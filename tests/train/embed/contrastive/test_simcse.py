@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from llamafactory_embed.loading.embedder import set_attention_dropout
 from llamafactory_embed.model.embedding import EmbeddingModel
 from llamafactory_embed.model.packed import pack_texts
+from llamafactory_embed.train.embed.contrastive.simcse import set_attention_dropout
 from tests.attention.reference import FlashReference, flash_on_cpu
 from tests.embedders import make_config, make_embedder
 from tests.tiny_models import FAMILIES, tiny_model
