@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.files import HubOptions, read_records
-from ..data.problems import BadRows
+from ..data.problems import BadRowError, BadRows, check_characters
 from ..data.retrieval import beir
 from ..data.retrieval.entries import Entry
 from ..data.retrieval.formats import KNOWN_COLUMNS, Record, group_nli_pairs
@@ -203,18 +203,27 @@ def _positive_ids(record: Record | None) -> list[str]:
 def _passages_of_file(path: str, bad_rows: BadRows) -> Iterator[Passage]:
     """Every passage of a file or folder; title and text are joined as in BEIR. Empty ones are passed over."""
     for file, line, record in read_records(path):
-        problem = str(record)
-        if isinstance(record, dict):
-            column = next((name for name in TEXT_COLUMNS if isinstance(record.get(name), str)), None)
-            if column is not None:
-                text = f"{record.get('title') or ''} {record[column]}".strip()
-                if text:
-                    yield next((str(record[name]) for name in ID_COLUMNS if name in record), ""), text, line
-                continue
-            problem = f"a passage needs a text in one of {', '.join(f'`{name}`' for name in TEXT_COLUMNS)}"
-        bad_rows.add(file, line, problem)
-        if bad_rows.full:
-            return
+        try:
+            key, text = _parse_passage(record)
+        except BadRowError as problem:
+            bad_rows.add(file, line, str(problem))
+            if bad_rows.full:
+                return
+            continue
+        if text:
+            yield key, text, line
+
+
+def _parse_passage(record: dict[str, Any] | BadRowError) -> tuple[str, str]:
+    if isinstance(record, BadRowError):
+        raise record
+    column = next((name for name in TEXT_COLUMNS if isinstance(record.get(name), str)), None)
+    if column is None:
+        raise BadRowError(f"a passage needs a text in one of {', '.join(f'`{name}`' for name in TEXT_COLUMNS)}")
+    key = next((str(record[name]) for name in ID_COLUMNS if name in record), "")
+    return check_characters(key, "id"), check_characters(
+        f"{record.get('title') or ''} {record[column]}".strip(), column
+    )
 
 
 def _write_rows(found: Iterator[MiningRow], rows: RecordWriter, max_rows: int | None) -> None:

@@ -179,6 +179,7 @@ def test_the_revision_is_that_of_the_content(tmp_path: Path) -> None:
         ([{"text": "a", "cluster": "x"}] * 20, "all rows are of the same cluster"),
         ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], "needs at least 10 rows"),
         ([{"text": "a", "label": "x"}, {"text": "", "label": "y"}], r"data.jsonl:2: `text` is empty"),
+        ([{"text": "a \ud83d", "label": "x"}], r"data.jsonl:1: `text` holds half a character"),
     ],
 )
 def test_data_that_cannot_be_judged_are_refused(rows: list[dict[str, Any]], sentence: str, tmp_path: Path) -> None:

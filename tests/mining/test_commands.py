@@ -87,6 +87,7 @@ def mining_sentences() -> list[tuple[dict[str, Any], str]]:
         ({"data": "empty.jsonl"}, r"`data`: `empty` \(\S+empty.jsonl\) has no rows"),
         ({"corpus": "empty.jsonl"}, r"`corpus`: `empty.jsonl` has no passages"),
         ({"corpus": "rows.jsonl"}, r"rows\.jsonl:1: a passage needs a text in one of `text`"),
+        ({"corpus": "half.jsonl"}, r"half\.jsonl:1: `text` holds half a character \(U\+D83D at position 2\)"),
         ({"output": "rows.jsonl", "overwrite": True}, r"`output`: rows.jsonl is the data itself"),
         ({"output": "out.csv"}, r"`output`: 'out.csv' must end in .jsonl"),
         ({"ranks": "2-9"}, r"`ranks`: '2-9' must be FIRST:LAST, for instance 2:100"),
@@ -109,6 +110,7 @@ def test_what_mine_refuses(
 ) -> None:
     (folder / "empty.jsonl").touch()
     write_lines(folder / "bad.jsonl", [{"query": "q"}])
+    (folder / "half.jsonl").write_text('{"text": "a \\ud83d"}\n', "utf-8")
     write_lines(folder / "scored.jsonl", [{"sentence1": "a", "sentence2": "b", "score": 0.5}])
     (folder / "beir" / "qrels").mkdir(parents=True)
     write_lines(folder / "beir" / "corpus.jsonl", [{"_id": "d1", "text": "t"}])

@@ -111,7 +111,7 @@ def _finish(words: Sequence[str], labels: Sequence[str], shown_as: str, line: in
         yield Sentence(tuple(words), tuple(labels), shown_as, line)
 
 
-def parse_record(
+def parse_sentence(
     record: Mapping[str, Any], columns: WordColumns, label_names: Sequence[str] | None, file: str, line: int
 ) -> Sentence:
     """A record with a list of words and a list of labels; numbers are named by `label_names` (of the hub's data)."""

@@ -16,7 +16,7 @@ from .formats import (
     Sentence,
     WordColumns,
     label_columns,
-    parse_record,
+    parse_sentence,
     read_columns,
     read_conll_u,
 )
@@ -118,7 +118,7 @@ def _parse(
     try:
         if isinstance(record, BadRowError):
             raise record
-        return parse_record(record, columns, names, file, line)
+        return parse_sentence(record, columns, names, file, line)
     except BadRowError as problem:
         return file, line, problem
 

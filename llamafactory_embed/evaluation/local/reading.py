@@ -11,7 +11,7 @@ from mteb.abstasks import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from ...data import files
-from ...data.problems import BadRowError, BadRows
+from ...data.problems import BadRowError, BadRows, check_characters
 from ..revisions import revision_of_data
 
 
@@ -96,7 +96,7 @@ def _value(record: dict[str, Any], field: str, names: tuple[str, ...]) -> Any:
     value = record[name]
     if value is None or (isinstance(value, str) and not value.strip()):
         raise BadRowError(f"`{name}` is empty")
-    return value
+    return check_characters(value, name) if isinstance(value, str) else value
 
 
 def is_label_folder(path: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llamafactory_embed.data.problems import BadRowError
-from llamafactory_embed.data.words.formats import Sentence, WordColumns, parse_record
+from llamafactory_embed.data.words.formats import Sentence, WordColumns, parse_sentence
 from llamafactory_embed.data.words.reader import load_sentences, refuse_unseen_labels
 
 
@@ -137,6 +137,6 @@ def test_files_in_another_encoding_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [-1, 2])
 def test_numbers_of_labels_must_have_a_name(number: int) -> None:
     columns = WordColumns("ner")
-    assert parse_record({"words": ["a"], "ner": [1]}, columns, ["O", "B-PER"], "hub", 1).labels == ("B-PER",)
+    assert parse_sentence({"words": ["a"], "ner": [1]}, columns, ["O", "B-PER"], "hub", 1).labels == ("B-PER",)
     with pytest.raises(BadRowError, match=f"the label {number} is not one of the numbers 0 to 1"):
-        parse_record({"words": ["a"], "ner": [number]}, columns, ["O", "B-PER"], "hub", 1)
+        parse_sentence({"words": ["a"], "ner": [number]}, columns, ["O", "B-PER"], "hub", 1)
