@@ -19,6 +19,7 @@ import gradio as gr
 from ..board.command import is_sayable, write_recipe_line, write_words
 from ..board.page import connect_panels
 from ..board.panel import changed_values, check_values, create_panel, option_names, read_panel, shown_defaults
+from ..hparams.secrets import secrets_of, without_secrets
 from ..stages.registry import Registry, load_registry
 from ..stages.stage import Stage
 from . import contract
@@ -220,12 +221,17 @@ def _apply_runner(runner_class: Any, stage_names: dict[str, str]) -> None:
         return {**host_parse_train_args(self, data), **changed}
 
     def build_config_dict(self: Any, data: dict[Any, Any]) -> dict[str, Any]:
-        """Without the panels of other stages."""
+        """Without the panels of other stages, and for our stages without secrets: it is saved, also in the folder of
+        the run."""
         config: dict[str, Any] = host_build_config_dict(self, data)
         label = config.get("train.training_stage")
         stage = find_stage(stage_names, label) if label is not None else None
         own = {widget_id(stage, name) for name in option_names(stage)} if stage is not None else set()
-        return {key: value for key, value in config.items() if key in own or not key.startswith(f"{WIDGETS}.")}
+        kept = {key: value for key, value in config.items() if key in own or not key.startswith(f"{WIDGETS}.")}
+        if stage is None:
+            return kept
+        cleaned = without_secrets(kept, secrets_of(kept, json.loads(kept.get("train.extra_args") or "{}")))
+        return {key: "" if kept[key] and value is None else value for key, value in cleaned.items()}
 
     runner_class._initialize = initialize
     runner_class._parse_train_args = parse_train_args

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from ..files import write_text
+from ..hparams.secrets import secrets_of, without_secrets, words_without_secrets
 from ..stages.registry import load_registry
 from ..stages.stage import RUN_ARGUMENTS
 from . import contract, export
@@ -16,6 +23,9 @@ if TYPE_CHECKING:
 
 # The branch of the host's dispatcher that hands on all six arguments.
 CARRIER_STAGE = "sft"
+
+# The name under which LLaMA Board writes the recipe of a run into its folder.
+BOARD_RECIPE_NAME = "training_args.yaml"
 
 
 def apply(tuner: Any) -> None:
@@ -35,7 +45,7 @@ def apply(tuner: Any) -> None:
         parsed = host_get_train_args(args)
         finetuning_args = parsed[RUN_ARGUMENTS.index("finetuning_args")]
         if load_registry().find(finetuning_args.stage) is not None:
-            finetuning_args.recipe = recipe_of(args)  # a checkpoint keeps the recipe it was made with
+            finetuning_args.recipe = recipe_of(args, parsed)  # a checkpoint keeps the recipe it was made with
             finetuning_args.plugin_stage = finetuning_args.stage
             finetuning_args.stage = CARRIER_STAGE
         return parsed
@@ -48,7 +58,9 @@ def apply(tuner: Any) -> None:
             host_run_sft(*args, **kwargs)
         else:
             finetuning_args.stage = stage.name
-            tell_deepspeed(args[RUN_ARGUMENTS.index("training_args")])
+            training_args = args[RUN_ARGUMENTS.index("training_args")]
+            tell_deepspeed(training_args)
+            clean_board_recipe(training_args, secrets_of(*args[: len(RUN_ARGUMENTS) - 1]))
             stage.load_run()(*args, **kwargs)
 
     tuner.get_train_args = get_train_args
@@ -67,11 +79,24 @@ def tell_deepspeed(training_args: TrainingArguments) -> None:
             comm.init_distributed(dist_backend="gloo")
 
 
-def recipe_of(args: dict[str, Any] | list[str]) -> dict[str, Any]:
-    """The recipe as it was given: a YAML file's keys, or the flags of the command line."""
+def recipe_of(args: dict[str, Any] | list[str], parsed: Iterable[object]) -> dict[str, Any]:
+    """The recipe as it was given, a YAML file's keys or the flags of the command line, but without secrets: every
+    checkpoint keeps it."""
+    secrets = secrets_of(*parsed)
     if isinstance(args, dict):
-        return dict(args)
-    return {"command_line": list(args)}
+        return without_secrets(args, secrets)
+    return {"command_line": words_without_secrets(args, secrets)}
+
+
+def clean_board_recipe(training_args: TrainingArguments, secrets: Collection[str]) -> None:
+    """LLaMA Board writes the recipe of a run into the run's own folder. When the arguments are parsed, all processes
+    have read it."""
+    if training_args.output_dir is None or not training_args.should_save:
+        return
+    path = Path(training_args.output_dir, BOARD_RECIPE_NAME)
+    if sys.argv[1:2] == [str(path)] and path.is_file():
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        write_text(path, yaml.safe_dump(without_secrets(recipe, secrets), sort_keys=False, allow_unicode=True))
 
 
 def _apply_ray(tuner: Any) -> None:
