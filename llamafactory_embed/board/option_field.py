@@ -13,7 +13,7 @@ import gradio as gr
 import yaml
 from gradio.components import Component
 
-from ..hparams.option import choices, is_optional, item_type, scalar_type
+from ..hparams.option import choices, default_of, is_optional, item_type, scalar_type
 from .info import write_info
 
 
@@ -43,9 +43,7 @@ class OptionField:
     @property
     def default(self) -> Any:
         """The option's value where a recipe does not name it."""
-        if self.declaration.default_factory is not dataclasses.MISSING:
-            return self.declaration.default_factory()
-        return self.declaration.default  # `Stage` has made sure that there is one
+        return default_of(self.declaration)
 
     @property
     def allowed(self) -> tuple[Any, ...]:

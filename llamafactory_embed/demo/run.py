@@ -9,11 +9,14 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..hparams.command_line import add_options
+from ..hparams.option import option
 from .smollm2 import LAYERS, prepare_smollm2
 
 
@@ -25,13 +28,18 @@ QUERIES = {
 NEIGHBOURS = 3
 
 
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the demo runs."""
+
+    recipe: Path = option(RECIPE, "Recipe to run.", metavar="FILE")
+    layers: int = option(6, f"Layers of SmolLM2-135M to keep, of {LAYERS}.")
+    only_model: bool = option(False, "Prepare the model's folder and stop.")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help="the recipe to run (default: %(default)s)")
-    parser.add_argument(
-        "--layers", type=int, default=6, help=f"layers of SmolLM2-135M to keep, of {LAYERS} (default: %(default)s)"
-    )
-    parser.add_argument("--only-model", action="store_true", help="prepare the model's folder and stop")
+    add_options(parser, DemoOptions)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -20,10 +20,10 @@ from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from .card import CARD_NAME, front_matter, make_header, metrics_section, write_text
 from .folder import new_folder
+from .options import Dtype
 from .tokenizer_files import save_tokenizer
 from .verify import check_same
 from .weights import (
-    Dtype,
     find_base,
     find_dtype,
     load_merged,

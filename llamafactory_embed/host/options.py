@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from typing import TYPE_CHECKING, Any
 
-from ..hparams.option import make_options
+from ..hparams.option import default_of, make_options
 from ..stages.registry import Registry, load_registry
 from ..stages.stage import HOST_STAGES, Stage
 from . import contract
@@ -102,7 +102,7 @@ def read_stage_options(finetuning_args: FinetuningArguments, registry: Registry)
     own = {field.name for field in dataclasses.fields(chosen.options)} if chosen is not None else set()
     for stage in registry.stages.values():
         for field in dataclasses.fields(stage.options):
-            if field.name not in own and getattr(finetuning_args, field.name) != _default(field):
+            if field.name not in own and getattr(finetuning_args, field.name) != default_of(field):
                 raise ValueError(
                     f"`{field.name}` is an option of {_stages_with(field.name, registry)}, "
                     f"not of `stage: {finetuning_args.stage}`."
@@ -124,12 +124,6 @@ def _stages_with(option_name: str, registry: Registry) -> str:
         if option_name in {field.name for field in dataclasses.fields(stage.options)}
     ]
     return " and ".join(stages)
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
 
 
 def _copy_field(field: dataclasses.Field[Any], stage: Stage) -> Any:

@@ -16,7 +16,7 @@ ALGORITHMS_WITH_PROBABILITY = frozenset({"maskgit_plus", "topk_margin", "low_con
 class SamplingOptions:
     """The denoising; `temperature`, `top_p`, `top_k`, `repetition_penalty` and `max_new_tokens` are the host's."""
 
-    diffusion_steps: int = option(64, "Steps in which a text is denoised.", minimum=1)
+    diffusion_steps: int = option(64, "Steps in which a text is denoised.", minimum=1, flags=("--steps",))
     sampling_algorithm: (
         Literal[
             "origin",
@@ -29,7 +29,11 @@ class SamplingOptions:
             "random_keep",
         ]
         | None
-    ) = option(None, "Which masked positions a step reveals; empty: as the model's family was published.")
+    ) = option(
+        None,
+        "Which masked positions a step reveals; empty: the algorithm of the model's family.",
+        flags=("--algorithm",),
+    )
     alg_temp: float = option(
         0.0, "Randomness in the choice of positions; 0: always those the network is surest of.", minimum=0.0
     )
@@ -51,7 +55,9 @@ class SamplingOptions:
     )
     sampling_cache: Literal["none", "prefix", "dual"] = option(
         "none",
-        "Keys and values kept while a block is denoised: of nothing, of what precedes it, or of all around it.",
+        "Keys and values to keep while a block is denoised: none, those before the block (prefix), or those before "
+        "and after it (dual).",
+        flags=("--cache",),
     )
     cache_refresh_steps: int | None = option(
         None,
