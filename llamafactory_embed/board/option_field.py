@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,6 @@ import yaml
 from gradio.components import Component
 
 from ..hparams.option import choices, default_of, is_optional, item_type, scalar_type
-from .info import write_info
 
 
 # What a dropdown holds where the option is None; a dropdown cannot be emptied once something was chosen.
@@ -145,3 +146,23 @@ def _convert(text: str, wanted: type) -> Any:
         return wanted(text)
     except ValueError:
         return text
+
+
+def write_info(metadata: Mapping[str, Any]) -> str:
+    """`Factor on the loss. (0 to 100)`, safe to be shown as Markdown."""
+    limits = write_range(metadata.get("minimum"), metadata.get("maximum"))
+    return escape_tags(metadata["help"]) + (f" ({limits})" if limits else "")
+
+
+def write_range(minimum: float | None, maximum: float | None) -> str:
+    """The bounds of a number, which include their end points."""
+    if minimum is None:
+        return "" if maximum is None else f"at most {maximum}"
+    return f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
+
+
+def escape_tags(text: str) -> str:
+    """Keep `<mask>` and the like visible. Markdown shows tags inside backticks as they are; elsewhere it would take
+    them for HTML and drop them."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print(f"\n$ llamafactory-cli train {arguments.recipe}\n", flush=True)
     train(arguments.recipe)
-    report(recipe, time.time() - start)
+    report_results(recipe, time.time() - start)
     return 0
 
 
@@ -64,13 +64,39 @@ def prepare_model(folder: Path, layers: int) -> None:
         prepare_smollm2(folder, layers)
     except ValueError as error:
         print(f"{error}\nA tiny model with random weights takes its place: expect the steps, not the quality.")
-        from .tiny import write_tiny_model
-
         write_tiny_model(folder)
     else:
         print(
             f"{folder}: SmolLM2-135M (Apache-2.0), the first {layers} of its {LAYERS} layers so that a CPU keeps up."
         )
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """Write a Llama of 2 layers and 128 numbers a token, whose tokenizer knows bytes only."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(["</s>", *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+
+    set_seed(0)
+    size = 128
+    config = LlamaConfig(
+        vocab_size=len(alphabet) + 1,
+        hidden_size=size,
+        intermediate_size=4 * size,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>").save_pretrained(folder)
+    return folder
 
 
 def train(recipe: Path) -> None:
@@ -83,7 +109,7 @@ def train(recipe: Path) -> None:
         raise ValueError(f"The run of {recipe} failed with exit code {done.returncode}; its messages are above.")
 
 
-def report(recipe: dict[str, Any], seconds: float) -> None:
+def report_results(recipe: dict[str, Any], seconds: float) -> None:
     """Retrieval before and after, neighbours of sample queries, and how to go on."""
     output = Path(recipe["output_dir"])
     history = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 from .attention import examine_attention
-from .devices import examine_devices
-from .finding import PACKAGE, Finding, describe, describe_error
-from .packages import examine_packages
+from .environment import examine_devices, examine_packages
+from .finding import PACKAGE, Finding, describe_error, describe_finding
 from .plugin import examine_plugin
 
 
@@ -37,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     for title, examine in SECTIONS.items():
         print(title, flush=True)
         for finding in examine_safely(title, examine):
-            print(describe(finding), flush=True)
+            print(describe_finding(finding), flush=True)
             if finding.state == "FAIL":
                 failures.append(finding)
         print()

@@ -9,8 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+from .environment import installed_version
 from .finding import PACKAGE, Finding, describe_error
-from .packages import installed_version
 
 
 TEXT_LENGTHS = (5, 1, 9, 3)  # of the packed row that the attention back-ends are given

@@ -74,7 +74,7 @@ def tell_about_plugin() -> None:
         from ..stages.registry import load_registry
 
         mismatches: list[str] = []
-        contract.report = lambda mismatch: mismatches.append(str(mismatch))
+        contract.report_mismatch = lambda mismatch: mismatches.append(str(mismatch))
         error = None
         is_there = importlib.util.find_spec
         # lm-eval is optional

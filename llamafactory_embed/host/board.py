@@ -16,9 +16,18 @@ from typing import Any
 
 import gradio as gr
 
-from ..board.command import is_sayable, write_recipe_line, write_words
-from ..board.page import connect_panels
-from ..board.panel import changed_values, check_values, create_panel, option_names, read_panel, shown_defaults
+from ..board.panel import (
+    changed_values,
+    check_values,
+    connect_panels,
+    create_panel,
+    is_sayable,
+    option_names,
+    read_panel,
+    shown_defaults,
+    write_recipe_line,
+    write_words,
+)
 from ..hparams.secrets import secrets_of, without_secrets
 from ..stages.registry import Registry, load_registry
 from ..stages.stage import Stage

@@ -50,7 +50,7 @@ def attribute(owner: Any, name: str) -> Any:
         ) from None
 
 
-def report(mismatch: HostMismatchError) -> None:
+def report_mismatch(mismatch: HostMismatchError) -> None:
     """Say it once a run, from the first process."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"llamafactory-embed: {mismatch}", file=sys.stderr)

@@ -14,7 +14,6 @@ from ..hparams.secrets import secrets_of, without_secrets, words_without_secrets
 from ..stages.registry import load_registry
 from ..stages.stage import RUN_ARGUMENTS
 from . import contract, export
-from .ray_cluster import check_cluster, fit_placement_group
 
 
 if TYPE_CHECKING:
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 
 # The branch of the host's dispatcher that hands on all six arguments.
 CARRIER_STAGE = "sft"
+
+# What the host reserves for each Ray worker, in `get_placement_group`; a small cluster never has them, and would wait.
+CPUS_PER_WORKER = 10
 
 # The name under which LLaMA Board writes the recipe of a run into its folder.
 BOARD_RECIPE_NAME = "training_args.yaml"
@@ -114,3 +116,29 @@ def _apply_ray(tuner: Any) -> None:
 
     tuner._ray_training_function = ray_training_function
     tuner.get_placement_group = get_placement_group
+
+
+def check_cluster(ray_args: Any) -> None:
+    """Start Ray as the host would, and refuse a cluster that could only wait for ever."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(**(ray_args.ray_init_kwargs or {}))
+
+    workers = ray_args.ray_num_workers
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if cpus < workers * CPUS_PER_WORKER:
+        ray.shutdown()
+        raise ValueError(
+            f"LLaMA-Factory reserves {CPUS_PER_WORKER} CPUs for each Ray worker, but the cluster has {cpus} for "
+            f"`ray_num_workers: {workers}`: add nodes, or give a local cluster more logical CPUs with "
+            f"`ray_init_kwargs: {{num_cpus: {workers * CPUS_PER_WORKER}}}`."
+        )
+
+
+def fit_placement_group(devices: int) -> int:
+    """How many bundles to reserve. The host reserves one for each device of the cluster; where the only devices are
+    CPUs that would be ten times more CPUs than there are."""
+    from llamafactory.extras.misc import get_device_name
+
+    return devices // CPUS_PER_WORKER if get_device_name() == "cpu" else devices

@@ -19,7 +19,7 @@ from .values import find_host_problem, guess_value
 ENVIRONMENT_VARIABLES = {"use_ray": "USE_RAY=1", "force_torchrun": "FORCE_TORCHRUN=1"}
 
 
-def check_values(report: Report, options: dict[Any, Any], argument_classes: list[type]) -> dict[str, Any]:
+def check_option_values(report: Report, options: dict[Any, Any], argument_classes: list[type]) -> dict[str, Any]:
     """Report unknown options and wrong values. Returned are the options as they were probably meant, without those
     that cannot be guessed, so that the checks that follow complain about nothing twice."""
     registered = registry.load_registry()

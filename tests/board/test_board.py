@@ -15,8 +15,7 @@ import gradio as gr
 import pytest
 import yaml
 
-from llamafactory_embed.board.info import write_info
-from llamafactory_embed.board.option_field import option_fields
+from llamafactory_embed.board.option_field import option_fields, write_info
 from llamafactory_embed.board.panel import option_names
 from llamafactory_embed.host import board, contract
 from llamafactory_embed.host.options import extend_finetuning_arguments
