@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from ..stages import registry
+from ..stages.stage import RUN_ARGUMENTS
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -88,8 +91,8 @@ def build_arguments(argument_class: type, options: dict[str, Any]) -> Any:
 
 
 def compare_arguments(options: dict[str, Any], is_training: bool) -> list[str]:
-    """The host's checks of arguments against each other; returned are the packages that it would demand. Its parser is
-    handed instances that are built here."""
+    """The checks of arguments against each other, the host's and the stage's; returned are the packages that the host
+    would demand. Its parser is handed instances that are built here."""
     import torch
     import transformers
     from llamafactory.hparams import parser
@@ -118,9 +121,18 @@ def compare_arguments(options: dict[str, Any], is_training: bool) -> list[str]:
         ),
         mock.patch.object(transformers, "set_seed"),
     ):
-        (parser.get_train_args if is_training else parser.get_infer_args)(options)
+        if is_training:
+            _check_stage(parser.get_train_args(options))
+        else:
+            parser.get_infer_args(options)
 
     return [Requirement(requirement).name for requirement in demanded]
+
+
+def _check_stage(parsed: tuple[Any, ...]) -> None:
+    stage = registry.load_registry().find(parsed[RUN_ARGUMENTS.index("finetuning_args")].stage)
+    if stage is not None:
+        stage.check_arguments(*parsed)
 
 
 def deepspeed_stage(config: Any) -> int | None:

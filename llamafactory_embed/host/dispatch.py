@@ -60,6 +60,7 @@ def apply(tuner: Any) -> None:
             host_run_sft(*args, **kwargs)
         else:
             finetuning_args.stage = stage.name
+            stage.check_arguments(*args[: len(RUN_ARGUMENTS) - 1])
             training_args = args[RUN_ARGUMENTS.index("training_args")]
             tell_deepspeed(training_args)
             clean_board_recipe(training_args, secrets_of(*args[: len(RUN_ARGUMENTS) - 1]))

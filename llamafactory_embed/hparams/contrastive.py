@@ -37,6 +37,10 @@ class ComparisonOptions:
     )
 
 
+# Losses that compare a query's positive with its own negatives only.
+LOSSES_OF_OWN_NEGATIVES = ("repllama", "kl_distillation", "margin_distillation")
+
+
 @dataclass
 class ContrastiveOptions(ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
     """Loss and negatives."""
@@ -68,3 +72,10 @@ class ContrastiveOptions(ComparisonOptions, RetrievalDataOptions, EmbeddingOptio
     eval_tasks: list[str] | None = option(
         None, "What the finished model is judged on with mteb: groups, tasks, data sets or paths of local data."
     )
+
+    def __post_init__(self) -> None:
+        if self.contrastive_loss in LOSSES_OF_OWN_NEGATIVES and self.num_negatives < 1:
+            raise ValueError(
+                f"`contrastive_loss: {self.contrastive_loss}` compares a query's positive with its own negatives: set "
+                "`num_negatives` to at least 1."
+            )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...data.prompts import parse_template
 from ...data.retrieval.reader import HubOptions, StreamedTask, load_tasks, stream_tasks
 from ...data.retrieval.rows import Row, Task
 from ...hparams.contrastive import RetrievalDataOptions
@@ -120,3 +121,9 @@ def embedding_config(
         base_model=model_args.model_name_or_path,
         **more,
     )
+
+
+def check_templates(options: EmbeddingOptions) -> None:
+    """Refuse templates that have no place for the text."""
+    parse_template(options.query_template, "query_template")
+    parse_template(options.document_template, "document_template")

@@ -14,7 +14,7 @@ from ....loading.embedder import load_embedding_model_for_training, set_attentio
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
 from ..eval_tasks import find_eval_tasks, judge
-from ..tasks import AnyTask, embedding_config, first_rows, load_train_and_eval_tasks
+from ..tasks import AnyTask, check_templates, embedding_config, first_rows, load_train_and_eval_tasks
 from ..workflow import PLOTTED, evaluate_and_publish, make_batches
 from .batch import ContrastiveCollator
 from .objective import ContrastiveObjective
@@ -109,3 +109,14 @@ def check_contrast(options: ContrastiveOptions, tasks: Sequence[AnyTask], traini
             "The data are plain texts, each its own positive, which a model without dropout cannot tell apart: set "
             "`simcse_dropout` (LLM2Vec uses 0.3), or use rows of query and positive."
         )
+
+
+def check_recipe(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
+) -> None:
+    """Refuse recipes that cannot work whatever the data are."""
+    check_templates(finetuning_args.stage_options)

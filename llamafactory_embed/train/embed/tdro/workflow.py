@@ -14,7 +14,7 @@ from ....data.retrieval.sampler import GlobalBatchSampler
 from ....hparams.tdro import TdroOptions
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
-from ..tasks import embedding_config, load_train_and_eval_tasks
+from ..tasks import check_templates, embedding_config, load_train_and_eval_tasks
 from ..workflow import PLOTTED, evaluate_and_publish, make_batches
 from .batch import TdroCollator
 from .checks import check_arguments, check_tasks
@@ -90,3 +90,16 @@ def run_tdro(
         draw_weights(Path(training_args.output_dir) / PICTURE_NAME, trainer.history)
         print(closing_table(trainer.history, sizes, weights, start))
     evaluate_and_publish(trainer, tasks, model_args, training_args)
+
+
+def check_recipe(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
+) -> None:
+    """Refuse recipes that cannot work whatever the data are."""
+    options: TdroOptions = finetuning_args.stage_options
+    check_arguments(options, data_args, training_args, finetuning_args)
+    check_templates(options)

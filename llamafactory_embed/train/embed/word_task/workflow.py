@@ -240,3 +240,14 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def check_recipe(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
+) -> None:
+    """Refuse recipes that cannot work whatever the data are."""
+    check_what_learns(finetuning_args.stage_options, finetuning_args)
