@@ -13,15 +13,13 @@ from .option import option
 class MntpOptions(DocumentOptions, MaskedTokenOptions):
     """What is hidden, and how."""
 
-    mlm_probability: float = option(
-        0.2, "Share of the tokens that are hidden and predicted; LLM2Vec takes 0.2, for Mistral 0.8."
-    )
+    mlm_probability: float = option(0.2, "Share of tokens to hide and predict; LLM2Vec uses 0.2, and 0.8 for Mistral.")
     masking: Literal["bert", "all_mask", "random_span"] = option(
         "bert",
-        "bert: of the hidden tokens 80 % become the mask token, 10 % any token, 10 % stay; all_mask: all become the "
-        "mask token; random_span: runs of neighbours do.",
+        "bert: of the hidden tokens, 80 % become the mask token, 10 % a random token, 10 % stay; all_mask: all become "
+        "the mask token; random_span: spans of adjacent tokens become the mask token.",
     )
 
     def __post_init__(self) -> None:
         if not 0 < self.mlm_probability < 1:
-            raise ValueError(f"`mlm_probability` must lie between 0 and 1, both excluded, not {self.mlm_probability}.")
+            raise ValueError(f"`mlm_probability` must be above 0 and below 1, not {self.mlm_probability}.")
