@@ -56,8 +56,8 @@ class OptionField:
     def create(self, element_id: str) -> Component:
         """The widget, inside the layout that is being built.
 
-        Bounds are not handed to the number widget: it would answer with a sentence of its own instead of the one
-        that the command line gives.
+        Bounds are not handed to the number widget: it would answer with its sentence instead of that of the
+        command line.
         """
         common = {
             "label": self.label,
@@ -120,11 +120,11 @@ def option_fields(options: type) -> list[OptionField]:
     return [OptionField(declaration, hints[declaration.name]) for declaration in dataclasses.fields(options)]
 
 
-def _read_number(shown: Any, wanted: type) -> Any:
+def _read_number(shown: Any, scalar: type) -> Any:
     """A browser knows one kind of number: 3 and 3.0 are the same to it."""
     if not isinstance(shown, (int, float)):
         return shown
-    return int(shown) if wanted is int and float(shown).is_integer() else float(shown)
+    return int(shown) if scalar is int and float(shown).is_integer() else float(shown)
 
 
 def _write_list(items: list[Any]) -> str:
@@ -139,11 +139,11 @@ def _read_list(text: str) -> list[str]:
     return [part.strip() for row in rows for part in row if part.strip()]
 
 
-def _convert(text: str, wanted: type) -> Any:
-    if wanted is bool:
+def _convert(text: str, item: type) -> Any:
+    if item is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     try:
-        return wanted(text)
+        return item(text)
     except ValueError:
         return text
 

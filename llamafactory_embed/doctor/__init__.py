@@ -1,6 +1,6 @@
-"""`llamafactory-embed doctor`: can the plugin work in this environment, and what is there to speed it up?
+"""`llamafactory-embed doctor`: can the plugin work in this environment, and what could speed it up?
 
-Nothing is taken on trust: the plugin is looked for in a fresh process that imports LLaMA-Factory, and every attention
+Everything is tried: the plugin is looked for in a fresh process that imports LLaMA-Factory, and every attention
 back-end is run, forward and backward, and compared with eager.
 """
 
@@ -27,11 +27,11 @@ SECTIONS: dict[str, Callable[[], Iterator[Finding]]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options: a doctor looks at everything."""
+    """None: the doctor looks at everything."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report, section by section as it is found; 1 when the plugin cannot work here."""
+    """Print the report, section by section; 1 when the plugin cannot work here."""
     failures = []
     for title, examine in SECTIONS.items():
         print(title, flush=True)
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def examine_safely(title: str, examine: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A section that breaks off is a finding as well."""
+    """Turn a section that fails into a finding."""
     try:
         yield from examine()
     except Exception as error:  # the point of this command is to say what fails

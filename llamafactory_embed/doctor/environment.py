@@ -16,7 +16,7 @@ from packaging.version import Version
 from .finding import PACKAGE, Finding, describe_error
 
 
-# What the host brings along and training uses; its own metadata says in which versions.
+# Dependencies of the host that training uses; its metadata says in which versions.
 HOST_PACKAGES = ("accelerate", "datasets", "trl", "gradio")
 
 # torchvision 0.21 was built for torch 2.6, and they went in step ever since.
@@ -106,12 +106,12 @@ def examine_torch_family() -> Iterator[Finding]:
         "torchvision": f"0.{release.minor + TORCHVISION_MINOR_AHEAD}",
         "torchaudio": f"{release.major}.{release.minor}",
     }
-    for name, wanted in partners.items():
+    for name, release_line in partners.items():
         installed = installed_version(name)
         if installed is None:
             continue  # reported above
-        if f"{Version(installed).major}.{Version(installed).minor}" != wanted:
-            advice = f"pip install '{name}=={wanted}.*'"
+        if f"{Version(installed).major}.{Version(installed).minor}" != release_line:
+            advice = f"pip install '{name}=={release_line}.*'"
             yield Finding(
                 f"{name} with torch", "FAIL", f"{installed} does not belong to torch {torch_version}", advice
             )
@@ -124,7 +124,7 @@ def examine_torch_family() -> Iterator[Finding]:
 
 
 def examine_devices() -> Iterator[Finding]:
-    """What there is to compute on, and what processes can talk through."""
+    """Devices to compute on, and back-ends through which processes communicate."""
     import torch
     import torch.distributed as dist
 

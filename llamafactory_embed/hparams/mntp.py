@@ -22,4 +22,4 @@ class MntpOptions(DocumentOptions, MaskedTokenOptions):
 
     def __post_init__(self) -> None:
         if not 0 < self.mlm_probability < 1:
-            raise ValueError(f"`mlm_probability` must be above 0 and below 1, not {self.mlm_probability}.")
+            raise ValueError(f"`mlm_probability` must lie between 0 and 1, both excluded, not {self.mlm_probability}.")

@@ -123,7 +123,7 @@ def find_problem(field: dataclasses.Field[Any], annotation: Any, value: Any) -> 
 
 
 def _is_a(value: Any, scalar: type) -> bool:
-    """`temperature: 1` is a fine float, but `true` is no number."""
+    """Whether a value is of that type: `temperature: 1` is a float, but `true` is not a number."""
     if isinstance(value, bool):
         return scalar is bool
     return isinstance(value, (int, float) if scalar is float else scalar)

@@ -23,7 +23,7 @@ _SECRET_NAME = re.compile(
     r"|secret|passw(or)?d|passphrase|credential",
     re.IGNORECASE,
 )
-# Tokens of a tokenizer, which are no secrets.
+# Tokens of a tokenizer, which are not secret.
 _TEXT_TOKENS = re.compile(r"(^|[._-])(mask|bos|eos|pad|unk|sep|cls)[_-]token$", re.IGNORECASE)
 # Tokens of Hugging Face, GitHub, OpenAI and its kind, Amazon and Slack.
 _SECRET_SHAPES = re.compile(
@@ -43,12 +43,12 @@ def is_secret_name(name: object) -> bool:
 
 
 def secrets_of(*records: object) -> set[str]:
-    """The secrets that argument objects and mappings hold, however deep, and those of the environment. With them a
-    secret is found wherever else it stands, under whatever name."""
-    found = {value for name, value in os.environ.items() if is_secret_name(name) and not value.startswith(("/", "~"))}
+    """The secrets that argument objects and mappings hold, however deep, and those of the environment: their values
+    are to be hidden wherever else they stand, under whatever name."""
+    texts = {value for name, value in os.environ.items() if is_secret_name(name) and not value.startswith(("/", "~"))}
     for record in records:
-        found.update(_list_secrets(record if isinstance(record, Mapping) else vars(record)))
-    return {text for text in found if len(text) >= _SHORTEST_SECRET}
+        texts.update(_list_secrets(record if isinstance(record, Mapping) else vars(record)))
+    return {text for text in texts if len(text) >= _SHORTEST_SECRET}
 
 
 def without_secrets(value: Any, secrets: Collection[str] = ()) -> Any:

@@ -35,8 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     faulty = 0
     for path in arguments.files:
         report = inspect_recipe(path)
-        for found in sorted(report.problems + report.remarks, key=lambda each: each.line or 0):
-            print(found)
+        for problem in sorted(report.problems + report.remarks, key=lambda each: each.line or 0):
+            print(problem)
         if report.problems:
             faulty += 1
         else:

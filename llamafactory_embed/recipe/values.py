@@ -77,17 +77,17 @@ def fits(annotation: Any, value: Any) -> bool:
     for part in union(annotation):
         kind = typing.get_origin(part) or part
         if kind is bool:
-            found = isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
+            is_fit = isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
         elif kind in (int, float):
-            found = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+            is_fit = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
         elif kind is list:
             (inner,) = typing.get_args(part)
-            found = isinstance(value, list) and all(fits(inner, each) for each in value)
+            is_fit = isinstance(value, list) and all(fits(inner, each) for each in value)
         elif kind in (str, dict):
-            found = isinstance(value, kind)
-        else:  # a class of Python that a recipe cannot hold; or None, which was dealt with
-            found = isinstance(kind, type) and issubclass(kind, enum.Enum) and value in enumerated(kind)
-        if found:
+            is_fit = isinstance(value, kind)
+        else:  # a class that a recipe cannot hold; or None, which the caller has dealt with
+            is_fit = isinstance(kind, type) and issubclass(kind, enum.Enum) and value in enumerated(kind)
+        if is_fit:
             return True
     return False
 

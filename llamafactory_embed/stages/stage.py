@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-# The host's own stages; a plugin may not take their names.
+# Stages of the host; a plugin may not take their names.
 HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
 
 # The arguments every `run` function takes, in the host's order.
@@ -35,14 +35,14 @@ class Stage:
     host's parser, the help text and LLaMA Board, and reach `run` as `finetuning_args.stage_options`."""
 
     run: str
-    """`package.module:function`, imported when the stage runs. It is called like the host's own workflows, with
+    """`package.module:function`, imported when the stage runs. It is called like the host's workflows, with
     (model_args, data_args, training_args, finetuning_args, generating_args, callbacks)."""
 
     label: str
     """How LLaMA Board lists the stage."""
 
     formats: tuple[str, ...] = ()
-    """The values of `formatting` in `dataset_info.json` that the stage reads; empty means the host's own."""
+    """The values of `formatting` in `dataset_info.json` that the stage reads; empty means the host's."""
 
     check: str = ""
     """`package.module:function` that raises a ValueError for options that contradict each other or the host's. Before

@@ -265,7 +265,7 @@ def check_windows(options: DiffusionOptions, config: Any, cutoff_len: int) -> No
         )
 
 
-def check_recipe(
+def check_ddm(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,

@@ -111,7 +111,7 @@ def check_contrast(options: ContrastiveOptions, tasks: Sequence[AnyTask], traini
         )
 
 
-def check_recipe(
+def check_contrastive(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,

@@ -92,7 +92,7 @@ def run_tdro(
     evaluate_and_publish(trainer, tasks, model_args, training_args)
 
 
-def check_recipe(
+def check_tdro(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,

@@ -242,7 +242,7 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def check_recipe(
+def check_word_task(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
