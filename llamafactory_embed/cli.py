@@ -1,4 +1,4 @@
-"""The console script `llamafactory-embed`: what one does around a run. Training itself is `llamafactory-cli train`."""
+"""The console script `llamafactory-embed`: everything around a run. Training itself is `llamafactory-cli train`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Command(NamedTuple):
 COMMANDS = {
     "doctor": Command("llamafactory_embed.doctor", "check this installation: versions, plugin, attention, devices"),
     "demo": Command("llamafactory_embed.demo.run", "train, evaluate and query a small embedder on this machine"),
-    "eval": Command("llamafactory_embed.evaluation.command", "judge checkpoints with mteb and on data of one's own"),
+    "eval": Command("llamafactory_embed.evaluation.command", "evaluate checkpoints with mteb and on your data"),
     "export": Command("llamafactory_embed.export.command", "write a checkpoint for sentence-transformers and servers"),
     "recipe": Command("llamafactory_embed.recipe", "check recipes without running them"),
     "mine": Command("llamafactory_embed.mining.command", "mine hard negatives for a data set"),
     "sample": Command("llamafactory_embed.sampling.command", "write texts with a diffusion language model"),
-    "dedup": Command("llamafactory_embed.mining.dedup.command", "take test queries out of training data"),
+    "dedup": Command("llamafactory_embed.mining.dedup.command", "remove test queries from training data"),
 }
 
 DESCRIPTION = """\
@@ -47,26 +47,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sentence = str(error)
     except ImportError as error:
-        sentence = f"{error}: see what `llamafactory-embed doctor` says."
+        sentence = f"{error}: run `llamafactory-embed doctor`."
     except KeyboardInterrupt:
         return 130
     print(f"llamafactory-embed: {sentence}", file=sys.stderr)
     return 1
 
 
-def build_parser(chosen: str | None) -> argparse.ArgumentParser:
-    """The parser of all commands, with the arguments of the chosen one."""
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser of all commands, with the arguments of one of them."""
     parser = argparse.ArgumentParser(
         prog="llamafactory-embed", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=describe_versions())
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
-    for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(
-            name, help=command.help, description=command.help[0].upper() + command.help[1:] + "."
-        )
-        if name == chosen:
-            importlib.import_module(command.module).add_arguments(subparser)
+    for name, (module, help) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        if name == command:
+            importlib.import_module(module).add_arguments(subparser)
     return parser
 
 

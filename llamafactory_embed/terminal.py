@@ -1,4 +1,4 @@
-"""A text in a terminal that changes in its place."""
+"""A text in a terminal that changes in place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLEAR_BELOW = "\x1b[J"
 
 
 class SettlingText:
-    """Writes a text over the one before, behind a prefix that is on the line already.
+    """Writes each text over the one before, after a prefix that is already on the line.
 
     Leaving the `with` block clears it, so that the finished text can be written as any other.
     """
@@ -31,12 +31,12 @@ class SettlingText:
         self.clear()
 
     def clear(self) -> None:
-        """Only the prefix stays."""
+        """Remove all but the prefix."""
         self._write(self.prefix, 1)
 
     def show(self, text: str) -> None:
-        """Replace what is there. Of a text that is higher than the screen, its last lines: a terminal cannot go back
-        to lines that have left it."""
+        """Replace the text. Of one that is higher than the screen, the last lines are shown: a terminal cannot go back
+        to lines that have scrolled out."""
         columns, rows = shutil.get_terminal_size()
         lines = wrap(self.prefix + text, columns - 1)[-(rows - 1) :]
         self._write("\n".join(lines), len(lines))

@@ -1,13 +1,19 @@
-"""The rules of the house that a program can check: who may import whom, and what a start of Python may load."""
+"""The rules of the house that a program can check: who may import whom, what a name and a module may be, and what a
+start of Python may load. Every rule is also tried on sources with a line that breaks it."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from llamafactory_embed import autoload
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -54,20 +60,86 @@ FLOORS = [
     ("demo", "doctor", "recipe"),
     ("cli",),
 ]
+
+# Names of functions and classes that are defined in several modules on purpose.
+CONTRACTS = {
+    "add_arguments": "every command has one (`cli.py`)",
+    "run": "every command has one (`cli.py`)",
+    "apply": "every seam has one (`autoload.py`)",
+}
+# Names that are still defined twice. This list may only get shorter.
+TWICE = {
+    "Corruption", "SamplingOptions", "describe", "even_counts", "fill_rows", "find_layout", "fingerprint",
+    "format_table", "judge", "load_backbone", "make_batches", "metrics_section", "parse_record", "prepare",
+    "read_weights", "revision_of", "share_counts", "write_card", "write_json", "write_model_card", "write_text",
+}  # fmt: skip
+
+LONGEST_MODULE = 350
+SHORTEST_MODULE = 40
+# Modules below `SHORTEST_MODULE` lines, apart from `__init__.py`.
+SHORT_MODULES = {
+    "data/packages.py": "files from the package index, for several rooms",
+    "data/words/sentences.py": "the record that readers, tokenization and metrics share",
+    "doctor/finding.py": "the record that all sections share",
+    "evaluation/corpus_texts.py": "still to be merged",
+    "evaluation/local/pairs.py": "one kind of task",
+    "evaluation/minilm.py": "still to be merged",
+    "evaluation/words.py": "still to be merged",
+    "host/data.py": "one seam",
+    "host/lm_eval.py": "one seam",
+    "host/templates.py": "one seam",
+    "hparams/masked_tokens.py": "the options that several stages share",
+    "hparams/mntp.py": "the options of one stage",
+    "hparams/suggestion.py": "used by rooms that declare no options",
+    "loading/templates.py": "still to be merged",
+    "loading/weights.py": "still to be merged",
+    "model/around_decoder.py": "still to be merged",
+    "sampling/stops.py": "still to be merged",
+    "train/embed/losses/angle.py": "one loss",
+    "train/embed/losses/cosent.py": "one loss",
+    "train/embed/losses/matryoshka.py": "one loss",
+    "train/embed/losses/simcse.py": "one loss",
+    "train/embed/losses/similarity.py": "what all losses share",
+    "train/embed/mntp/trainer.py": "one stage's trainer",
+    "train/token_card.py": "still to be merged",
+}
+
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
-def modules() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+Sources = Mapping[str, str]
+"""Path below the package → text."""
 
 
-def imported_names(path: Path) -> list[str]:
-    """Absolute dotted names that a module imports, relative imports resolved."""
-    parts = path.relative_to(REPOSITORY).with_suffix("").parts
-    package = parts if path.name == "__init__.py" else parts[:-1]
-    package = tuple(part for part in package if part != "__init__")
+@pytest.fixture(scope="module")
+def sources() -> dict[str, str]:
+    return read_sources()
+
+
+@functools.cache
+def read_sources() -> dict[str, str]:
+    return {
+        path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+parse = functools.cache(ast.parse)
+
+
+def room_of(path: str) -> str:
+    return path.removesuffix(".py").split("/")[0]
+
+
+def module_name(path: str) -> str:
+    return f"{PACKAGE.name}/{path}".removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def names_in(path: str, nodes: Iterator[ast.AST]) -> list[str]:
+    """Absolute dotted names that import statements of a module name, relative imports resolved."""
+    package = [PACKAGE.name, *path.split("/")[:-1]]
     names = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -77,32 +149,210 @@ def imported_names(path: Path) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(REPOSITORY).as_posix())
-def test_only_the_host_room_reaches_into_the_host(path: Path) -> None:
-    if path.is_relative_to(PACKAGE / "host"):
-        return
-    used = {name for name in imported_names(path) if name.split(".")[0] == "llamafactory"}
-    assert used <= HOST_NAMES
+def imported_names(path: str, text: str) -> list[str]:
+    """All names that a module imports, also those inside of functions."""
+    return names_in(path, ast.walk(parse(text)))
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(REPOSITORY).as_posix())
-def test_dependencies_point_one_way(path: Path) -> None:
-    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    if room not in FLOOR_OF:
-        return
-    for name in imported_names(path):
-        parts = name.split(".")
-        if parts[0] == PACKAGE.name and len(parts) > 1 and parts[1] in FLOOR_OF and parts[1] != room:
-            assert FLOOR_OF[parts[1]] < FLOOR_OF[room], f"{path.name} imports {name}, which is not on a lower floor"
+def names_at_import(path: str, text: str) -> list[str]:
+    """Names that are imported while the module itself is."""
+
+    def statements(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                continue
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            yield child
+            yield from statements(child)
+
+    return names_in(path, statements(parse(text)))
 
 
-def test_every_room_has_a_floor() -> None:
-    rooms = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in modules()}
+# Each rule takes the sources and returns what breaks it.
+
+
+def private_names_of_the_host(sources: Sources) -> list[str]:
+    """Only the room `host` may use more of LLaMA-Factory than `HOST_NAMES`."""
+    return [
+        f"{path} imports {name}"
+        for path, text in sources.items()
+        for name in imported_names(path, text)
+        if name.split(".")[0] == "llamafactory" and name not in HOST_NAMES and room_of(path) != "host"
+    ]
+
+
+def climbing_imports(sources: Sources) -> list[str]:
+    """A room imports rooms of lower floors only."""
+    broken = []
+    for path, text in sources.items():
+        room = room_of(path)
+        for name in imported_names(path, text):
+            imported = name.removeprefix(f"{PACKAGE.name}.").split(".")[0] if name.startswith(PACKAGE.name) else ""
+            is_between_rooms = room in FLOOR_OF and imported in FLOOR_OF and imported != room
+            if is_between_rooms and FLOOR_OF[imported] >= FLOOR_OF[room]:
+                broken.append(f"{path} imports {name}, which is not on a lower floor")
+    return broken
+
+
+def serving_that_trains(sources: Sources) -> list[str]:
+    """Who serves does not need who trains: neither `serve`, nor what it imports, imports `train`."""
+    names = {module_name(path): path for path in sources}
+    waiting, seen = [path for path in sources if room_of(path) == "serve"], set[str]()
+    broken = []
+    while waiting:
+        path = waiting.pop()
+        for name in imported_names(path, sources[path]):
+            if name.startswith(f"{PACKAGE.name}.train"):
+                broken.append(f"{path} imports {name}")
+            found = names.get(name) or names.get(name.rpartition(".")[0])
+            if found is not None and found not in seen:
+                seen.add(found)
+                waiting.append(found)
+    return broken
+
+
+def import_circles(sources: Sources) -> list[str]:
+    """No module imports itself through others."""
+    names = {module_name(path): path for path in sources}
+    imports = {
+        module: {
+            target
+            for name in names_at_import(path, sources[path])
+            if (target := name if name in names else name.rpartition(".")[0]) in names and target != module
+        }
+        for module, path in names.items()
+    }
+    broken, done = [], set[str]()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        if module in way:
+            broken.append(" → ".join((*way[way.index(module) :], module)))
+        elif module not in done:
+            for target in sorted(imports[module]):
+                visit(target, (*way, module))
+            done.add(module)
+
+    for module in names:
+        visit(module, ())
+    return broken
+
+
+def misplaced_in_host(sources: Sources) -> list[str]:
+    """In `host`, a module is a seam with `apply`, or a helper that a seam or another room imports."""
+    modules = {path: text for path, text in sources.items() if room_of(path) == "host" and path != "host/__init__.py"}
+    seams = set(autoload.SEAMS.values())
+    used = {name for path, text in sources.items() for name in imported_names(path, text)}
+    broken = [f"there is no seam {seam}" for seam in seams if f"host/{seam}.py" not in modules]
+    for path, text in modules.items():
+        if path.removeprefix("host/").removesuffix(".py") in seams:
+            if "apply" not in defined_names(text):
+                broken.append(f"{path} is a seam without `apply`")
+        elif not any(name == module_name(path) or name.startswith(f"{module_name(path)}.") for name in used):
+            broken.append(f"{path} is neither a seam nor used by anyone")
+    return broken
+
+
+def defined_names(text: str) -> set[str]:
+    """Public functions and classes at the top of a module."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in parse(text).body if isinstance(node, kinds) and not node.name.startswith("_")}
+
+
+def names_defined_twice(sources: Sources) -> list[str]:
+    """A public name means one thing. Also tells which names of `TWICE` have gone."""
+    modules = defaultdict(list)
+    for path, text in sources.items():
+        for name in defined_names(text):
+            modules[name].append(path)
+    twice = {name for name, paths in modules.items() if len(paths) > 1} - CONTRACTS.keys()
+    broken = [f"{name} is defined in {' and '.join(modules[name])}" for name in sorted(twice - TWICE)]
+    return broken + [f"{name} is no longer defined twice: take it off the list" for name in sorted(TWICE - twice)]
+
+
+def wrong_sizes(sources: Sources) -> list[str]:
+    """A module is read in one go, and holds more than a crumb unless there is a reason."""
+    lengths = {path: len(text.splitlines()) for path, text in sources.items()}
+    short = {path for path, length in lengths.items() if length < SHORTEST_MODULE and not path.endswith("__init__.py")}
+    broken = [f"{path} has {length} lines" for path, length in lengths.items() if length > LONGEST_MODULE]
+    broken += [
+        f"{path} has {lengths[path]} lines: merge it, or give a reason" for path in short - SHORT_MODULES.keys()
+    ]
+    return broken + [f"{path} is no short module: take it off the list" for path in SHORT_MODULES.keys() - short]
+
+
+RULES: list[Callable[[Sources], list[str]]] = [
+    private_names_of_the_host,
+    climbing_imports,
+    serving_that_trains,
+    import_circles,
+    misplaced_in_host,
+    names_defined_twice,
+    wrong_sizes,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_rule_is_kept(rule: Callable[[Sources], list[str]], sources: Sources) -> None:
+    assert rule(sources) == []
+
+
+# Rule, module, and lines whose addition breaks the rule.
+BREAKING: list[tuple[Callable[[Sources], list[str]], str, str]] = [
+    (private_names_of_the_host, "data/documents.py", "from llamafactory.data.loader import _load_single_dataset"),
+    (private_names_of_the_host, "cli.py", "def late():\n    import llamafactory.webui"),
+    (climbing_imports, "files.py", "from .cli import main"),
+    (climbing_imports, "model/packed.py", "def late():\n    from ..train.trainer import RECIPE_NAME"),
+    (climbing_imports, "mining/mine.py", "from llamafactory_embed.export import card"),
+    (serving_that_trains, "serve/chat.py", "from ..train.trainer import RECIPE_NAME"),
+    (serving_that_trains, "hparams/option.py", "def late():\n    from ..train import trainer"),
+    (import_circles, "hparams/suggestion.py", "from .option import option"),
+    (import_circles, "hparams/option.py", "from . import command_line"),
+    (import_circles, "hparams/suggestion.py", "class Late:\n    from .option import option"),
+    (misplaced_in_host, "host/unused.py", "def apply(module):\n    pass"),
+    (names_defined_twice, "cli.py", "class Encoder:\n    pass"),
+    (names_defined_twice, "cli.py", "def find_problem():\n    pass"),
+    (wrong_sizes, "files.py", "\n" * LONGEST_MODULE),
+    (wrong_sizes, "host/crumb.py", "NOTHING = None"),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "lines"), BREAKING)
+def test_a_line_that_breaks_a_rule_is_found(
+    rule: Callable[[Sources], list[str]], path: str, lines: str, sources: Sources
+) -> None:
+    assert rule({**sources, path: f"{sources.get(path, '')}\n{lines}\n"})
+
+
+@pytest.mark.parametrize(
+    ("path", "lines"),
+    [
+        ("hparams/suggestion.py", "def late():\n    from .option import option"),
+        ("hparams/suggestion.py", "if TYPE_CHECKING:\n    from .option import option"),
+    ],
+)
+def test_imports_that_happen_later_make_no_circle(path: str, lines: str, sources: Sources) -> None:
+    assert import_circles({**sources, path: f"{sources[path]}\n{lines}\n"}) == []
+
+
+def test_what_has_gone_from_a_list_is_found(sources: Sources) -> None:
+    gone = sorted(TWICE)[0]
+    assert names_defined_twice({path: text.replace(f" {gone}", " Other") for path, text in sources.items()})
+    short = sorted(SHORT_MODULES)[0]
+    assert wrong_sizes({path: text for path, text in sources.items() if path != short})
+    assert misplaced_in_host(
+        {**sources, "host/launcher.py": sources["host/launcher.py"].replace("def apply", "def _a")}
+    )
+
+
+def test_every_room_has_a_floor(sources: Sources) -> None:
+    rooms = {room_of(path) for path in sources}
     assert rooms - {"__init__", "autoload"} == set(FLOOR_OF) & rooms
 
 
 def test_the_attention_patch_stands_alone() -> None:
-    roots = {name.split(".")[0] for name in imported_names(REPOSITORY / "attention_patch.py")}
+    text = (REPOSITORY / "attention_patch.py").read_text(encoding="utf-8")
+    roots = {name.split(".")[0] for name in imported_names("attention_patch.py", text)}
     assert roots - set(sys.stdlib_module_names) <= {"torch", "transformers"}
 
 

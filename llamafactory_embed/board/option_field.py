@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +15,7 @@ import gradio as gr
 import yaml
 from gradio.components import Component
 
-from ..hparams.option import choices, is_optional, item_type, scalar_type
-from .info import write_info
+from ..hparams.option import choices, default_of, is_optional, item_type, scalar_type
 
 
 # What a dropdown holds where the option is None; a dropdown cannot be emptied once something was chosen.
@@ -43,9 +44,7 @@ class OptionField:
     @property
     def default(self) -> Any:
         """The option's value where a recipe does not name it."""
-        if self.declaration.default_factory is not dataclasses.MISSING:
-            return self.declaration.default_factory()
-        return self.declaration.default  # `Stage` has made sure that there is one
+        return default_of(self.declaration)
 
     @property
     def allowed(self) -> tuple[Any, ...]:
@@ -57,8 +56,8 @@ class OptionField:
     def create(self, element_id: str) -> Component:
         """The widget, inside the layout that is being built.
 
-        Bounds are not handed to the number widget: it would answer with a sentence of its own instead of the one
-        that the command line gives.
+        Bounds are not handed to the number widget: it would answer with its sentence instead of that of the
+        command line.
         """
         common = {
             "label": self.label,
@@ -121,11 +120,11 @@ def option_fields(options: type) -> list[OptionField]:
     return [OptionField(declaration, hints[declaration.name]) for declaration in dataclasses.fields(options)]
 
 
-def _read_number(shown: Any, wanted: type) -> Any:
+def _read_number(shown: Any, scalar: type) -> Any:
     """A browser knows one kind of number: 3 and 3.0 are the same to it."""
     if not isinstance(shown, (int, float)):
         return shown
-    return int(shown) if wanted is int and float(shown).is_integer() else float(shown)
+    return int(shown) if scalar is int and float(shown).is_integer() else float(shown)
 
 
 def _write_list(items: list[Any]) -> str:
@@ -140,10 +139,30 @@ def _read_list(text: str) -> list[str]:
     return [part.strip() for row in rows for part in row if part.strip()]
 
 
-def _convert(text: str, wanted: type) -> Any:
-    if wanted is bool:
+def _convert(text: str, item: type) -> Any:
+    if item is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     try:
-        return wanted(text)
+        return item(text)
     except ValueError:
         return text
+
+
+def write_info(metadata: Mapping[str, Any]) -> str:
+    """`Factor on the loss. (0 to 100)`, safe to be shown as Markdown."""
+    limits = write_range(metadata.get("minimum"), metadata.get("maximum"))
+    return escape_tags(metadata["help"]) + (f" ({limits})" if limits else "")
+
+
+def write_range(minimum: float | None, maximum: float | None) -> str:
+    """The bounds of a number, which include their end points."""
+    if minimum is None:
+        return "" if maximum is None else f"at most {maximum}"
+    return f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
+
+
+def escape_tags(text: str) -> str:
+    """Keep `<mask>` and the like visible. Markdown shows tags inside backticks as they are; elsewhere it would take
+    them for HTML and drop them."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)

@@ -1,12 +1,16 @@
-"""The panel of one stage: an accordion with a widget for every option, and what it says as option values."""
+"""The panel of one stage: an accordion with a widget for every option, what it says as option values, its place on the
+page, and the values as words of a command line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from ..hparams.option import find_problem
@@ -28,7 +32,7 @@ class Panel:
 
 
 def create_panel(stage: Stage) -> Panel:
-    """Build the panel inside the layout that is open, hidden until its stage is chosen.
+    """Build the panel inside the open layout, hidden until its stage is chosen.
 
     The ids hold the stage's name, so that stages may share the name of an option.
     """
@@ -73,3 +77,69 @@ def changed_values(stage: Stage, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that differ from the defaults: all that a recipe has to name."""
     fields = option_fields(stage.options)
     return {field.name: values[field.name] for field in fields if values[field.name] != field.default}
+
+
+# On the page
+
+
+def connect_panels(
+    panels: Sequence[Panel],
+    stage_names: Mapping[str, str],
+    *,
+    training_stage: Component,
+    dataset: Component,
+    packing: Component,
+) -> None:
+    """Put the panels under the row of the stage's dropdown and let the dropdown show the one of its stage.
+
+    `stage_names` maps what the dropdown lists to the names of stages.
+    """
+    if not panels:
+        return
+
+    for panel in reversed(panels):
+        move_after(panel.accordion, training_stage)
+
+    def show_panel(label: str) -> dict[Block, gr.Accordion]:
+        return {panel.accordion: gr.Accordion(visible=panel.stage.name == stage_names[label]) for panel in panels}
+
+    def forget_datasets(label: str) -> tuple[Any, Any]:
+        """Those of another stage may not fit, and none of our stages takes the host's kind of packing."""
+        is_ours = any(panel.stage.name == stage_names[label] for panel in panels)
+        return ([], False) if is_ours else (gr.skip(), gr.skip())
+
+    # `change` also happens when a configuration is loaded, `input` only when it is the user who chooses
+    training_stage.change(show_panel, [training_stage], [panel.accordion for panel in panels], queue=False)
+    training_stage.input(forget_datasets, [training_stage], [dataset, packing], queue=False)
+
+
+def move_after(block: Block, neighbour: Block) -> None:
+    """Put a block right after another one, or after the part of its layout that holds the other one."""
+    while neighbour.parent is not block.parent:
+        neighbour = neighbour.parent
+
+    siblings = block.parent.children
+    siblings.remove(block)
+    siblings.insert(siblings.index(neighbour) + 1, block)
+
+
+# Values as words of a command line
+
+
+def is_sayable(value: Any) -> bool:
+    """The argument parser has no word for None, and none for an empty list; a recipe has."""
+    return value is not None and value != []
+
+
+def write_words(value: Any) -> str:
+    """The words after `--option`, quoted for the shell where that is needed."""
+    if isinstance(value, list):
+        return " ".join(write_words(item) for item in value)
+    if isinstance(value, dict):
+        return shlex.quote(json.dumps(value, ensure_ascii=False))
+    return shlex.quote(str(value))
+
+
+def write_recipe_line(name: str, value: Any) -> str:
+    """The same option as a line of a recipe."""
+    return f"{name}: {json.dumps(value, ensure_ascii=False)}"

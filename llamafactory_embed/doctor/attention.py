@@ -1,4 +1,4 @@
-"""Attention: what every back-end makes of a packed row, compared with eager attention on single texts."""
+"""Attention: every back-end on a packed row, compared with eager attention on single texts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+from .environment import installed_version
 from .finding import PACKAGE, Finding, describe_error
-from .packages import installed_version
 
 
 TEXT_LENGTHS = (5, 1, 9, 3)  # of the packed row that the attention back-ends are given
@@ -53,16 +53,16 @@ def try_kernel(name: str, expected: list[Any], attempt: Callable[[], list[Any]])
     try:
         attempt()
         start = time.perf_counter()
-        found = attempt()  # its results are copied to the CPU, so the clock waits for the device
+        results = attempt()  # they are copied to the CPU, so the clock waits for the device
         milliseconds = 1000 * (time.perf_counter() - start)
     except Exception as error:
         return Finding(name, fatal, describe_error(error))
 
     difference = max(
-        float((wanted - got.float()).abs().max() / wanted.abs().max())
-        for wanted, got in zip(expected, found, strict=True)
+        float((right - result.float()).abs().max() / right.abs().max())
+        for right, result in zip(expected, results, strict=True)
     )
-    tolerance = TOLERANCE["float32" if found[0].dtype == torch.float32 else "bfloat16"]
+    tolerance = TOLERANCE["float32" if results[0].dtype == torch.float32 else "bfloat16"]
     measured = f"{milliseconds:.0f} ms, off by {difference:.0e}"
     if not difference <= tolerance:  # NaN is not
         return Finding(name, fatal, f"wrong result: {measured}, allowed are {tolerance:.0e}")
@@ -112,7 +112,7 @@ def run_packed(device: str, backend: str, dtype: Any) -> list[Any]:
 
 
 def run_texts_alone() -> list[Any]:
-    """The reference: each text in a forward of its own, through eager attention."""
+    """The reference: each text in a separate forward, through eager attention."""
     import torch
 
     model = build_tiny_llama("eager")

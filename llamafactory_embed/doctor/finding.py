@@ -21,7 +21,7 @@ class Finding:
     advice: str = ""
 
 
-def describe(finding: Finding) -> str:
+def describe_finding(finding: Finding) -> str:
     """One line: state, name, value, advice."""
     detail = "  ".join(filter(None, (finding.value, finding.advice)))
     return f"  {finding.state:<5} {finding.name:<24} {detail}".rstrip()

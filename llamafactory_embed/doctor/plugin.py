@@ -39,7 +39,7 @@ def examine_plugin() -> Iterator[Finding]:
         yield Finding("start file", "FAIL", "LLAMAFACTORY_EMBED_DISABLE switches the plugin off", "unset it")
         return
 
-    yield Finding("start file", "ok", f"{START_FILE} is at work")
+    yield Finding("start file", "ok", f"{START_FILE} is active")
     if facts["error"]:
         yield Finding("LLaMA-Factory", "FAIL", f"cannot be imported: {facts['error']}")
     elif facts["mismatches"]:
@@ -57,15 +57,15 @@ def examine_plugin() -> Iterator[Finding]:
 def explain_missing_start() -> tuple[str, str]:
     """Why the start file did not run."""
     folders = [*site.getsitepackages(), site.getusersitepackages()]
-    found = [folder for folder in folders if (Path(folder) / START_FILE).is_file()]
-    if found:
-        return f"{START_FILE} lies in {found[0]} but did not run", "start Python without -S, -I or -s"
+    holding = [folder for folder in folders if (Path(folder) / START_FILE).is_file()]
+    if holding:
+        return f"{START_FILE} is in {holding[0]} but did not run", "start Python without -S, -I or -s"
     advice = f"pip install --force-reinstall --no-deps {PACKAGE}"
     return f"{START_FILE} is in none of {', '.join(folders)}", advice
 
 
 def tell_about_plugin() -> None:
-    """Runs in the fresh process: import what our seams adjust, and print as JSON what became of it."""
+    """Runs in the fresh process: import the modules that our seams adjust, and print the result as JSON."""
     autoload = sys.modules.get("llamafactory_embed.autoload")  # only the start file puts it there
     is_waiting = autoload is not None and any(isinstance(each, autoload.SeamFinder) for each in sys.meta_path)
     facts: dict[str, Any] = {"started": autoload is not None, "disabled": not is_waiting}
@@ -74,7 +74,7 @@ def tell_about_plugin() -> None:
         from ..stages.registry import load_registry
 
         mismatches: list[str] = []
-        contract.report = lambda mismatch: mismatches.append(str(mismatch))
+        contract.report_mismatch = lambda mismatch: mismatches.append(str(mismatch))
         error = None
         is_there = importlib.util.find_spec
         # lm-eval is optional

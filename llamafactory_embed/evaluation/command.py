@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..hparams.command_line import add_options
 from .groups import GROUPS
 from .options import EvaluationOptions, options_of
 
@@ -17,29 +18,16 @@ RECIPE_ENDINGS = (".yaml", ".yml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments are the options of an evaluation recipe; those that are given win over the recipe's."""
+    """The options of an evaluation recipe; those that are typed win over the recipe's."""
     parser.epilog = "Groups of tasks: " + "; ".join(f"{name}: {group.title}" for name, group in GROUPS.items()) + "."
-    helps = {each.name: each.metadata["help"] for each in dataclasses.fields(EvaluationOptions)}
+    helps = {field.name: field.metadata["help"] for field in dataclasses.fields(EvaluationOptions)}
     parser.add_argument(
         "what", nargs="*", metavar="CHECKPOINT | RECIPE.yaml", help=f"{helps['checkpoints']} Or one recipe."
     )
-    for name, metavar in (("tasks", "TASK"), ("baseline", "NAME"), ("devices", "DEVICE"), ("languages", "LANGUAGE")):
-        parser.add_argument(f"--{name}", nargs="+", metavar=metavar, help=helps[name])
-    parser.add_argument("--dimensions", nargs="+", type=int, metavar="SIZE", help=helps["dimensions"])
-    parser.add_argument("--names", nargs="+", metavar="NAME", help=helps["names"])
+    add_options(parser, EvaluationOptions, helps.keys() - {"checkpoints", "prompts"}, with_defaults=False)
     parser.add_argument(
         "--prompts", nargs="+", metavar="KEY=TEXT", help=f"{helps['prompts']} Or the path of a JSON file."
     )
-    parser.add_argument(
-        "--no-default-prompts",
-        action="store_false",
-        dest="default_prompts",
-        default=None,
-        help="Leave mteb's own instructions out.",
-    )
-    parser.add_argument("--long-documents", choices=("truncate", "chunk"), help=helps["long_documents"])
-    for name, metavar in (("index", "INDEX"), ("output", "FOLDER"), ("dataset-dir", "FOLDER"), ("vectors", "FOLDER")):
-        parser.add_argument(f"--{name}", metavar=metavar, help=helps[name.replace("-", "_")])
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -20,35 +20,49 @@ class EvaluationOptions:
 
     checkpoints: list[str] = option([], "Checkpoints of this package, or folders of sentence-transformers models.")
     tasks: list[str] = option(
-        [], "Groups, tasks or benchmarks of mteb, names from `dataset_info.json`, or paths of local data."
+        [],
+        "Groups, tasks or benchmarks of mteb, names from `dataset_info.json`, or paths of local data.",
+        metavar="TASK",
     )
-    output: str = option("mteb_results", "The folder of the results.")
+    output: str = option("mteb_results", "Folder of the results.", metavar="FOLDER")
     baseline: list[str] | None = option(
-        None, "Reference lines on the same data: bm25, tfidf, minilm, or the path of another model."
+        None,
+        "Baselines on the same data: bm25, tfidf, minilm, or the path of another model.",
+        metavar="NAME",
     )
     devices: list[str] | None = option(
-        None, "Where to embed, one process each, such as cuda:0 cuda:1; empty: the GPU if there is one, in-process."
+        None,
+        "Devices for embedding, one process each, such as cuda:0 cuda:1; empty: the GPU if there is one, in-process.",
+        metavar="DEVICE",
     )
     dimensions: list[int] | None = option(
-        None, "Sizes to which the embeddings of a Matryoshka model are cut, each a column; empty: the whole size."
+        None,
+        "Sizes to which a Matryoshka model's embeddings are cut, a column each; empty: the full size.",
+        metavar="SIZE",
     )
     prompts: dict[str, str] | None = option(
-        None, "Instructions by task, type of task, or query / document; `@name` is one that was trained."
+        None,
+        "Instructions by task, type of task, or query / document; `@name` is the instruction of that training task.",
+        metavar="KEY=TEXT",
     )
     default_prompts: bool = option(True, "Use mteb's instructions for its own tasks where no other applies.")
     long_documents: Literal["truncate", "chunk"] = option(
-        "truncate", "Whether a document is cut at the trained length, or searched by all of its parts."
+        "truncate", "Cut a document at the trained length (truncate), or search all of its parts (chunk)."
     )
-    index: str = option("exact", "How a corpus is searched: exact, or a FAISS factory string such as IVF1024,Flat.")
+    index: str = option(
+        "exact", "Index of a corpus: exact, or a FAISS factory string such as IVF1024,Flat.", metavar="INDEX"
+    )
     languages: list[str] | None = option(
-        None, "Languages of multilingual tasks, as three letters (eng, deu); empty: all."
+        None, "Languages of multilingual tasks, as three letters (eng, deu); empty: all.", metavar="LANGUAGE"
     )
-    dataset_dir: str = option("data", "The folder of `dataset_info.json`, for tasks that are named as in a recipe.")
+    dataset_dir: str = option(
+        "data", "Folder of `dataset_info.json`, for tasks named as in a recipe.", metavar="FOLDER"
+    )
     names: list[str] | None = option(
-        None, "Names of the checkpoints in the results, organization/model as the leaderboard wants them."
+        None, "Names of the checkpoints in the results, organization/model as the leaderboard asks.", metavar="NAME"
     )
     vectors: str | None = option(
-        None, "The folder in which embeddings are kept between runs; empty: `vectors` in the output folder."
+        None, "Folder that keeps embeddings between runs; empty: `vectors` in the output folder.", metavar="FOLDER"
     )
 
     def __post_init__(self) -> None:

@@ -5,42 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-
-LAYOUTS = ("sentence-transformers", "adapter", "llm2vec")
+from ..hparams.command_line import add_options
+from .options import ExportOptions, ExportTarget
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is exported, where to, and how."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder that training wrote")
-    parser.add_argument("folder", metavar="FOLDER", help="the folder to write; it must not exist")
-    parser.add_argument(
-        "--layout",
-        choices=LAYOUTS,
-        default=LAYOUTS[0],
-        help="sentence-transformers: merged weights that servers read, too (default); adapter: the adapter alone; "
-        "llm2vec: what the llm2vec package loads",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="how weights are saved (default: as the base model's)",
-    )
-    parser.add_argument("--query-task", metavar="TASK", help="the task whose instruction is the prompt `query`")
-    parser.add_argument("--dimensions", type=int, metavar="SIZE", help="cut the embeddings of a Matryoshka model")
-    parser.add_argument("--device", default="cpu", help="where merging and checking run (default: cpu)")
-    parser.add_argument(
-        "--dequantize",
-        action="store_true",
-        help="merge an adapter of QLoRA into the weights as quantization has rounded them (needs CUDA)",
-    )
-    parser.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="the largest file of weights (default: 5GB)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in FOLDER")
-    parser.add_argument("--push-to", metavar="OWNER/NAME", help="upload the folder to the hub when it is checked")
-    parser.add_argument("--private", action="store_true", help="make the new repository on the hub private")
-    parser.add_argument("--dry-run", action="store_true", help="with --push-to: say what would be uploaded")
+    add_options(parser, ExportTarget, ("checkpoint", "folder", "layout"))
+    add_options(parser, ExportOptions)
+    add_options(parser, ExportTarget, ("push_to", "private", "dry_run"))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from .export import ExportOptions, export_checkpoint, quiet_loaders
+    from .export import export_checkpoint, quiet_loaders
 
     quiet_loaders()
     if arguments.layout != "sentence-transformers":

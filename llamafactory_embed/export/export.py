@@ -16,22 +16,10 @@ from ..model.embedding_config import EmbeddingConfig
 from .card import write_layout_card
 from .folder import new_folder
 from .layout import write_layout
+from .options import ExportOptions
 from .serving import describe_servers, plan_serving
 from .verify import SAMPLES, Agreement, check_folder, expected_embeddings, require_sentence_transformers
-from .weights import Dtype, find_dtype, load_merged, read_model_config, round_weights
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What can be chosen; every field is an argument of the command."""
-
-    dtype: Dtype = "auto"
-    device: str = "cpu"
-    query_task: str | None = None
-    dimensions: int | None = None
-    dequantize: bool = False
-    max_shard_size: str = "5GB"
-    overwrite: bool = False
+from .weights import find_dtype, load_merged, read_model_config, round_weights
 
 
 @dataclass(frozen=True)

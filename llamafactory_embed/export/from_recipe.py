@@ -11,8 +11,9 @@ from llamafactory.extras import logging
 
 from ..loading.checkpoint import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import EmbeddingConfig
-from .export import ExportOptions, export_checkpoint
+from .export import export_checkpoint
 from .folder import check_repository, plan_push, push
+from .options import ExportOptions
 from .weights import find_base
 
 

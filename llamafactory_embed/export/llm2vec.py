@@ -21,9 +21,10 @@ from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from .card import write_card_page
 from .folder import new_folder
+from .options import Dtype
 from .tokenizer_files import save_tokenizer
 from .verify import check_same
-from .weights import Dtype, find_base, find_dtype, load_merged, read_model_config, round_weights, save_weights
+from .weights import find_base, find_dtype, load_merged, read_model_config, round_weights, save_weights
 
 
 POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "bos": "bos_token"}

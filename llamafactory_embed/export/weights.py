@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -21,9 +21,9 @@ from ..loading.checkpoint import ADAPTER_CONFIG_NAME, ADAPTER_NAME, POOLER_NAME,
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
 from ..model.families import find_family
+from .options import Dtype
 
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 RECIPE_NAME = "recipe.yaml"  # the host's options, which every checkpoint keeps
 
 # `use_bidirectional_attention: true` is how text-embeddings-inference asks these; transformers itself reads

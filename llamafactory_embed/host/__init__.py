@@ -30,4 +30,4 @@ def apply_seam(name: str, module: ModuleType) -> None:
         importlib.import_module(f"{__name__}.{name}").apply(module)
     except contract.HostMismatchError as mismatch:
         _switched_off = True
-        contract.report(mismatch)
+        contract.report_mismatch(mismatch)

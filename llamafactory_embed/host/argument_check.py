@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from ..stages import registry
+from ..stages.stage import RUN_ARGUMENTS
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The host's checks log and warn about the run, which is not taking place."""
+    """Silence the host's checks, which log and warn about a run that does not take place."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -33,8 +36,8 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def untouched_environment() -> Iterator[None]:
-    """Training arguments pass settings on to Accelerate in variables: those of a check must not reach the next one, or
-    the caller."""
+    """Restore the environment afterwards: training arguments pass settings to Accelerate in variables, which must not
+    reach the next check or the caller."""
     with mock.patch.dict(os.environ):
         for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
             del os.environ[name]
@@ -58,13 +61,13 @@ def list_argument_classes(is_training: bool) -> list[type]:
 
 
 def build_arguments(argument_class: type, options: dict[str, Any]) -> Any:
-    """An instance of one of the host's argument classes; training arguments that leave the machine alone."""
+    """Make an instance of one of the host's argument classes; training arguments leave the machine alone."""
     import torch
     from llamafactory.hparams.parser import TrainingArguments
     from transformers.training_args import ParallelMode
 
     class UnstartedTrainingArguments(TrainingArguments):
-        """The host's checks without a device, DeepSpeed or a process group behind them."""
+        """The host's checks, which start neither a device nor DeepSpeed nor a process group."""
 
         _setup_devices = torch.device("cpu")
         _n_gpu = 1
@@ -73,10 +76,10 @@ def build_arguments(argument_class: type, options: dict[str, Any]) -> Any:
 
         def __post_init__(self) -> None:
             hidden = {"use_cpu": True, "tf32": None, "deepspeed": None}
-            own = {name: getattr(self, name) for name in hidden}
+            given = {name: getattr(self, name) for name in hidden}
             self.__dict__.update(hidden)
             super().__post_init__()
-            self.__dict__.update(own)
+            self.__dict__.update(given)
 
         @property
         def parallel_mode(self) -> Any:
@@ -88,8 +91,8 @@ def build_arguments(argument_class: type, options: dict[str, Any]) -> Any:
 
 
 def compare_arguments(options: dict[str, Any], is_training: bool) -> list[str]:
-    """The host's checks of arguments against each other; returned are the packages that it would demand. Its parser is
-    handed instances that are built here."""
+    """The checks of arguments against each other, the host's and the stage's; returned are the packages that the host
+    would demand. Its parser is handed instances that are built here."""
     import torch
     import transformers
     from llamafactory.hparams import parser
@@ -118,9 +121,18 @@ def compare_arguments(options: dict[str, Any], is_training: bool) -> list[str]:
         ),
         mock.patch.object(transformers, "set_seed"),
     ):
-        (parser.get_train_args if is_training else parser.get_infer_args)(options)
+        if is_training:
+            _check_stage(parser.get_train_args(options))
+        else:
+            parser.get_infer_args(options)
 
     return [Requirement(requirement).name for requirement in demanded]
+
+
+def _check_stage(parsed: tuple[Any, ...]) -> None:
+    stage = registry.load_registry().find(parsed[RUN_ARGUMENTS.index("finetuning_args")].stage)
+    if stage is not None:
+        stage.check_arguments(*parsed)
 
 
 def deepspeed_stage(config: Any) -> int | None:

@@ -16,9 +16,19 @@ from typing import Any
 
 import gradio as gr
 
-from ..board.command import is_sayable, write_recipe_line, write_words
-from ..board.page import connect_panels
-from ..board.panel import changed_values, check_values, create_panel, option_names, read_panel, shown_defaults
+from ..board.panel import (
+    changed_values,
+    check_values,
+    connect_panels,
+    create_panel,
+    is_sayable,
+    option_names,
+    read_panel,
+    shown_defaults,
+    write_recipe_line,
+    write_words,
+)
+from ..hparams.secrets import secrets_of, without_secrets
 from ..stages.registry import Registry, load_registry
 from ..stages.stage import Stage
 from . import contract
@@ -66,7 +76,7 @@ def apply(interface: ModuleType) -> None:
 
 
 def add_stages(stage_names: dict[str, str], registry: Registry) -> None:
-    """Join the host's table label → stage. A label that is taken gets the stage's name behind it."""
+    """Join the host's table label → stage. A label that is taken gets the stage's name appended."""
     for stage in registry.stages.values():
         if stage.name not in stage_names.values():
             label = stage.label if stage.label not in stage_names else f"{stage.label} ({stage.name})"
@@ -74,7 +84,7 @@ def add_stages(stage_names: dict[str, str], registry: Registry) -> None:
 
 
 def find_stage(stage_names: dict[str, str], label: str) -> Stage | None:
-    """The plugin stage behind a label of the page, None for one of the host's own."""
+    """The plugin stage of a label of the page, None for a stage of the host."""
     return load_registry().stages.get(stage_names[label])
 
 
@@ -148,7 +158,7 @@ def _joined_inputs(manager: Any, widgets: Iterable[Any]) -> Iterator[None]:
 def _apply_datasets(
     control: ModuleType, train_tab: ModuleType, eval_tab: ModuleType, stage_names: dict[str, str]
 ) -> None:
-    """List what the chosen stage reads."""
+    """List the data sets that the chosen stage reads."""
     from llamafactory.data.converter import DATASET_CONVERTERS
 
     host_list_datasets = control.list_datasets
@@ -167,8 +177,8 @@ def _apply_datasets(
 
 
 def format_filter(stage: Stage | None, registry: Registry, host_formats: set[str]) -> Callable[[str], bool]:
-    """Whether a stage (None: one of the host's) reads data sets of a `formatting`. One that nobody knows stays in the
-    host's lists, and fails as ever."""
+    """Whether a stage (None: one of the host's) reads data sets of a `formatting`. The host's lists keep unknown
+    formats, which fail as they do without us."""
     if stage is not None and stage.formats:
         return set(stage.formats).__contains__
 
@@ -220,12 +230,17 @@ def _apply_runner(runner_class: Any, stage_names: dict[str, str]) -> None:
         return {**host_parse_train_args(self, data), **changed}
 
     def build_config_dict(self: Any, data: dict[Any, Any]) -> dict[str, Any]:
-        """Without the panels of other stages."""
+        """Without the panels of other stages, and for our stages without secrets: it is saved, also in the folder of
+        the run."""
         config: dict[str, Any] = host_build_config_dict(self, data)
         label = config.get("train.training_stage")
         stage = find_stage(stage_names, label) if label is not None else None
         own = {widget_id(stage, name) for name in option_names(stage)} if stage is not None else set()
-        return {key: value for key, value in config.items() if key in own or not key.startswith(f"{WIDGETS}.")}
+        kept = {key: value for key, value in config.items() if key in own or not key.startswith(f"{WIDGETS}.")}
+        if stage is None:
+            return kept
+        cleaned = without_secrets(kept, secrets_of(kept, json.loads(kept.get("train.extra_args") or "{}")))
+        return {key: "" if kept[key] and value is None else value for key, value in cleaned.items()}
 
     runner_class._initialize = initialize
     runner_class._parse_train_args = parse_train_args
@@ -264,7 +279,7 @@ def _apply_commands(runner: ModuleType, common: ModuleType) -> None:
 
 
 def _apply_configurations(runner: ModuleType, stage_names: dict[str, str]) -> None:
-    """Load what another set of stages or options has saved."""
+    """Load configurations that were saved with other stages or options."""
     host_load_args = runner.load_args
 
     def load_args(config_path: str) -> dict[str, Any] | None:
@@ -277,8 +292,8 @@ def _apply_configurations(runner: ModuleType, stage_names: dict[str, str]) -> No
 
         stage = find_stage(stage_names, label)
         defaults = shown_defaults(stage) if stage is not None else {}
-        own = {widget_id(stage, name): value for name, value in defaults.items()} if stage is not None else {}
-        known = {key: value for key, value in config.items() if key in own or not key.startswith(f"{WIDGETS}.")}
-        return own | known
+        fresh = {widget_id(stage, name): value for name, value in defaults.items()} if stage is not None else {}
+        saved = {key: value for key, value in config.items() if key in fresh or not key.startswith(f"{WIDGETS}.")}
+        return fresh | saved
 
     runner.load_args = load_args  # type: ignore[attr-defined]

@@ -25,16 +25,16 @@ def check_version() -> None:
     if not SpecifierSet(HOST_VERSIONS).contains(installed, prereleases=True):
         raise HostMismatchError(
             f"llamafactory {installed} is installed but this release of llamafactory-embed supports "
-            f"{HOST_VERSIONS}: its stages are off, the stages of LLaMA-Factory itself work as ever."
+            f"{HOST_VERSIONS}: its stages are off, those of LLaMA-Factory still work."
         )
 
 
 def check_signature(function: Callable[..., Any], *parameters: str) -> None:
     """A host function must still take the parameters that our seam passes on, in that order."""
-    found = tuple(inspect.signature(function).parameters)
-    if found != parameters:
+    actual = tuple(inspect.signature(function).parameters)
+    if actual != parameters:
         raise HostMismatchError(
-            f"{function.__module__}.{function.__qualname__} takes ({', '.join(found)}) instead of "
+            f"{function.__module__}.{function.__qualname__} takes ({', '.join(actual)}) instead of "
             f"({', '.join(parameters)}): this LLaMA-Factory was changed, the stages of llamafactory-embed are off."
         )
 
@@ -50,7 +50,7 @@ def attribute(owner: Any, name: str) -> Any:
         ) from None
 
 
-def report(mismatch: HostMismatchError) -> None:
+def report_mismatch(mismatch: HostMismatchError) -> None:
     """Say it once a run, from the first process."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"llamafactory-embed: {mismatch}", file=sys.stderr)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from ..files import write_text
+from ..hparams.secrets import secrets_of, without_secrets, words_without_secrets
 from ..stages.registry import load_registry
 from ..stages.stage import RUN_ARGUMENTS
 from . import contract, export
-from .ray_cluster import check_cluster, fit_placement_group
 
 
 if TYPE_CHECKING:
@@ -16,6 +22,12 @@ if TYPE_CHECKING:
 
 # The branch of the host's dispatcher that hands on all six arguments.
 CARRIER_STAGE = "sft"
+
+# What the host reserves for each Ray worker, in `get_placement_group`; a small cluster never has them, and would wait.
+CPUS_PER_WORKER = 10
+
+# The name under which LLaMA Board writes the recipe of a run into its folder.
+BOARD_RECIPE_NAME = "training_args.yaml"
 
 
 def apply(tuner: Any) -> None:
@@ -35,7 +47,7 @@ def apply(tuner: Any) -> None:
         parsed = host_get_train_args(args)
         finetuning_args = parsed[RUN_ARGUMENTS.index("finetuning_args")]
         if load_registry().find(finetuning_args.stage) is not None:
-            finetuning_args.recipe = recipe_of(args)  # a checkpoint keeps the recipe it was made with
+            finetuning_args.recipe = recipe_of(args, parsed)  # a checkpoint keeps the recipe it was made with
             finetuning_args.plugin_stage = finetuning_args.stage
             finetuning_args.stage = CARRIER_STAGE
         return parsed
@@ -48,7 +60,10 @@ def apply(tuner: Any) -> None:
             host_run_sft(*args, **kwargs)
         else:
             finetuning_args.stage = stage.name
-            tell_deepspeed(args[RUN_ARGUMENTS.index("training_args")])
+            stage.check_arguments(*args[: len(RUN_ARGUMENTS) - 1])
+            training_args = args[RUN_ARGUMENTS.index("training_args")]
+            tell_deepspeed(training_args)
+            clean_board_recipe(training_args, secrets_of(*args[: len(RUN_ARGUMENTS) - 1]))
             stage.load_run()(*args, **kwargs)
 
     tuner.get_train_args = get_train_args
@@ -67,11 +82,24 @@ def tell_deepspeed(training_args: TrainingArguments) -> None:
             comm.init_distributed(dist_backend="gloo")
 
 
-def recipe_of(args: dict[str, Any] | list[str]) -> dict[str, Any]:
-    """The recipe as it was given: a YAML file's keys, or the flags of the command line."""
+def recipe_of(args: dict[str, Any] | list[str], parsed: Iterable[object]) -> dict[str, Any]:
+    """The recipe as it was given, a YAML file's keys or the flags of the command line, but without secrets: every
+    checkpoint keeps it."""
+    secrets = secrets_of(*parsed)
     if isinstance(args, dict):
-        return dict(args)
-    return {"command_line": list(args)}
+        return without_secrets(args, secrets)
+    return {"command_line": words_without_secrets(args, secrets)}
+
+
+def clean_board_recipe(training_args: TrainingArguments, secrets: Collection[str]) -> None:
+    """LLaMA Board writes the recipe of a run into the run's own folder. When the arguments are parsed, all processes
+    have read it."""
+    if training_args.output_dir is None or not training_args.should_save:
+        return
+    path = Path(training_args.output_dir, BOARD_RECIPE_NAME)
+    if sys.argv[1:2] == [str(path)] and path.is_file():
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        write_text(path, yaml.safe_dump(without_secrets(recipe, secrets), sort_keys=False, allow_unicode=True))
 
 
 def _apply_ray(tuner: Any) -> None:
@@ -89,3 +117,29 @@ def _apply_ray(tuner: Any) -> None:
 
     tuner._ray_training_function = ray_training_function
     tuner.get_placement_group = get_placement_group
+
+
+def check_cluster(ray_args: Any) -> None:
+    """Start Ray as the host would, and refuse a cluster that could only wait for ever."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(**(ray_args.ray_init_kwargs or {}))
+
+    workers = ray_args.ray_num_workers
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if cpus < workers * CPUS_PER_WORKER:
+        ray.shutdown()
+        raise ValueError(
+            f"LLaMA-Factory reserves {CPUS_PER_WORKER} CPUs for each Ray worker, but the cluster has {cpus} for "
+            f"`ray_num_workers: {workers}`: add nodes, or give a local cluster more logical CPUs with "
+            f"`ray_init_kwargs: {{num_cpus: {workers * CPUS_PER_WORKER}}}`."
+        )
+
+
+def fit_placement_group(devices: int) -> int:
+    """How many bundles to reserve. The host reserves one for each device of the cluster; where the only devices are
+    CPUs that would be ten times more CPUs than there are."""
+    from llamafactory.extras.misc import get_device_name
+
+    return devices // CPUS_PER_WORKER if get_device_name() == "cpu" else devices

@@ -52,8 +52,8 @@ def load_pretraining_data(
 
 
 def asks_for_packing(finetuning_args: FinetuningArguments) -> bool:
-    """Whether documents share a row: unless the recipe says `packing: false`. The host turns `packing` on for its own
-    stage `pt` only, so what it makes of an option that was not given says nothing."""
+    """Whether documents share a row: unless the recipe sets `packing: false`. The parsed value does not tell, because
+    the host turns `packing` on for its stage `pt` only."""
     recipe: dict[str, Any] = finetuning_args.recipe
     given = recipe.get("packing")
     words: list[str] = recipe.get("command_line", [])

@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from typing import TYPE_CHECKING, Any
 
-from ..hparams.option import make_options
+from ..hparams.option import default_of, make_options
 from ..stages.registry import Registry, load_registry
 from ..stages.stage import HOST_STAGES, Stage
 from . import contract
@@ -21,8 +21,8 @@ ARGUMENT_LISTS = ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MCA_ARGS")
 
 
 def apply(parser: Any) -> None:
-    """Replace `FinetuningArguments` wherever the parser names it: unknown keys are refused as ever, and help lists
-    ours."""
+    """Replace `FinetuningArguments` wherever the parser names it: unknown keys are refused as before, and the help
+    text lists ours."""
     host_class = contract.attribute(parser, "FinetuningArguments")
     lists = [contract.attribute(parser, name) for name in ARGUMENT_LISTS]
     contract.check_signature(contract.attribute(parser, "get_train_args"), "args")
@@ -55,7 +55,7 @@ def reject_conflicts(registry: Registry, taken: dict[str, str]) -> None:
                 registry.reject(
                     stage.name,
                     f"Stage {stage.name!r} of {registry.owner(stage.name)} cannot be used: its option "
-                    f"`{field.name}` is one of LLaMA-Factory's own ({taken[field.name]}).",
+                    f"`{field.name}` is already an option of LLaMA-Factory ({taken[field.name]}).",
                 )
                 break
             first, first_signature = declared.setdefault(field.name, (stage, signature))
@@ -98,23 +98,23 @@ def extend_finetuning_arguments(host_class: type, registry: Registry) -> type:
 
 def read_stage_options(finetuning_args: FinetuningArguments, registry: Registry) -> Any:
     """The chosen stage's options as its own dataclass, checked; options of other stages are refused."""
-    chosen = registry.find(finetuning_args.stage)
-    own = {field.name for field in dataclasses.fields(chosen.options)} if chosen is not None else set()
+    selected = registry.find(finetuning_args.stage)
+    names = {field.name for field in dataclasses.fields(selected.options)} if selected is not None else set()
     for stage in registry.stages.values():
         for field in dataclasses.fields(stage.options):
-            if field.name not in own and getattr(finetuning_args, field.name) != _default(field):
+            if field.name not in names and getattr(finetuning_args, field.name) != default_of(field):
                 raise ValueError(
                     f"`{field.name}` is an option of {_stages_with(field.name, registry)}, "
                     f"not of `stage: {finetuning_args.stage}`."
                 )
 
-    if chosen is None:
+    if selected is None:
         return None
 
     if finetuning_args.use_mca or finetuning_args.use_hyper_parallel:
-        raise ValueError(f"`stage: {chosen.name}` does not run under `use_mca` or `use_hyper_parallel`: unset them.")
+        raise ValueError(f"`stage: {selected.name}` does not run under `use_mca` or `use_hyper_parallel`: unset them.")
 
-    return make_options(chosen.options, {name: getattr(finetuning_args, name) for name in own})
+    return make_options(selected.options, {name: getattr(finetuning_args, name) for name in names})
 
 
 def _stages_with(option_name: str, registry: Registry) -> str:
@@ -124,12 +124,6 @@ def _stages_with(option_name: str, registry: Registry) -> str:
         if option_name in {field.name for field in dataclasses.fields(stage.options)}
     ]
     return " and ".join(stages)
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
 
 
 def _copy_field(field: dataclasses.Field[Any], stage: Stage) -> Any:

@@ -1,4 +1,4 @@
-"""Names and values that the host knows, for those who check what a user has written."""
+"""Names and values of the host, for checks of what a user has written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def list_templates() -> Collection[str]:
 
 
 def list_formats(stage_name: Any) -> Collection[str]:
-    """The values of `formatting` in `dataset_info.json` that a stage reads: those it declares, or the host's own."""
+    """The values of `formatting` in `dataset_info.json` that a stage reads: those it declares, or the host's."""
     from llamafactory.data.parser import DatasetAttr
 
     stage = registry.load_registry().stages.get(stage_name) if isinstance(stage_name, str) else None

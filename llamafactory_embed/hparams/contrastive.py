@@ -13,27 +13,27 @@ from .option import option
 class RetrievalDataOptions:
     """How rows of retrieval tasks become batches."""
 
-    num_negatives: int = option(1, "Hard negatives a row brings to its batch.", minimum=0)
+    num_negatives: int = option(1, "Hard negatives per row in a batch.", minimum=0)
     dataset_weights: str = option(
         "proportional",
-        "How often a task is drawn: proportional to its rows, uniform, temperature, or the path of a weights JSON.",
+        "How often a task is drawn: proportional (to its rows), uniform, temperature, or the path of a weights JSON.",
     )
     dataset_sampling_temperature: float = option(
-        2.0, "Tasks are drawn in proportion to rows^(1/temperature) (`dataset_weights: temperature`).", minimum=1.0
+        2.0, "Draw tasks in proportion to rows^(1/temperature) (`dataset_weights: temperature`).", minimum=1.0
     )
-    skip_bad_rows: bool = option(False, "Count and leave out rows that cannot be read instead of refusing the data.")
+    skip_bad_rows: bool = option(False, "Skip and count rows that cannot be read, instead of refusing the data.")
 
 
 @dataclass
 class ComparisonOptions(EmbeddingOptions):
-    """How a query is compared with documents, and in what memory."""
+    """How a query is compared with documents, and with how much memory."""
 
-    similarity: Literal["cosine", "dot"] = option("cosine", "How a query and a document are compared.")
+    similarity: Literal["cosine", "dot"] = option("cosine", "Similarity of a query and a document.")
     loss_temperature: float = option(
-        0.05, "Similarities are divided by it; 1/temperature is the `scale` of other tools.", minimum=1e-6
+        0.05, "Divides the similarities; other tools call 1/temperature `scale`.", minimum=1e-6
     )
     grad_cache_tokens: int | None = option(
-        None, "Tokens of one chunk when the batch is too large for the memory (GradCache); empty: off.", minimum=1
+        None, "Tokens of one chunk of a batch that is too large for memory (GradCache); empty: off.", minimum=1
     )
 
     def __post_init__(self) -> None:
@@ -44,34 +44,45 @@ class ComparisonOptions(EmbeddingOptions):
             )
 
 
+# Losses that compare a query's positive with its own negatives only.
+LOSSES_OF_OWN_NEGATIVES = ("repllama", "kl_distillation", "margin_distillation")
+
+
 @dataclass
 class ContrastiveOptions(ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
     """Loss and negatives."""
 
     task_batching: Literal["homogeneous", "mixed"] = option(
-        "homogeneous", "Whether one global batch holds rows of one task or of all."
+        "homogeneous", "Whether a global batch holds rows of one task or of all tasks."
     )
     contrastive_loss: Literal["info_nce", "repllama", "kl_distillation", "margin_distillation", "cosent", "angle"] = (
-        option("info_nce", "What is minimized; the distillations and the last two need a `score` column.")
+        option("info_nce", "Loss; the distillations, cosent and angle need a `score` column.")
     )
-    teacher_temperature: float = option(1.0, "Teacher scores are divided by it (kl_distillation).", minimum=1e-6)
-    both_directions: bool = option(False, "Let documents also find their queries (info_nce).")
+    teacher_temperature: float = option(1.0, "Divides the teacher's scores (kl_distillation).", minimum=1e-6)
+    both_directions: bool = option(False, "Also rank queries for each document (info_nce).")
     cross_device_negatives: bool = option(True, "Use the documents of all processes as negatives (info_nce).")
     false_negative_margin: float | None = option(
         None,
-        "Leave out other rows' documents that are more similar to a query than its positive by this much (info_nce).",
+        "Ignore in-batch negatives that are more similar to a query than its positive by this much (info_nce).",
         minimum=0.0,
     )
-    scale_by_dim: bool = option(False, "Divide the dot product by the size of the embedding (repllama).")
+    scale_by_dim: bool = option(False, "Divide the dot product by the embedding size (repllama).")
     matryoshka_dims: list[int] | None = option(
-        None, "Sizes to which embeddings may be cut; the loss is summed over all of them."
+        None, "Sizes to which embeddings can be cut (Matryoshka); the loss is summed over all of them."
     )
     simcse_dropout: float | None = option(
         None,
-        "Attention dropout under which a text is its own positive (SimCSE, for plain texts).",
+        "Attention dropout that makes a second view of a text, its positive (SimCSE, for plain texts).",
         minimum=0.0,
         maximum=0.99,
     )
     eval_tasks: list[str] | None = option(
-        None, "What the finished model is judged on with mteb: groups, tasks, data sets or paths of local data."
+        None, "Evaluate the finished model with mteb on these: groups, tasks, data sets or paths of local data."
     )
+
+    def __post_init__(self) -> None:
+        if self.contrastive_loss in LOSSES_OF_OWN_NEGATIVES and self.num_negatives < 1:
+            raise ValueError(
+                f"`contrastive_loss: {self.contrastive_loss}` compares a query's positive with its own negatives: set "
+                "`num_negatives` to at least 1."
+            )

@@ -16,40 +16,44 @@ class DiffusionOptions(SamplingOptions, MaskedTokenOptions):
 
     checkpoint_dir: str | None = option(
         None,
-        "Folder or hub name of an adapted model whose weights replace those of `model_name_or_path`, in the layout of "
-        "transformers or of DiffuLLaMA.",
+        "Folder or hub name of an adapted model, in the layout of transformers or DiffuLLaMA; its weights replace "
+        "those of `model_name_or_path`.",
     )
     anneal_steps: int = option(
-        1, "Steps in which attention opens from causal to bidirectional; 1: bidirectional at once.", minimum=1
+        1,
+        "Steps over which attention changes from causal to bidirectional; 1: bidirectional from the start.",
+        minimum=1,
     )
     block_size: int | None = option(
         None,
-        "Tokens of a block that is denoised after those before it (block diffusion); 0: off; empty: as the checkpoint "
-        "was trained, else off.",
+        "Tokens of a block; blocks are denoised one after another (block diffusion). 0: off; empty: as the checkpoint "
+        "was trained, otherwise off.",
         minimum=0,
     )
     noise_schedule: Literal["linear", "cosine", "loglinear"] = option(
-        "linear", "The share of hidden tokens as a function of the time."
+        "linear", "Share of hidden tokens as a function of time."
     )
-    time_epsilon: float = option(1e-3, "The earliest time that is drawn.", minimum=1e-6, maximum=0.5)
-    antithetic_time: bool = option(True, "Spread the times of a step evenly instead of drawing each by itself.")
+    time_epsilon: float = option(1e-3, "Earliest time to draw.", minimum=1e-6, maximum=0.5)
+    antithetic_time: bool = option(True, "Spread the times of a step evenly instead of drawing each independently.")
     loss_weight: Literal["elbo", "uniform", "scheduler"] = option(
-        "elbo", "What a hidden token counts: by the bound, all alike, or one over its chance to be hidden."
+        "elbo",
+        "Weight of a hidden token's loss: that of the bound (elbo), 1 (uniform), or 1 / its probability to be hidden "
+        "(scheduler).",
     )
     loss_norm: Literal["token", "sequence", "masked"] = option(
         "token",
-        "What the loss is divided by: all tokens that could be hidden, those of each text and then the texts, or the "
-        "hidden ones (DiffuLLaMA).",
+        "Divide the loss by all tokens that could be hidden (token), by those of each text and then by the texts "
+        "(sequence), or by the hidden tokens (masked, DiffuLLaMA).",
     )
-    elbo_samples: int = option(8, "Corruptions of each text from which an evaluation estimates the bound.", minimum=1)
+    elbo_samples: int = option(8, "Corruptions of each text over which an evaluation averages the bound.", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.block_size and self.anneal_steps > 1:
             raise ValueError(
-                f"`anneal_steps: {self.anneal_steps}` opens the attention of whole texts, which `block_size: "
-                f"{self.block_size}` keeps closed between blocks: unset one of them, with `block_size: 0` if the "
-                "checkpoint brings it."
+                f"`anneal_steps: {self.anneal_steps}` opens attention over whole texts, which `block_size: "
+                f"{self.block_size}` keeps closed between blocks: unset one of them (`block_size: 0` if the "
+                "checkpoint sets it)."
             )
 
 
@@ -58,17 +62,18 @@ class DiffusionTuningOptions(DiffusionOptions):
     """What `ddm-sft` adds: instructions and answers."""
 
     ddm_format: Literal["chat", "diffuseq"] = option(
-        "chat", "How a row is written: by the host's `template`, or as `bos source sep target eos` (DiffuLLaMA)."
+        "chat",
+        "Format of a row: LLaMA-Factory's `template` (chat), or `bos source sep target eos` (diffuseq, DiffuLLaMA).",
     )
     eos_padding: Literal["never", "batch", "cutoff_len"] | None = option(
         None,
-        "Up to where an answer is followed by EOS that is learned like the answer: its batch's longest row (LLaDA) "
-        "or `cutoff_len`. Empty: batch; `diffuseq` always fills up to `cutoff_len`, with the padding token.",
+        "Pad an answer with EOS tokens, which are learned like the answer, up to the longest row of its batch (LLaDA) "
+        "or up to `cutoff_len`. Empty: batch; `diffuseq` always pads up to `cutoff_len`, with the padding token.",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ddm_format == "diffuseq" and self.eos_padding not in (None, "cutoff_len"):
             raise ValueError(
-                f"`ddm_format: diffuseq` fills every row up to `cutoff_len`: unset `eos_padding: {self.eos_padding}`."
+                f"`ddm_format: diffuseq` pads every row up to `cutoff_len`: unset `eos_padding: {self.eos_padding}`."
             )

@@ -14,19 +14,20 @@ class MaskedTokenOptions:
 
     mask_token: str | None = option(
         None,
-        "The token that stands for a hidden one: blank (the token `_`), eos, mask (the tokenizer's own, or a new one "
-        "that is trained and saved) or any text that is one token; empty: that of the checkpoint or model family.",
+        "Token that hides others: blank (the token `_`), eos, mask (the tokenizer's mask token, or a new one that is "
+        "trained and saved), or any text that is one token; empty: that of the checkpoint or model family.",
     )
     shift: bool | None = option(
-        None, "Whether a token is predicted at the position before it; empty: as the model's family was trained."
+        None, "Predict a token at the position before it; empty: as the model family was trained."
     )
     sliding_window: Literal["keep", "ignore"] = option(
-        "keep", "What to do with the sliding window of models like Mistral: keep it, two-sided, or see the whole text."
+        "keep",
+        "Sliding window of models like Mistral: keep it, on both sides, or ignore it and attend to the whole text.",
     )
     max_tokens_per_batch: int | None = option(
         None,
-        "Most tokens of one forward; a larger batch runs as several forwards of one step. Empty: what suits the "
-        "device, 1024 on a CPU (its caches) and 16384 elsewhere.",
+        "Most tokens of one forward; a larger batch runs as several forwards of one step. Empty: 1024 on a CPU (for "
+        "its caches), 16384 elsewhere.",
         minimum=1,
     )
 
@@ -35,4 +36,4 @@ class MaskedTokenOptions:
 class DocumentOptions:
     """How the texts of a data set become documents."""
 
-    line_by_line: bool = option(False, "Take every line of a text as a document of its own.")
+    line_by_line: bool = option(False, "Make every line of a text a document.")

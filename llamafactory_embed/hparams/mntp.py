@@ -13,13 +13,11 @@ from .option import option
 class MntpOptions(DocumentOptions, MaskedTokenOptions):
     """What is hidden, and how."""
 
-    mlm_probability: float = option(
-        0.2, "Share of the tokens that are hidden and predicted; LLM2Vec takes 0.2, for Mistral 0.8."
-    )
+    mlm_probability: float = option(0.2, "Share of tokens to hide and predict; LLM2Vec uses 0.2, and 0.8 for Mistral.")
     masking: Literal["bert", "all_mask", "random_span"] = option(
         "bert",
-        "bert: of the hidden tokens 80 % become the mask token, 10 % any token, 10 % stay; all_mask: all become the "
-        "mask token; random_span: runs of neighbours do.",
+        "bert: of the hidden tokens, 80 % become the mask token, 10 % a random token, 10 % stay; all_mask: all become "
+        "the mask token; random_span: spans of adjacent tokens become the mask token.",
     )
 
     def __post_init__(self) -> None:

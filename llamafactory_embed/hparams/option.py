@@ -6,9 +6,14 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from .suggestion import suggest
+
+
+REQUIRED: Any = dataclasses.MISSING  # the default of an option that must be given; not for the options of a stage
+
+Options = TypeVar("Options")
 
 
 def option(
@@ -18,61 +23,73 @@ def option(
     label: str | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    **details: Any,
 ) -> Any:
-    """A dataclass field with what the help text, the checks and LLaMA Board need to know about it.
+    """Declare an option: a dataclass field with what recipes, the command line and LLaMA Board need to know about it.
 
     The choices of an option are its `Literal` annotation; bounds include their end points.
+
+    Args:
+        default: The value when nobody sets the option.
+        help: One sentence for the help text and for the line under LLaMA Board's widget.
+        label: LLaMA Board's label; by default the name made readable.
+        minimum: The smallest number allowed.
+        maximum: The largest number allowed.
+        details: Anything else that a reader looks for. Commands (`hparams.command_line`) read `metavar`, `flags`
+            (other spellings) and `positional`.
     """
-    metadata = {"help": help, "label": label, "minimum": minimum, "maximum": maximum}
+    metadata = {"help": help, "label": label, "minimum": minimum, "maximum": maximum, **details}
     if isinstance(default, (list, dict, set)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The value of an option that nobody sets; `REQUIRED` where there is none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def union(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type there is."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
 def choices(annotation: Any) -> tuple[Any, ...]:
     """The values of a (possibly optional) `Literal`, without None."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return typing.get_args(annotation)
-    if _is_union(annotation):
-        return tuple(value for part in typing.get_args(annotation) for value in choices(part))
-    return ()
+    literals = [part for part in union(annotation) if typing.get_origin(part) is typing.Literal]
+    return tuple(value for literal in literals for value in typing.get_args(literal))
 
 
 def is_optional(annotation: Any) -> bool:
     """Whether None is a value of this type."""
-    return _is_union(annotation) and type(None) in typing.get_args(annotation)
+    return type(None) in union(annotation)
 
 
 def scalar_type(annotation: Any) -> type | None:
     """int, float, bool or str where the option is one of them (or None), otherwise None."""
-    parts = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    scalars = [part for part in parts if part is not type(None)]
+    scalars = [part for part in union(annotation) if part is not type(None)]
     return scalars[0] if len(scalars) == 1 and scalars[0] in (int, float, bool, str) else None
 
 
 def item_type(annotation: Any) -> type | None:
     """The type of the items where the option is a list (or None), otherwise None."""
-    for part in typing.get_args(annotation) if _is_union(annotation) else (annotation,):
+    for part in union(annotation):
         if typing.get_origin(part) is list:
             return typing.get_args(part)[0]
     return None
 
 
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def make_options(declaration: type, values: Mapping[str, Any]) -> Any:
-    """Make an options dataclass of values that were checked against its declaration, before its `__post_init__` relies
-    on them; one ValueError with all problems."""
+def make_options(declaration: type[Options], values: Mapping[str, Any]) -> Options:
+    """Make an options dataclass of values that are checked against its declaration before its `__post_init__` relies
+    on them; options without a value take their defaults. One ValueError names all problems."""
+    fields = dataclasses.fields(declaration)  # type: ignore[arg-type]
     hints = typing.get_type_hints(declaration)
-    problems = []
-    for field in dataclasses.fields(declaration):
-        problem = find_problem(field, hints[field.name], values[field.name])
-        if problem is not None:
-            problems.append(problem)
-    if problems:
-        raise ValueError(" ".join(problems))
+    problems = [find_problem(field, hints[field.name], values[field.name]) for field in fields if field.name in values]
+    if any(problems):
+        raise ValueError(" ".join(problem for problem in problems if problem is not None))
     return declaration(**values)
 
 
@@ -93,23 +110,23 @@ def find_problem(field: dataclasses.Field[Any], annotation: Any, value: Any) -> 
             return None
         return f"`{field.name}` must be a list of {_PLURALS[items]}, not {value!r}."
 
-    wanted = scalar_type(annotation)
-    if wanted is not None and not _is_a(value, wanted):
-        return f"`{field.name}` must be {_TYPE_NAMES[wanted]}, not {value!r}."
+    scalar = scalar_type(annotation)
+    if scalar is not None and not _is_a(value, scalar):
+        return f"`{field.name}` must be {_TYPE_NAMES[scalar]}, not {value!r}."
 
     minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
-    if wanted in (int, float) and (
+    if scalar in (int, float) and (
         (minimum is not None and value < minimum) or (maximum is not None and value > maximum)
     ):
         return f"`{field.name}` must be {_describe_range(minimum, maximum)}, not {value!r}."
     return None
 
 
-def _is_a(value: Any, wanted: type) -> bool:
-    """`temperature: 1` is a fine float, but `true` is no number."""
+def _is_a(value: Any, scalar: type) -> bool:
+    """Whether a value is of that type: `temperature: 1` is a float, but `true` is not a number."""
     if isinstance(value, bool):
-        return wanted is bool
-    return isinstance(value, (int, float) if wanted is float else wanted)
+        return scalar is bool
+    return isinstance(value, (int, float) if scalar is float else scalar)
 
 
 _PLURALS = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}

@@ -8,15 +8,16 @@ from typing import Literal
 from .option import option
 
 
-# Those whose confidence is a probability, which a threshold can be compared with.
+# Algorithms whose confidence is a probability, which a threshold can be compared with.
 ALGORITHMS_WITH_PROBABILITY = frozenset({"maskgit_plus", "topk_margin", "low_confidence"})
 
 
 @dataclass
 class SamplingOptions:
-    """The denoising; `temperature`, `top_p`, `top_k`, `repetition_penalty` and `max_new_tokens` are the host's."""
+    """Options of denoising. `temperature`, `top_p`, `top_k`, `repetition_penalty` and `max_new_tokens` are the
+    host's."""
 
-    diffusion_steps: int = option(64, "Steps in which a text is denoised.", minimum=1)
+    diffusion_steps: int = option(64, "Steps in which a text is denoised.", minimum=1, flags=("--steps",))
     sampling_algorithm: (
         Literal[
             "origin",
@@ -29,48 +30,56 @@ class SamplingOptions:
             "random_keep",
         ]
         | None
-    ) = option(None, "Which masked positions a step reveals; empty: as the model's family was published.")
-    alg_temp: float = option(
-        0.0, "Randomness in the choice of positions; 0: always those the network is surest of.", minimum=0.0
+    ) = option(
+        None,
+        "How a step chooses the masked positions it reveals; empty: the algorithm of the model family.",
+        flags=("--algorithm",),
     )
-    logits_temp: float = option(1.0, "Logits are divided by it before anything else (DiffuLLaMA).", minimum=1e-6)
+    alg_temp: float = option(
+        0.0, "Randomness in the choice of positions; 0: always the most confident ones.", minimum=0.0
+    )
+    logits_temp: float = option(1.0, "Divides the logits before anything else (DiffuLLaMA).", minimum=1e-6)
     block_length: int | None = option(
-        None, "Positions that are denoised together, block after block from the left; empty: all at once.", minimum=1
+        None, "Tokens of a block; blocks are denoised from left to right. Empty: all tokens at once.", minimum=1
     )
     cfg_scale: float = option(
-        0.0, "Strength of the classifier-free guidance by the prompt; above 0 a step costs two forwards.", minimum=0.0
+        0.0, "Strength of classifier-free guidance by the prompt; above 0, a step takes two forwards.", minimum=0.0
     )
     confidence_threshold: float | None = option(
         None,
-        "Reveal in every step all positions surer than this, however many steps that takes (Fast-dLLM).",
+        "Reveal in each step all positions with a confidence above this, in as many steps as it takes (Fast-dLLM).",
         minimum=0.0,
         maximum=1.0,
     )
     confidence_factor: float | None = option(
-        None, "Reveal the n surest positions with (n + 1)(1 - confidence) below this (Fast-dLLM).", minimum=0.0
+        None,
+        "Reveal the n most confident positions while (n + 1)(1 - confidence) is below this (Fast-dLLM).",
+        minimum=0.0,
     )
     sampling_cache: Literal["none", "prefix", "dual"] = option(
         "none",
-        "Keys and values kept while a block is denoised: of nothing, of what precedes it, or of all around it.",
+        "Keys and values to keep while a block is denoised: none, those before the block (prefix), or those before "
+        "and after it (dual).",
+        flags=("--cache",),
     )
     cache_refresh_steps: int | None = option(
         None,
-        "Steps after which the cache is computed anew within a block; empty: only when a block begins.",
+        "Recompute the cache after this many steps within a block; empty: only at the start of a block.",
         minimum=1,
     )
     predict_task: Literal["prompt", "unconditional", "infilling"] = option(
-        "prompt", "What `do_predict` generates: answers to prompts, texts of nothing, or the gaps of texts."
+        "prompt", "What `do_predict` generates: answers to prompts, texts without a prompt, or the gaps of texts."
     )
     prompt_tokens: int = option(
-        32, "Tokens of a plain text that are its prompt (`stage: ddm`, `predict_task: prompt`).", minimum=0
+        32, "First tokens of a plain text that serve as its prompt (`stage: ddm`, `predict_task: prompt`).", minimum=0
     )
     gap_tokens: int = option(
         16,
-        "Tokens of the gap in the middle of a plain text that has none marked (`predict_task: infilling`).",
+        "Tokens of the gap in the middle of a plain text that marks none (`predict_task: infilling`).",
         minimum=1,
     )
     denoising_pictures: int = option(
-        0, "Number of predicted texts whose denoising is also written as an animated GIF.", minimum=0
+        0, "Number of predicted texts whose denoising is also saved as an animated GIF.", minimum=0
     )
 
     def __post_init__(self) -> None:
@@ -82,8 +91,8 @@ class SamplingOptions:
                 *ALGORITHMS_WITH_PROBABILITY,
             }:
                 raise ValueError(
-                    f"`{name}` compares probabilities, which `sampling_algorithm: {self.sampling_algorithm}` has not: "
-                    "use maskgit_plus, topk_margin or low_confidence."
+                    f"`{name}` needs probabilities, which `sampling_algorithm: {self.sampling_algorithm}` does not "
+                    "compute: use maskgit_plus, topk_margin or low_confidence."
                 )
         if self.cache_refresh_steps is not None and self.sampling_cache == "none":
             raise ValueError("`cache_refresh_steps` needs a `sampling_cache`: prefix or dual.")

@@ -17,45 +17,46 @@ TaskMeasure = Literal["ratio", "paper_ratio", "difference", "relative_difference
 class TdroOptions(ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
     """How task weights follow the losses (Ma et al. 2024, tDRO). The reference is the host's `ref_model`."""
 
-    tdro_lr: float = option(0.02, "Step size of the ascent on the logarithms of the task weights, above 0.")
+    tdro_lr: float = option(0.02, "Step size of gradient ascent on the logarithms of the task weights; above 0.")
     tdro_measure: TaskMeasure = option(
         "ratio",
-        "What makes a task heavier: the mean of its queries' loss / reference loss (ratio), its mean loss / its mean "
-        "reference loss (paper_ratio), the difference of the two, that relative to the reference, or the loss alone.",
+        "What raises a task's weight: the mean of loss / reference loss over its queries (ratio), mean loss / mean "
+        "reference loss (paper_ratio), their difference (difference), the difference relative to the reference "
+        "(relative_difference), or the loss alone (loss).",
     )
     tdro_norm: float = option(
         1.0,
-        "Reference losses are divided by their p-norm over the batch, p given here (ratio, relative_difference); "
-        "0: as they are.",
+        "Divide reference losses by their p-norm over the batch, with this p (ratio, relative_difference); 0: leave "
+        "them as they are.",
         minimum=0.0,
     )
-    tdro_start_weights: str = option("uniform", "Task weights to start from: uniform, or the path of a weights JSON.")
+    tdro_start_weights: str = option("uniform", "Initial task weights: uniform, or the path of a weights JSON.")
     tdro_normalize_on_update: bool = option(
-        True, "Let the logarithms of the weights be those of the normalized weights after every update."
+        True, "After every update, replace the logarithms of the weights by those of the normalized weights."
     )
     tdro_ema: float = option(
-        0.1, "Share of the new weights in their exponential moving average.", minimum=0.0, maximum=1.0
+        0.1, "Share of the new weights in the exponential moving average.", minimum=0.0, maximum=1.0
     )
-    tdro_optimizer: Literal["sgd", "adamw", "rmsprop", "adagrad"] = option(
-        "sgd", "What steps along the measures of the tasks."
-    )
+    tdro_optimizer: Literal["sgd", "adamw", "rmsprop", "adagrad"] = option("sgd", "Optimizer of the task weights.")
     tdro_momentum: float = option(0.0, "Momentum of `tdro_optimizer: sgd`.", minimum=0.0, maximum=1.0)
-    tdro_dampening: float = option(0.0, "Dampening of that momentum.", minimum=0.0, maximum=1.0)
-    tdro_clip: Literal["norm", "value", "none"] = option("norm", "How the measures of an update are bounded.")
-    tdro_max_grad: float = option(1.0, "Their largest norm (norm), or the largest of each (value).", minimum=1e-6)
-    tdro_scheduler: Literal["constant", "linear", "cosine"] = option(
-        "constant", "How `tdro_lr` changes over the run; linear and cosine also warm up."
+    tdro_dampening: float = option(0.0, "Dampening of the momentum (`tdro_optimizer: sgd`).", minimum=0.0, maximum=1.0)
+    tdro_clip: Literal["norm", "value", "none"] = option("norm", "How gradients of the task weights are clipped.")
+    tdro_max_grad: float = option(
+        1.0, "Largest gradient norm (`norm`) or largest absolute gradient (`value`).", minimum=1e-6
     )
-    tdro_warmup_steps: int = option(0, "Updates in which `tdro_lr` rises from 0 (linear, cosine).", minimum=0)
+    tdro_scheduler: Literal["constant", "linear", "cosine"] = option(
+        "constant", "Schedule of `tdro_lr`; linear and cosine can warm up."
+    )
+    tdro_warmup_steps: int = option(0, "Updates over which `tdro_lr` rises from 0 (linear, cosine).", minimum=0)
     tdro_min_lr_ratio: float = option(
-        0.0, "Share of `tdro_lr` that is left at the end (linear, cosine).", minimum=0.0, maximum=1.0
+        0.0, "Share of `tdro_lr` that remains at the end (linear, cosine).", minimum=0.0, maximum=1.0
     )
     tdro_top_percents: list[int] = option(
         [20, 30, 40, 50, 60, 70, 80, 90],
-        "For each, a file topXX_weights.json with that share of the tasks, the heaviest ones, weighted alike.",
+        "For each percentage XX, write topXX_weights.json: that share of the tasks, the heaviest, with equal weights.",
     )
     tdro_cache_reference: bool = option(
-        False, "Compute the reference's losses of the whole run beforehand and keep them in a file."
+        False, "Compute the reference losses of the whole run first and keep them in a file."
     )
 
     def __post_init__(self) -> None:
@@ -66,7 +67,7 @@ class TdroOptions(ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
                 "tDRO uses 0.02."
             )
         if 0 < self.tdro_norm < 1:
-            raise ValueError(f"`tdro_norm` must be 0 (off) or the p of a norm, at least 1, not {self.tdro_norm!r}.")
+            raise ValueError(f"`tdro_norm` must be 0 (off) or a p of at least 1, not {self.tdro_norm!r}.")
         for percent in self.tdro_top_percents:
             if not 1 <= percent <= 100:
                 raise ValueError(f"`tdro_top_percents` must lie between 1 and 100, not {percent!r}.")
@@ -82,5 +83,5 @@ class TdroOptions(ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the measure compares the proxy with a reference at all."""
+        """Whether the measure compares the proxy with a reference."""
         return self.tdro_measure != "loss"

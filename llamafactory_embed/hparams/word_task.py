@@ -12,45 +12,46 @@ from .option import option
 class WordTaskOptions:
     """What is predicted of each word, and from which hidden states."""
 
-    word_task: str = option(
-        "ner", "The column of labels: ner, pos, chunk, xpos, upos, or any other column that the data have."
-    )
+    word_task: str = option("ner", "Column of labels: ner, pos, chunk, xpos, upos, or any other column of the data.")
     train_backbone: Literal["frozen", "lora", "full"] = option(
-        "frozen", "What learns below the classifier: nothing, a LoRA adapter, or all (as `finetuning_type` says)."
+        "frozen",
+        "What learns below the classifier: nothing (frozen), a LoRA adapter, or all weights; lora and full need the "
+        "same `finetuning_type`.",
     )
     attention: Literal["bidirectional", "causal"] = option(
-        "bidirectional", "Whether a token sees the whole text or only what stands before it."
+        "bidirectional", "Whether a token attends to the whole text or only to the tokens before it."
     )
     sliding_window: Literal["keep", "ignore"] = option(
-        "keep", "What to do with the sliding window of models like Mistral: keep it, two-sided, or see the whole text."
+        "keep",
+        "Sliding window of models like Mistral: keep it, on both sides, or ignore it and attend to the whole text.",
     )
     retroactive_labels: Literal["same_token", "next_token"] = option(
         "same_token",
-        "Where a word is read: at its own first token, or one token before it, as models that predict the next "
-        "token have learned.",
+        "Where a word is read: at its first token (same_token), or one token before it, where models trained on the "
+        "next token predict it (next_token).",
     )
-    merge_subwords: bool = option(False, "Read the mean of a word's tokens instead of the first of them.")
+    merge_subwords: bool = option(False, "Read the mean of a word's tokens instead of its first token.")
     space_before_words: bool | None = option(
         None,
-        "Put a space before every word but a sentence's first; empty: if the tokenizer tells words apart by it, as "
+        "Put a space before every word but the first of a sentence; empty: if the tokenizer marks words by it, as "
         "those of GPT-2, Llama 3 and Qwen do.",
     )
     classifier_dropout: float = option(0.1, "Dropout before the classifier.", minimum=0.0, maximum=0.99)
     cache_hidden_states: bool = option(
-        True, "Run a frozen backbone once over all data and train the classifier on what it gave."
+        True, "Run a frozen backbone once over all data and train the classifier on the stored hidden states."
     )
     classifier_path: str | None = option(
         None,
-        "The folder of a trained classifier to go on with, or to evaluate; empty: that of the adapter or model, if it "
+        "Folder of a trained classifier to continue from or to evaluate; empty: that of the adapter or model, if it "
         "has one.",
     )
     unseen_labels: Literal["refuse", "count_as_wrong"] = option(
-        "refuse", "What to do with a label of the evaluation data that training does not have."
+        "refuse", "What to do with labels of the evaluation data that the training data do not have."
     )
-    skip_bad_rows: bool = option(False, "Count and leave out rows that cannot be read instead of refusing the data.")
+    skip_bad_rows: bool = option(False, "Skip and count rows that cannot be read, instead of refusing the data.")
     max_tokens_per_batch: int | None = option(
         None,
-        "Most tokens of one forward; a larger batch runs as several forwards of one step. Empty: what suits the "
-        "device, 1024 on a CPU (its caches) and 16384 elsewhere.",
+        "Most tokens of one forward; a larger batch runs as several forwards of one step. Empty: 1024 on a CPU (for "
+        "its caches), 16384 elsewhere.",
         minimum=1,
     )

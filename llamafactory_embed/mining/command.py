@@ -8,7 +8,7 @@ import os
 import textwrap
 from typing import Any
 
-from .arguments import add_dataclass_arguments, read_dataclass
+from ..hparams.command_line import add_options, read_options
 from .options import MiningOptions
 
 
@@ -17,14 +17,14 @@ WIDTH = 110
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    add_dataclass_arguments(parser, MiningOptions)
+    add_options(parser, MiningOptions)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Mine, then show what was found."""
     from .mine import mine  # late: it imports torch
 
-    summary = mine(read_dataclass(arguments, MiningOptions))
+    summary = mine(read_options(arguments, MiningOptions))
     if os.environ.get("RANK", "0") == "0":
         print("\n".join(describe(summary)))
         print(f"\nThe entry for dataset_info.json:\n{json.dumps(summary['entry'], indent=2, ensure_ascii=False)}")

@@ -7,8 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ..hparams.option import option
-from .arguments import REQUIRED
+from ..hparams.option import REQUIRED, option
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from ..host.argument_check import list_argument_classes, quiet, sets_training_options
 from .complaints import run_host_checks
 from .machine import remark_on_machine
-from .names import check_values
-from .reading import read_options
+from .names import check_option_values
+from .reading import read_recipe_file
 from .references import check_datasets, check_files, check_template
 from .report import Problem, Report
 
@@ -35,8 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     faulty = 0
     for path in arguments.files:
         report = inspect_recipe(path)
-        for found in sorted(report.problems + report.remarks, key=lambda each: each.line or 0):
-            print(found)
+        for problem in sorted(report.problems + report.remarks, key=lambda each: each.line or 0):
+            print(problem)
         if report.problems:
             faulty += 1
         else:
@@ -52,7 +52,7 @@ def check_recipe(path: str | os.PathLike[str]) -> list[Problem]:
 def inspect_recipe(path: str | os.PathLike[str]) -> Report:
     """Problems of a recipe, and remarks about this machine."""
     report = Report(Path(path))
-    options = read_options(report)
+    options = read_recipe_file(report)
     if options is None:
         return report
 
@@ -60,7 +60,7 @@ def inspect_recipe(path: str | os.PathLike[str]) -> Report:
         is_training = "export_dir" not in options and sets_training_options(options)
         argument_classes = list_argument_classes(is_training)
         stage = options.get("stage")
-        options = check_values(report, options, argument_classes)
+        options = check_option_values(report, options, argument_classes)
         check_template(report, options)
         check_datasets(report, options)
         options = check_files(report, options)

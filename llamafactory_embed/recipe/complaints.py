@@ -1,4 +1,4 @@
-"""The host's own checks, continued past the first complaint."""
+"""The checks of the host and of the stage, continued after the first complaint."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .report import Report
 
 
 def run_host_checks(report: Report, options: dict[str, Any], is_training: bool, is_stage_known: bool) -> None:
-    """Build the arguments, then let the host compare them in the light of the stage. It stops at its first complaint:
-    the option that this names is taken out and the checks go on, until all is said."""
+    """Build the arguments, then let the host and the stage compare them. They stop at their first complaint: the
+    option that it names is removed and the checks run again, until no complaint is left."""
     options, are_built = dict(options), True
     for argument_class in list_argument_classes(is_training):
         attempt = functools.partial(build_arguments, argument_class, options)

@@ -1,4 +1,4 @@
-"""What a run would stumble over on this machine, or today, though its recipe is right."""
+"""What would stop a run on this machine, or today, although its recipe is right."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .report import Report
 
 
 def remark_on_machine(report: Report, options: dict[str, Any]) -> None:
-    """GPUs, packages and folders that the options ask for and that are not here, or are in use."""
+    """Remark on GPUs, packages and folders that the options need and that are missing or in use."""
     import torch
     from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
@@ -40,13 +40,13 @@ def remark_on_machine(report: Report, options: dict[str, Any]) -> None:
     output = Path(options.get("output_dir") or "")
     if options.get("do_train") and options.get("output_dir") and not options.get("overwrite_output_dir"):
         if any(output.glob("checkpoint-*")):
-            report.remark("output_dir", f"the run would go on from the last checkpoint in {output}.")
+            report.remark("output_dir", f"the run would resume from the last checkpoint in {output}.")
         elif any((output / name).is_file() for name in list_checkpoint_files()):
-            report.remark("output_dir", f"{output} holds a model: the run wants `overwrite_output_dir: true`.")
+            report.remark("output_dir", f"{output} holds a model: the run needs `overwrite_output_dir: true`.")
 
 
 def remark_on_packages(report: Report, packages: Iterable[str]) -> None:
-    """Packages that the host would demand; DeepSpeed was remarked upon with its option."""
+    """Remark on packages that the host would require; `remark_on_machine` deals with DeepSpeed."""
     for package in packages:
         if package != "deepspeed" and not is_installed(package):
             report.remark(None, f"{package} is needed and not installed.")

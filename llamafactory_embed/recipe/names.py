@@ -1,4 +1,4 @@
-"""Every option of a recipe by itself: is there one of that name, and may it have that value?"""
+"""Each option of a recipe alone: does it exist, and may it have that value?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .values import find_host_problem, guess_value
 ENVIRONMENT_VARIABLES = {"use_ray": "USE_RAY=1", "force_torchrun": "FORCE_TORCHRUN=1"}
 
 
-def check_values(report: Report, options: dict[Any, Any], argument_classes: list[type]) -> dict[str, Any]:
+def check_option_values(report: Report, options: dict[Any, Any], argument_classes: list[type]) -> dict[str, Any]:
     """Report unknown options and wrong values. Returned are the options as they were probably meant, without those
     that cannot be guessed, so that the checks that follow complain about nothing twice."""
     registered = registry.load_registry()
@@ -54,7 +54,7 @@ def check_values(report: Report, options: dict[Any, Any], argument_classes: list
         if guess is not None and name not in of_stages:
             meant[name] = guess
 
-    if meant.get("stage") != options.get("stage"):  # nobody can say which stage's options should be there
+    if meant.get("stage") != options.get("stage"):  # which stage's options belong here is unknown
         meant = {name: value for name, value in meant.items() if name not in of_stages}
     if meant.get("model_name_or_path") is None:
         if "model_name_or_path" not in report.lines:
@@ -64,13 +64,13 @@ def check_values(report: Report, options: dict[Any, Any], argument_classes: list
 
 
 def report_unknown(report: Report, name: Any, known: Collection[str]) -> str | None:
-    """Report an option that nobody knows, and return the one that was probably meant."""
+    """Report an unknown option, and return the one that was probably meant."""
     if is_switched_on("ALLOW_EXTRA_ARGS"):
-        report.remark(name, f"`{name}` is no option, and ignored because of ALLOW_EXTRA_ARGS.")
+        report.remark(name, f"`{name}` is not an option; ALLOW_EXTRA_ARGS makes the run ignore it.")
         return None
     if name in ENVIRONMENT_VARIABLES:
         variable = ENVIRONMENT_VARIABLES[name]
-        report.problem(name, f"`{name}` is no option: set the environment variable {variable} instead.")
+        report.problem(name, f"`{name}` is not an option: set the environment variable {variable} instead.")
         return None
     report.problem(name, f"unknown option `{name}`{suggest(name, known)}")
     meant = nearest(name, known)

@@ -12,7 +12,7 @@ import yaml
 from .report import Report
 
 
-def read_options(report: Report) -> dict[Any, Any] | None:
+def read_recipe_file(report: Report) -> dict[Any, Any] | None:
     """The options as LLaMA-Factory's reader (OmegaConf) sees them; it takes `1e-4` for a number, PyYAML does not."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

@@ -64,14 +64,14 @@ def check_datasets(report: Report, options: dict[str, Any]) -> None:
 
 
 def check_entry(report: Report, option: str, name: str, entry: dict[str, Any], info_path: Path) -> None:
-    """One entry of `dataset_info.json`: it must say where the rows are, and they must be there."""
+    """Require that an entry of `dataset_info.json` says where its rows are, and that they are there."""
     if any(source in entry for source in (*HUB_SOURCES, "cloud_file_name")):
         return
     source = next((source for source in FILE_SOURCES if source in entry), None)
     if source is None:
-        wanted = ", ".join((*FILE_SOURCES, *HUB_SOURCES))
+        sources = ", ".join((*FILE_SOURCES, *HUB_SOURCES))
         report.problem(
-            option, f"the entry {name} of {info_path} says not where its rows are: it needs one of {wanted}."
+            option, f"the entry {name} of {info_path} does not say where its rows are: it needs one of {sources}."
         )
         return
     file = info_path.parent / entry[source]

@@ -21,7 +21,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What was found in one recipe."""
+    """Problems of one recipe, and remarks about it."""
 
     path: Path
     problems: list[Problem] = field(default_factory=list)
@@ -33,9 +33,9 @@ class Report:
 
     def problem(self, option: Any, sentence: str, line: int | None = None) -> None:
         """Record what has to be changed."""
-        found = Problem(self.path, line or self.lines.get(option), sentence)
-        if found not in self.problems:
-            self.problems.append(found)
+        problem = Problem(self.path, line or self.lines.get(option), sentence)
+        if problem not in self.problems:
+            self.problems.append(problem)
 
     def remark(self, option: Any, sentence: str) -> None:
         """Record what would not work on this machine, or not now."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import types
 import typing
 from typing import Any
 
 import yaml
 
-from ..hparams.option import choices, is_optional
+from ..hparams.option import choices, is_optional, union
 from ..hparams.suggestion import nearest, suggest
 
 
@@ -67,34 +66,28 @@ def guess_value(annotation: Any, value: Any, plain: str | None) -> Any:
     return next((each for each in candidates if fits(annotation, each)), None)
 
 
-def parts(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the one type there is."""
-    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if is_union else (annotation,)
-
-
 def enumerated(annotation: Any) -> tuple[Any, ...]:
     """The values of the enumerations in an annotation; the host writes `SchedulerType | str` for one of them."""
-    kinds = [part for part in parts(annotation) if isinstance(part, type) and issubclass(part, enum.Enum)]
+    kinds = [part for part in union(annotation) if isinstance(part, type) and issubclass(part, enum.Enum)]
     return tuple(member.value for kind in kinds for member in kind)
 
 
 def fits(annotation: Any, value: Any) -> bool:
     """Whether the host can use the value for an option of that type."""
-    for part in parts(annotation):
+    for part in union(annotation):
         kind = typing.get_origin(part) or part
         if kind is bool:
-            found = isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
+            is_fit = isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
         elif kind in (int, float):
-            found = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+            is_fit = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
         elif kind is list:
             (inner,) = typing.get_args(part)
-            found = isinstance(value, list) and all(fits(inner, each) for each in value)
+            is_fit = isinstance(value, list) and all(fits(inner, each) for each in value)
         elif kind in (str, dict):
-            found = isinstance(value, kind)
-        else:  # a class of Python that a recipe cannot hold; or None, which was dealt with
-            found = isinstance(kind, type) and issubclass(kind, enum.Enum) and value in enumerated(kind)
-        if found:
+            is_fit = isinstance(value, kind)
+        else:  # a class that a recipe cannot hold; or None, which the caller has dealt with
+            is_fit = isinstance(kind, type) and issubclass(kind, enum.Enum) and value in enumerated(kind)
+        if is_fit:
             return True
     return False
 
@@ -110,5 +103,5 @@ def is_number(text: str) -> bool:
 
 def describe_type(annotation: Any) -> str:
     """The types of an option in words."""
-    kinds = [typing.get_origin(part) or part for part in parts(annotation)]
+    kinds = [typing.get_origin(part) or part for part in union(annotation)]
     return " or ".join(TYPE_NAMES.get(kind, "a mapping") for kind in kinds if kind is not type(None))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import typing
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..hparams.option import choices, make_options, scalar_type
+from ..hparams.command_line import add_options
+from ..hparams.option import REQUIRED, make_options, option
 from ..hparams.sampling import SamplingOptions
 
 
@@ -20,53 +21,62 @@ if TYPE_CHECKING:
 
 # Options of a recipe that mean nothing for single texts.
 FOR_DATA_SETS = ("predict_task", "prompt_tokens", "gap_tokens", "denoising_pictures")
-SHORT = {"diffusion_steps": "--steps", "sampling_algorithm": "--algorithm", "sampling_cache": "--cache"}
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What is written, by which model, and how it is shown."""
+
+    checkpoint: str = option(
+        REQUIRED, "Folder or hub name of the model or adapter.", positional=True, metavar="CHECKPOINT"
+    )
+    prompt: str | None = option(None, "Text to continue; without it and --infill, a text from nothing.")
+    chat: str | None = option(None, "Question, written with the tokenizer's chat template.", metavar="PROMPT")
+    infill: str | None = option(None, "Text with gaps: [[8]] where eight tokens are missing.", metavar="TEXT")
+    count: int = option(1, "Number of texts.")
+    gif: Path | None = option(
+        None, "File that shows how the first text settles: an animated .gif, or a picture as .png.", metavar="FILE"
+    )
+    quiet: bool = option(False, "Print the finished texts only.")
+    device: str | None = option(None, "Device: cpu, cuda, …; default: cuda if there is one.")
+    seed: int = option(42, "Seed of the random draws.")
+    mask_token: str | None = option(
+        None, "Token that stands for a hidden one; default: as the checkpoint says.", metavar="TOKEN"
+    )
+    shift: bool | None = option(
+        None, "Whether a token is predicted one position earlier; default: as the checkpoint says."
+    )
+    block_size: int | None = option(
+        None,
+        "Tokens of a block (block diffusion), 0: none; empty: as the checkpoint says.",
+        minimum=0,
+        metavar="TOKENS",
+    )
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """LLaMA-Factory's options of that name."""
+
+    max_new_tokens: int = option(64, "Tokens to write.", flags=("--tokens",), metavar="TOKENS")
+    temperature: float = option(0.95, "Divides the logits; 0: always the most probable token.")
+    top_p: float = option(0.7, "Draw from the most probable tokens that make up this share.")
+    top_k: int = option(50, "Draw from this many of the most probable tokens; 0: from all.")
+    repetition_penalty: float = option(1.0, "Above 1: makes tokens that the text has already less probable.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments; those of the denoising are the options of a recipe."""
-    parser.add_argument("checkpoint", help="folder or hub name of the model or adapter")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--prompt", help="what the text begins with; without it and --infill, a text from nothing")
-    what.add_argument("--chat", metavar="PROMPT", help="a question, written with the tokenizer's chat template")
-    what.add_argument("--infill", metavar="TEXT", help="a text with gaps: [[8]] where eight tokens are missing")
-    parser.add_argument("--count", type=int, default=1, help="number of texts (default: %(default)s)")
-    parser.add_argument("--gif", type=Path, help="write how the first text settles: a .gif, or a picture as .png")
-    parser.add_argument("--quiet", action="store_true", help="print the finished texts only")
-    parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
-    parser.add_argument("--seed", type=int, default=42, help="(default: %(default)s)")
-    parser.add_argument("--mask-token", help="the token that hides another (default: what the checkpoint says)")
-    parser.add_argument(
-        "--shift",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="a token is predicted one position earlier",
+    """Arguments of the command; those of the denoising are the options of a recipe."""
+    about_the_text = ("prompt", "chat", "infill")
+    names = [field.name for field in dataclasses.fields(SampleOptions)]
+    add_options(parser.add_mutually_exclusive_group(), SampleOptions, about_the_text)
+    add_options(parser, SampleOptions, [name for name in names if name not in about_the_text])
+    add_options(parser.add_argument_group("generation (LLaMA-Factory's options)"), GenerationOptions)
+    add_options(
+        parser.add_argument_group("denoising (docs/sampling.md)"),
+        SamplingOptions,
+        [field.name for field in sampling_fields()],
     )
-    parser.add_argument(
-        "--block-size", type=int, help="blocks of block diffusion, 0: none (default: what the checkpoint says)"
-    )
-    host = parser.add_argument_group("generation (LLaMA-Factory's options)")
-    host.add_argument("--max-new-tokens", "--tokens", type=int, default=64, help="(default: %(default)s)")
-    host.add_argument(
-        "--temperature", type=float, default=0.95, help="0: the most probable tokens (default: %(default)s)"
-    )
-    host.add_argument("--top-p", type=float, default=0.7, help="(default: %(default)s)")
-    host.add_argument("--top-k", type=int, default=50, help="(default: %(default)s)")
-    host.add_argument("--repetition-penalty", type=float, default=1.0, help="(default: %(default)s)")
-
-    denoising = parser.add_argument_group("denoising (docs/sampling.md)")
-    hints = typing.get_type_hints(SamplingOptions)
-    for field in sampling_fields():
-        names = [f"--{field.name.replace('_', '-')}", *([SHORT[field.name]] if field.name in SHORT else [])]
-        denoising.add_argument(
-            *names,
-            dest=field.name,
-            default=field.default,
-            type=scalar_type(hints[field.name]) or str,
-            choices=choices(hints[field.name]) or None,
-            help=field.metadata["help"].replace("%", "%%")
-            + ("" if field.default is None else f" (default: {field.default})"),
-        )
 
 
 def sampling_fields() -> list[dataclasses.Field[Any]]:

@@ -25,7 +25,7 @@ class Registry:
         self._owners: dict[str, str] = {}
 
     def add(self, stage: Stage, owner: str) -> None:
-        """Take up a stage of the package `owner`."""
+        """Register a stage of the package `owner`."""
         if stage.name in self._owners:
             self.reject(
                 stage.name,
@@ -46,7 +46,7 @@ class Registry:
         return self._owners[name]
 
     def find(self, name: str) -> Stage | None:
-        """The plugin stage of that name, None for one of the host's own; a ValueError for anything else."""
+        """The plugin stage of that name, None for a stage of the host; a ValueError for anything else."""
         if name in self.stages:
             return self.stages[name]
         if name in HOST_STAGES:
@@ -54,8 +54,8 @@ class Registry:
         if name in self.problems:
             raise ValueError(self.problems[name])
 
-        known = [*HOST_STAGES, *self.stages]
-        raise ValueError(f"Unknown `stage: {name}`; known stages are {', '.join(known)}{suggest(name, known)}")
+        names = [*HOST_STAGES, *self.stages]
+        raise ValueError(f"Unknown `stage: {name}`; known stages are {', '.join(names)}{suggest(name, names)}")
 
     def report_problems(self) -> None:
         """Say on stderr, once and from the first process only, what could not be loaded."""
@@ -65,14 +65,14 @@ class Registry:
 
 
 def read_registry(points: Iterable[EntryPoint]) -> Registry:
-    """Load every entry point; what fails is named with its package and the cause."""
+    """Load every entry point; a failure is recorded with its package and cause."""
     registry = Registry()
     for point in points:
         owner = point.dist.name if point.dist is not None else point.value
         try:
             stage = point.load()
             if not isinstance(stage, Stage):
-                raise TypeError(f"{point.value} is not a llamafactory_embed.host.Stage")
+                raise TypeError(f"{point.value} is not a llamafactory_embed.Stage")
             if stage.name != point.name:
                 raise ValueError(f"the entry point is named {point.name!r} but its stage {stage.name!r}")
         except Exception as error:  # whatever another package's import raises must not take the other stages down

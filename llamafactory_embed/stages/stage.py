@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-# The host's own stages; a plugin may not take their names.
+# Stages of the host; a plugin may not take their names.
 HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
 
 # The arguments every `run` function takes, in the host's order.
@@ -35,14 +35,18 @@ class Stage:
     host's parser, the help text and LLaMA Board, and reach `run` as `finetuning_args.stage_options`."""
 
     run: str
-    """`package.module:function`, imported when the stage runs. It is called like the host's own workflows, with
+    """`package.module:function`, imported when the stage runs. It is called like the host's workflows, with
     (model_args, data_args, training_args, finetuning_args, generating_args, callbacks)."""
 
     label: str
     """How LLaMA Board lists the stage."""
 
     formats: tuple[str, ...] = ()
-    """The values of `formatting` in `dataset_info.json` that the stage reads; empty means the host's own."""
+    """The values of `formatting` in `dataset_info.json` that the stage reads; empty means the host's."""
+
+    check: str = ""
+    """`package.module:function` that raises a ValueError for options that contradict each other or the host's. Before
+    every run, and by `recipe check`, it is called with the first five arguments of `run`, when nothing is loaded."""
 
     engine: str = ""
     """`package.module:Class` of the host's `BaseEngine` that serves the stage's models in `llamafactory-cli chat`,
@@ -64,16 +68,25 @@ class Stage:
                 raise ValueError(f'Option `{field.name}` of stage {self.name!r} needs metadata={{"help": …}}.')
         if not re.fullmatch(r"[\w.]+:\w+", self.run):
             raise ValueError(f"`run` of stage {self.name!r} must read `package.module:function`, not {self.run!r}.")
+        if self.check and not re.fullmatch(r"[\w.]+:\w+", self.check):
+            raise ValueError(
+                f"`check` of stage {self.name!r} must read `package.module:function`, not {self.check!r}."
+            )
         if self.engine and not re.fullmatch(r"[\w.]+:\w+", self.engine):
             raise ValueError(f"`engine` of stage {self.name!r} must read `package.module:Class`, not {self.engine!r}.")
 
     def load_run(self) -> Callable[..., Any]:
-        """Import the function behind `run`."""
+        """Import the function that `run` names."""
         return _import_named(self.run)
 
     def load_engine(self) -> Callable[..., Any]:
-        """Import the class behind `engine`."""
+        """Import the class that `engine` names."""
         return _import_named(self.engine)
+
+    def check_arguments(self, *args: Any) -> None:
+        """Refuse what `check` refuses. `args` are the first five arguments of `run`."""
+        if self.check:
+            _import_named(self.check)(*args)
 
 
 def _import_named(place: str) -> Callable[..., Any]:

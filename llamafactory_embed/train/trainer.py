@@ -23,6 +23,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from ..hparams.secrets import arguments_without_secrets
+
 
 RECIPE_NAME = "recipe.yaml"
 
@@ -125,7 +127,7 @@ class WrappedModelTrainer(CustomTrainer, ABC):
         self.write_checkpoint(folder, state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
-        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        torch.save(arguments_without_secrets(self.args), folder / TRAINING_ARGS_NAME)
         temporary = folder / f"{RECIPE_NAME}.tmp"
         temporary.write_text(yaml.safe_dump(self.recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
         os.replace(temporary, folder / RECIPE_NAME)

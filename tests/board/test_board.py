@@ -15,8 +15,7 @@ import gradio as gr
 import pytest
 import yaml
 
-from llamafactory_embed.board.info import write_info
-from llamafactory_embed.board.option_field import option_fields
+from llamafactory_embed.board.option_field import option_fields, write_info
 from llamafactory_embed.board.panel import option_names
 from llamafactory_embed.host import board, contract
 from llamafactory_embed.host.options import extend_finetuning_arguments
@@ -426,6 +425,18 @@ def test_configuration_of_a_stock_board_is_loaded(page: Page, monkeypatch: pytes
     loaded = page.runner.load_args("en", "saved.yaml")
     assert loaded[page.widget("train.cutoff_len")] == 77
     assert not set(loaded) & set(page.own_widgets().values())
+
+
+def test_saved_configuration_holds_no_secret(page: Page) -> None:
+    extra = {"hf_hub_token": "PLANTED-token", "ray_init_kwargs": {"_redis_password": "PLANTED-key"}, "seed": 7}
+    data = page.fill(extra_args=json.dumps(extra), swanlab_api_key="PLANTED-swan", swanlab_run_name="PLANTED-swan")
+    page.runner.save_args(data)
+    assert "PLANTED" not in Path("llamaboard_config/saved.yaml").read_text(encoding="utf-8")
+    loaded = page.runner.load_args("en", "saved.yaml")
+    assert loaded[page.widget("train.swanlab_api_key")] == ""
+    kept = json.loads(loaded[page.widget("train.extra_args")])
+    assert kept == {"hf_hub_token": None, "ray_init_kwargs": {"_redis_password": None}, "seed": 7}
+    assert page.runner._parse_train_args(data)["hf_hub_token"] == "PLANTED-token"  # the run itself gets it
 
 
 def test_configuration_of_a_missing_stage_is_refused(page: Page) -> None:

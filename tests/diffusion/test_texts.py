@@ -282,5 +282,5 @@ def test_the_template_is_asked_for_found_or_needed() -> None:
 
 
 def test_padding_of_diffuseq_cannot_be_chosen() -> None:
-    with pytest.raises(ValueError, match="`ddm_format: diffuseq` fills every row"):
+    with pytest.raises(ValueError, match="`ddm_format: diffuseq` pads every row"):
         DiffusionTuningOptions(ddm_format="diffuseq", eos_padding="batch")

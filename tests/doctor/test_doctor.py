@@ -15,7 +15,7 @@ import torch
 import attention_patch
 from llamafactory_embed import cli, doctor
 from llamafactory_embed.autoload import SEAMS
-from llamafactory_embed.doctor import Finding, attention, packages, plugin
+from llamafactory_embed.doctor import Finding, attention, environment, plugin
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -79,15 +79,15 @@ def test_a_host_out_of_range(
 def test_a_package_of_the_host_out_of_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_pretended(tmp_path, "trl", "9.0")
     monkeypatch.syspath_prepend(tmp_path)
-    finding = find(list(packages.examine_packages()), "trl")
+    finding = find(list(environment.examine_packages()), "trl")
     assert finding.state == "FAIL"
     assert "9.0 is not supported" in finding.value
 
 
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    present = packages.installed_version
-    monkeypatch.setattr(packages, "installed_version", lambda name: None if name == "peft" else present(name))
-    finding = find(list(packages.examine_packages()), "peft")
+    present = environment.installed_version
+    monkeypatch.setattr(environment, "installed_version", lambda name: None if name == "peft" else present(name))
+    finding = find(list(environment.examine_packages()), "peft")
     assert (finding.state, finding.value) == ("FAIL", "not installed")
     assert finding.advice.startswith("pip install 'peft")
 
@@ -107,8 +107,8 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_torch_and_its_companions(
     monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], failing: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(packages, "installed_version", versions.get)
-    findings = list(packages.examine_torch_family())
+    monkeypatch.setattr(environment, "installed_version", versions.get)
+    findings = list(environment.examine_torch_family())
     assert [each.advice for each in findings] == [
         f"pip install '{name}=={wanted}'" for name, wanted in failing.items()
     ]
@@ -119,7 +119,7 @@ def test_a_companion_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "torchaudio.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
-    finding = find(list(packages.examine_torch_family()), "torchaudio with torch")
+    finding = find(list(environment.examine_torch_family()), "torchaudio with torch")
     assert finding.state == "FAIL"
     assert "libcudart.so.12" in finding.value
 
@@ -130,7 +130,7 @@ def test_optional_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.Mo
     install_pretended(tmp_path, "llamafactory-embed", "0.0.1", requirements)
     install_pretended(tmp_path, "quick", "2.5")
     monkeypatch.syspath_prepend(tmp_path)
-    findings = list(packages.examine_packages())
+    findings = list(environment.examine_packages())
     assert find(findings, "swift") == Finding("swift", "none", "", "pip install 'llamafactory-embed[fast]'")
     assert find(findings, "quick").state == "warn"
     assert find(findings, "needed").state == "FAIL"
@@ -142,7 +142,7 @@ def test_a_deepspeed_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "deepspeed.py").write_text("raise RuntimeError('CUDA_HOME does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "deepspeed", raising=False)
-    finding = find(list(packages.examine_packages()), "deepspeed")
+    finding = find(list(environment.examine_packages()), "deepspeed")
     assert finding.state == "warn"
     assert "CUDA_HOME does not exist" in finding.value
 

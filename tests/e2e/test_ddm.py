@@ -179,7 +179,7 @@ def test_blocks_must_divide_the_row(train: Train) -> None:
 
 
 def test_blocks_and_annealing_exclude_each_other(train: Train) -> None:
-    with pytest.raises(ValueError, match="`anneal_steps: 3` opens the attention of whole texts"):
+    with pytest.raises(ValueError, match="`anneal_steps: 3` opens attention over whole texts"):
         train("run", block_size=8, anneal_steps=3)
 
 

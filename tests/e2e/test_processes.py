@@ -63,7 +63,7 @@ def test_a_ray_cluster_that_is_too_small_is_refused_at_once(monkeypatch: pytest.
     ray = pytest.importorskip("ray")
     from types import SimpleNamespace
 
-    from llamafactory_embed.host.ray_cluster import check_cluster
+    from llamafactory_embed.host.dispatch import check_cluster
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0})

@@ -18,7 +18,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from llamafactory_embed import Encoder
-from llamafactory_embed.export.export import ExportOptions, export_checkpoint
+from llamafactory_embed.export.export import export_checkpoint
+from llamafactory_embed.export.options import ExportOptions
 from llamafactory_embed.model.embedding import EmbeddingModel
 from tests.embedders import INSTRUCTION, make_config
 from tests.export.checkpoints import TASKS, TEXTS, Trained, train

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.export import export, weights
-from llamafactory_embed.export.export import ExportOptions, export_checkpoint
+from llamafactory_embed.export.export import export_checkpoint
+from llamafactory_embed.export.options import ExportOptions
 from tests.export.checkpoints import TEXTS, Trained, train
 
 

@@ -127,4 +127,4 @@ def test_conflicting_options_reject_the_later_stage_only() -> None:
     reject_conflicts(registry, taken)
     assert list(registry.stages) == ["warmth"]
     assert "package-warmth declares its option `color` differently" in registry.problems["other"]
-    assert "`lora_rank` is one of LLaMA-Factory's own (FinetuningArguments)" in registry.problems["host-name"]
+    assert "`lora_rank` is already an option of LLaMA-Factory (FinetuningArguments)" in registry.problems["host-name"]

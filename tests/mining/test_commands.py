@@ -13,7 +13,8 @@ import pytest
 
 from llamafactory_embed.cli import main
 from llamafactory_embed.data.retrieval.reader import load_tasks
-from llamafactory_embed.mining.arguments import REQUIRED, flag
+from llamafactory_embed.hparams.command_line import flag
+from llamafactory_embed.hparams.option import REQUIRED
 from llamafactory_embed.mining.dedup.options import DedupOptions
 from llamafactory_embed.mining.mine import mine
 from llamafactory_embed.mining.options import MiningOptions

@@ -105,7 +105,7 @@ def test_a_good_recipe_is_fine(check: Check, capsys: pytest.CaptureFixture[str])
     [
         ("lora_rnk: 4", "unknown option `lora_rnk`; did you mean `lora_rank`?"),
         ("zzzz: 4", "unknown option `zzzz`."),
-        ("use_ray: true", "`use_ray` is no option: set the environment variable USE_RAY=1 instead."),
+        ("use_ray: true", "`use_ray` is not an option: set the environment variable USE_RAY=1 instead."),
         ("stage: ptt", "`stage` must be one of pt, sft, rm, ppo, dpo, kto, *not 'ptt'; did you mean `pt`?"),
         ("finetuning_type: lorra", "`finetuning_type` must be one of lora, oft, freeze, full, not 'lorra'; did you*"),
         ("flash_attn: fa22", "`flash_attn` must be one of auto, disabled, sdpa, fa2, fa3, not 'fa22'; did you*"),
@@ -126,7 +126,10 @@ def test_a_good_recipe_is_fine(check: Check, capsys: pytest.CaptureFixture[str])
             "`dataset` names animal, which sets/dataset_info.json does not have; did you mean `animals`?",
         ),
         ("dataset: lost", "sets/lost.jsonl, the `file_name` of lost in sets/dataset_info.json, does not exist."),
-        ("dataset: aimless", "the entry aimless of sets/dataset_info.json says not where its rows are: it needs *"),
+        (
+            "dataset: aimless",
+            "the entry aimless of sets/dataset_info.json does not say where its rows are: it needs *",
+        ),
         (
             "dataset: odd",
             "`formatting: sharegtp` of odd in * reads alpaca, sharegpt, openai; did you mean `sharegpt`?",

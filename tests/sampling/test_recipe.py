@@ -84,7 +84,7 @@ def test_refused_options(data: Path, tmp_path: Path) -> None:
         ({"sampling_cache": "dual"}, "`sampling_cache: dual` works block by block: set `block_length`"),
         ({"cache_refresh_steps": 2}, "`cache_refresh_steps` needs a `sampling_cache`"),
         ({"confidence_threshold": 0.9, "confidence_factor": 1.0}, "not both"),
-        ({"confidence_threshold": 0.9, "sampling_algorithm": "entropy"}, "compares probabilities"),
+        ({"confidence_threshold": 0.9, "sampling_algorithm": "entropy"}, "needs probabilities"),
         ({"sampling_algorithm": "maskgit"}, "did you mean `maskgit_plus`"),
         ({"max_new_tokens": 0, "max_length": 0}, "`max_new_tokens` must be at least 1"),
     ):

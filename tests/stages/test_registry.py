@@ -66,7 +66,7 @@ def test_a_failing_import_names_package_and_cause_and_spares_the_others(capsys: 
 
 def test_an_entry_point_must_hold_a_stage_of_its_own_name() -> None:
     registry = read_registry([point("warmth", "NOT_A_STAGE"), point("hot", "COLD")])
-    assert "is not a llamafactory_embed.host.Stage" in registry.problems["warmth"]
+    assert "is not a llamafactory_embed.Stage" in registry.problems["warmth"]
     assert "named 'hot' but its stage 'cold'" in registry.problems["hot"]
 
 
@@ -82,7 +82,9 @@ class NoHelp:
         ({"name": "sft"}, "a stage of LLaMA-Factory itself"),
         ({"options": int}, "must be a dataclass"),
         ({"options": NoHelp}, "needs metadata"),
-        ({"run": "no colon"}, "`package.module:function`"),
+        ({"run": "no colon"}, "`run` of stage .* `package.module:function`"),
+        ({"check": "no colon"}, "`check` of stage .* `package.module:function`"),
+        ({"engine": "no colon"}, "`engine` of stage .* `package.module:Class`"),
     ],
 )
 def test_a_bad_record_is_refused(changes: dict[str, object], sentence: str) -> None:

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from llamafactory_embed.hparams import option
-from llamafactory_embed.stages.stage import Stage
+from llamafactory_embed import Stage, option
 
 
 @dataclass
 class ScaledPretrainingOptions:
-    """What a recipe may set besides the host's own options."""
+    """What a recipe may set besides the host's options."""
 
     loss_scale: float = option(1.0, "Factor on the loss.", label="Loss scale", minimum=0.0, maximum=100.0)
     loss_sign: Literal["plus", "minus"] = option("plus", "Learn (plus) or unlearn (minus) the texts.")

@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from typing import Any
 
-from ..arguments import add_dataclass_arguments, read_dataclass
+from ...hparams.command_line import add_options, read_options
 from .options import DedupOptions
 
 
@@ -15,14 +15,14 @@ WIDTH = 60
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    add_dataclass_arguments(parser, DedupOptions)
+    add_options(parser, DedupOptions)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Deduplicate, then show what was left out."""
     from .deduplicate import deduplicate  # late: it imports the readers
 
-    options: DedupOptions = read_dataclass(arguments, DedupOptions)
+    options = read_options(arguments, DedupOptions)
     print("\n".join(describe(deduplicate(options), options.examples)))
     return 0
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ...hparams.option import choices, option
-from ..arguments import REQUIRED
+from ...hparams.option import REQUIRED, choices, option
 
 
 Method = Literal["simhash", "minhash", "exact"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -262,3 +263,20 @@ def check_windows(options: DiffusionOptions, config: Any, cutoff_len: int) -> No
             f"`block_size` cannot keep this model's sliding window of {window} tokens at `cutoff_len: {cutoff_len}`: "
             f"set `sliding_window: ignore`, or a `cutoff_len` of at most {window // 2}."
         )
+
+
+def check_ddm(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
+) -> None:
+    """Refuse recipes that cannot work, whatever the model's family and the checkpoint bring."""
+    options: DiffusionOptions = finetuning_args.stage_options
+    if options.block_size and (training_args.do_train or training_args.do_eval):
+        check_blocks(options, data_args.cutoff_len)
+    if training_args.do_predict:
+        if options.sampling_algorithm is None or options.block_size is None:  # then they may bring the blocks
+            options = dataclasses.replace(options, sampling_cache="none", cache_refresh_steps=None)
+        SamplingSettings.from_options(options, generating_args, block_size=options.block_size or None)

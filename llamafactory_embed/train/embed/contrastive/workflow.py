@@ -15,7 +15,7 @@ from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
 from ..eval_tasks import find_eval_tasks, judge
 from ..losses import LOSSES
-from ..tasks import AnyTask, embedding_config, first_rows, load_train_and_eval_tasks
+from ..tasks import AnyTask, check_templates, embedding_config, first_rows, load_train_and_eval_tasks
 from ..workflow import PLOTTED, evaluate_and_publish, make_batches
 from .batch import ContrastiveCollator
 from .objective import ContrastiveObjective
@@ -107,3 +107,14 @@ def check_contrast(options: ContrastiveOptions, tasks: Sequence[AnyTask], traini
         )
     if options.simcse_dropout is None:
         refuse_equal_views([row for rows in looked_at for row in rows])
+
+
+def check_contrastive(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
+) -> None:
+    """Refuse recipes that cannot work whatever the data are."""
+    check_templates(finetuning_args.stage_options)

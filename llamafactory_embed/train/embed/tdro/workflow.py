@@ -16,7 +16,7 @@ from ....data.retrieval.sampler import GlobalBatchSampler
 from ....hparams.tdro import TdroOptions
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
-from ..tasks import embedding_config, load_train_and_eval_tasks
+from ..tasks import check_templates, embedding_config, load_train_and_eval_tasks
 from ..workflow import PLOTTED, evaluate_and_publish, make_batches
 from .batch import TdroCollator
 from .history import PICTURE_NAME, closing_table, draw_weights
@@ -144,3 +144,16 @@ def check_tasks(options: TdroOptions, tasks: Sequence[Task]) -> None:
             f"`tdro_top_percents`: {', '.join(map(str, empty))} percent of {len(tasks)} tasks is less than one task; "
             "these files are not written."
         )
+
+
+def check_tdro(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
+) -> None:
+    """Refuse recipes that cannot work whatever the data are."""
+    options: TdroOptions = finetuning_args.stage_options
+    check_arguments(options, data_args, training_args, finetuning_args)
+    check_templates(options)

@@ -187,3 +187,14 @@ def write_word_card(
         },
         metrics,
     )
+
+
+def check_word_task(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
+) -> None:
+    """Refuse recipes that cannot work whatever the data are."""
+    check_what_learns(finetuning_args.stage_options, finetuning_args)

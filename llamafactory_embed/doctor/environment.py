@@ -1,4 +1,4 @@
-"""Versions: those installed against those that this package's metadata, and the host's, declare."""
+"""Versions, against those that this package's metadata and the host's declare, and devices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packaging.version import Version
 from .finding import PACKAGE, Finding, describe_error
 
 
-# What the host brings along and training uses; its own metadata says in which versions.
+# Dependencies of the host that training uses; its metadata says in which versions.
 HOST_PACKAGES = ("accelerate", "datasets", "trl", "gradio")
 
 # torchvision 0.21 was built for torch 2.6, and they went in step ever since.
@@ -106,12 +106,12 @@ def examine_torch_family() -> Iterator[Finding]:
         "torchvision": f"0.{release.minor + TORCHVISION_MINOR_AHEAD}",
         "torchaudio": f"{release.major}.{release.minor}",
     }
-    for name, wanted in partners.items():
+    for name, release_line in partners.items():
         installed = installed_version(name)
         if installed is None:
             continue  # reported above
-        if f"{Version(installed).major}.{Version(installed).minor}" != wanted:
-            advice = f"pip install '{name}=={wanted}.*'"
+        if f"{Version(installed).major}.{Version(installed).minor}" != release_line:
+            advice = f"pip install '{name}=={release_line}.*'"
             yield Finding(
                 f"{name} with torch", "FAIL", f"{installed} does not belong to torch {torch_version}", advice
             )
@@ -121,3 +121,23 @@ def examine_torch_family() -> Iterator[Finding]:
         except Exception as error:
             advice = f"install torch {torch_version} and {name} {installed} from the same index"
             yield Finding(f"{name} with torch", "FAIL", describe_error(error), advice)
+
+
+def examine_devices() -> Iterator[Finding]:
+    """Devices to compute on, and back-ends through which processes communicate."""
+    import torch
+    import torch.distributed as dist
+
+    yield Finding("cpu", "ok", f"{platform.machine()}, {torch.get_num_threads()} threads")
+    if not torch.cuda.is_available():
+        built = (
+            f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        )
+        yield Finding("gpu", "none", built, "training runs on the CPU, in fp32")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16: use `fp16: true`"
+        yield Finding(f"gpu {index}", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}")
+    for backend, is_available in (("gloo", dist.is_gloo_available), ("nccl", dist.is_nccl_available)):
+        is_there = dist.is_available() and is_available()
+        yield Finding(f"distributed, {backend}", "ok" if is_there else "none")

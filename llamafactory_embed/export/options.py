@@ -1,0 +1,46 @@
+"""Options of `llamafactory-embed export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..hparams.option import REQUIRED, option
+
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a checkpoint becomes a folder in the layout of sentence-transformers."""
+
+    dtype: Dtype = option("auto", "Type of the saved weights; auto: that of the base model.")
+    device: str = option("cpu", "Device for merging and checking.")
+    query_task: str | None = option(
+        None, "Task whose instruction becomes the prompt `query` of the exported model.", metavar="TASK"
+    )
+    dimensions: int | None = option(None, "Size to which a Matryoshka model's embeddings are cut.", metavar="SIZE")
+    dequantize: bool = option(
+        False, "Merge a QLoRA adapter into the weights as quantization has rounded them (needs CUDA)."
+    )
+    max_shard_size: str = option("5GB", "Size of the largest weight file.", metavar="SIZE")
+    overwrite: bool = option(False, "Replace an earlier export in FOLDER.")
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """What the command exports, where to, and whether it is pushed."""
+
+    checkpoint: str = option(REQUIRED, "Folder that a training run wrote.", positional=True)
+    folder: str = option(REQUIRED, "Folder to write; it must not exist.", positional=True)
+    layout: Literal["sentence-transformers", "adapter", "llm2vec"] = option(
+        "sentence-transformers",
+        "sentence-transformers: merged weights, which servers read too; adapter: the adapter alone; llm2vec: the "
+        "layout of the llm2vec package.",
+    )
+    push_to: str | None = option(
+        None, "Repository on the hub to which the checked folder is uploaded.", metavar="OWNER/NAME"
+    )
+    private: bool = option(False, "Make a new repository on the hub private.")
+    dry_run: bool = option(False, "With --push-to: say what would be uploaded, and upload nothing.")
