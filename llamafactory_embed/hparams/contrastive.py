@@ -7,6 +7,7 @@ from typing import Literal
 
 from .embedding import EmbeddingOptions
 from .option import option
+from .run import RunOptions
 
 
 @dataclass
@@ -38,7 +39,7 @@ class ComparisonOptions:
 
 
 @dataclass
-class ContrastiveOptions(ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
+class ContrastiveOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
     """Loss and negatives."""
 
     task_batching: Literal["homogeneous", "mixed"] = option(
