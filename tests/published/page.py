@@ -22,8 +22,8 @@ FAMILIES = {
 TOP = """# Original recipes, file by file
 
 Every recipe file of the five originals, and what has the same effect here. A test parses each of our recipes with
-LLaMA-Factory's own parser and compares the effective values with the facts in `tests/published/facts/`; differences are
-those of the column "departures", each with its reason. This page is generated (`make docs`) from
+LLaMA-Factory's own parser and compares the effective values with the facts in `tests/published/facts/`; differences
+are those of the column "departures", each with its reason. This page is generated (`make docs`) from
 `tests/published/table.py`.
 
 None of these recipes was run at its published size here: the models are not in a package index. Tiny variants of each
