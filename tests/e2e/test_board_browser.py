@@ -19,10 +19,38 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.patience import PATIENCE
+
 from .conftest import SCRIPTS, read_losses
 
 
 pytestmark = pytest.mark.process
+
+MILLISECONDS = 1000 * PATIENCE
+
+# Written behind the third-party stage: after its last step, a run waits for the test to have seen its picture. The
+# Board looks at a run every two seconds, and never at one that ends before.
+WAITING = """
+
+import time
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+
+class WaitForTheTest(TrainerCallback):
+    def on_train_end(self, args, state, control, **kwargs):
+        while not Path("picture-was-seen").exists():
+            time.sleep(0.05)
+
+
+run_without_waiting = run_scaled_pt
+
+
+def run_scaled_pt(model_args, data_args, training_args, finetuning_args, generating_args, callbacks=None):
+    callbacks = [*(callbacks or ()), WaitForTheTest()]
+    run_without_waiting(model_args, data_args, training_args, finetuning_args, generating_args, callbacks)
+"""
 
 CHROMIUM_FLAGS = (
     "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
@@ -43,12 +71,15 @@ def chromium() -> str:
 @pytest.fixture
 def board(chromium: str, third_party_site: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a Board that runs in a working folder of its own."""
+    waiting_stage = tmp_path / "waiting" / "scaled_pt.py"
+    waiting_stage.parent.mkdir()
+    waiting_stage.write_text((third_party_site / "scaled_pt.py").read_text(encoding="utf-8") + WAITING, "utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(third_party_site),
+        "PYTHONPATH": f"{waiting_stage.parent}{os.pathsep}{third_party_site}",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "GRADIO_SERVER_NAME": "127.0.0.1",
@@ -72,15 +103,15 @@ def board(chromium: str, third_party_site: Path, tmp_path: Path) -> Iterator[str
             yield address
         finally:
             os.killpg(process.pid, signal.SIGTERM)  # and the run, should it still be going
-            process.wait(timeout=20)
+            process.wait(timeout=PATIENCE)
 
 
-def wait_for(address: str, process: subprocess.Popen[Any], log_path: Path, seconds: float = 180) -> None:
+def wait_for(address: str, process: subprocess.Popen[Any], log_path: Path) -> None:
     """Until the page answers, or the reason why it never will."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + PATIENCE
     while time.monotonic() < until and process.poll() is None:
         try:
-            urllib.request.urlopen(address, timeout=5).close()
+            urllib.request.urlopen(address, timeout=PATIENCE).close()
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
         else:
@@ -91,12 +122,13 @@ def wait_for(address: str, process: subprocess.Popen[Any], log_path: Path, secon
 @pytest.fixture
 def page(board: str, chromium: str) -> Iterator[Any]:
     """The Board's page in the browser."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=MILLISECONDS)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, headless=True, args=CHROMIUM_FLAGS.split())
         page = browser.new_page(viewport={"width": 1500, "height": 1300}, locale="en-US")
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(MILLISECONDS)
         page.goto(board)
         yield page
         browser.close()
@@ -140,7 +172,7 @@ def test_choose_set_preview_run_and_see(page: Any, tiny_llama: Path, prose_data:
     page.keyboard.press("Escape")
     page.get_by_text("Extra configurations").click()
     extra_arguments = {
-        "max_steps": 500,  # some seconds: the Board looks every two, and a shorter run may end before it looks
+        "max_steps": 20,
         "logging_steps": 1,
         "gradient_accumulation_steps": 1,
         "preprocessing_num_workers": 1,
@@ -186,8 +218,12 @@ def test_choose_set_preview_run_and_see(page: Any, tiny_llama: Path, prose_data:
     # run, and see the loss picture
     type_into(page, "Output dir", "scaled")
     click(page, "Start")
-    expect(page.get_by_text("Finished.").last).to_be_visible(timeout=180_000)
-    expect(page.locator("img[alt='Plot'], .matplotlib img, [data-testid=matplotlib] img").first).to_be_visible()
+    picture = page.locator("img[alt='Plot'], .matplotlib img, [data-testid=matplotlib] img").first
+    failure = page.get_by_text("Failed. Exit code").last
+    expect(picture.or_(failure).first).to_be_visible()
+    assert not failure.is_visible(), (tmp_path / "board.log").read_text(encoding="utf-8")[-2000:]
+    (tmp_path / "picture-was-seen").touch()
+    expect(page.get_by_text("Finished.").last).to_be_visible()
 
     output = tmp_path / "saves" / "Custom" / "lora" / "scaled"
     saved = yaml.safe_load((output / "training_args.yaml").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ def test_stock_stages_are_untouched(run, tiny_llama: Path, tmp_path: Path) -> No
     losses = {}
     for name, variables in {"active": {}, "disabled": {"LLAMAFACTORY_EMBED_DISABLE": "1"}}.items():
         folder = tmp_path / name
-        done = run(sys.executable, stock_stages.__file__, str(tiny_llama), str(folder), timeout=300, **variables)
+        done = run(sys.executable, stock_stages.__file__, str(tiny_llama), str(folder), **variables)
         assert done.returncode == 0, done.stderr[-3000:]
         losses[name] = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,17 +186,6 @@ def tiny_variant(options: dict[str, Any], material: Path, output: Path) -> dict[
     if "latents" in options:
         tiny |= {"latents": 8, "latent_heads": 2, "latent_head_size": 4}
     return tiny
-
-
-@pytest.fixture
-def single_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Variables that a launcher would have set must not reach a run in this process, nor may the run leave its own."""
-    before = dict(os.environ)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "USE_RAY"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
 
 
 @pytest.mark.parametrize("recipe", families(), ids=str)

@@ -22,6 +22,7 @@ from llamafactory_embed.export.export import ExportOptions, export_checkpoint
 from llamafactory_embed.model.embedding import EmbeddingModel
 from tests.embedders import INSTRUCTION, make_config
 from tests.export.checkpoints import TASKS, TEXTS, Trained, train
+from tests.patience import PATIENCE
 from tests.tiny_models import FAMILIES, HIDDEN_SIZE, save_tiny_model, tiny_model, tiny_tokenizer
 
 
@@ -122,7 +123,7 @@ def test_a_process_without_this_package_reads_it(tmp_path: Path) -> None:
     )
     environment = {"LLAMAFACTORY_EMBED_DISABLE": "1", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "hf")}
     environment |= {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, check=True, timeout=240)
+    subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, check=True, timeout=PATIENCE)
     for number, each in enumerate(trained):
         vectors = np.load(tmp_path / f"vectors{number}.npy")
         np.testing.assert_allclose(vectors, each.embed(instruction=INSTRUCTION, as_query=True), atol=1e-5)

@@ -7,12 +7,13 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 
-GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).with_name("cases"))
+BUNDLED = Path(__file__).with_name("cases")
+GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or BUNDLED)
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,17 @@ class GoldenCase:
     def data(self) -> dict[str, Any]:
         return json.loads((self.folder / "case.json").read_text(encoding="utf-8"))
 
+    def part(self, name: str) -> Any:
+        """A part of the case that others need not have."""
+        if name not in self.data:
+            nothing_to_compare(name)
+        return self.data[name]
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the weights are: where `weights` points to, or in the case's folder."""
+        return self.folder_of(self.data["weights"]).parent if "weights" in self.data else self.folder
+
     def folder_of(self, relative: str) -> Path:
         """Another folder that this case names, such as the one that holds its weights."""
         return (self.folder / relative).resolve()
@@ -42,6 +54,13 @@ class GoldenCase:
         if (source / "tokenizer").is_dir():
             shutil.copytree(source / "tokenizer", destination, dirs_exist_ok=True)
         return destination
+
+
+def nothing_to_compare(what: str) -> NoReturn:
+    """Skip the test for a case that lacks what it compares; the bundled cases lack nothing."""
+    if GOLDEN_DIR == BUNDLED:
+        pytest.fail(f"no bundled case holds {what}")
+    pytest.skip(f"the case holds no {what}")
 
 
 def golden_cases(kind: str) -> Any:

@@ -66,7 +66,7 @@ def network_of(case: GoldenCase, sub: dict[str, Any], folder: Path, shift: bool)
     """A formula, or the model whose weights the whole case names."""
     if sub["model"].startswith("formula"):
         return FormulaNetwork(sub["model"], sub["formula_vocab"], shift)
-    copied = case.copy_model(folder / "model", case.folder_of(case.data["weights"]).parent)
+    copied = case.copy_model(folder / "model", case.model_folder)
     return LanguageModelNetwork(AutoModelForCausalLM.from_pretrained(copied).eval(), shift=shift)
 
 
@@ -108,5 +108,5 @@ class History:
 
     def padded_to(self, steps: int) -> list[list[list[int]]]:
         """As many steps as the original ran, which goes on when all is said."""
-        last = self.steps[-1]
+        last = self.steps[-1] if self.steps else self.now.tolist()  # a row that was given as a whole
         return self.steps + [last] * (steps - len(self.steps))

@@ -52,7 +52,7 @@ def test_texts_of_the_e5_data(case: GoldenCase, tmp_path: Path) -> None:
 
 @golden_cases("tdro/contrastive")
 def test_passages_of_tdro(case: GoldenCase) -> None:
-    collation = case.data["collation"]
+    collation = case.part("collation")
     found = []
     for feature in collation["features"]:
         row = parse_record(feature, {}, "features", 1)
@@ -63,7 +63,7 @@ def test_passages_of_tdro(case: GoldenCase) -> None:
 
 @golden_cases("tdro/contrastive")
 def test_names_of_tasks_that_see_their_own_passages_only(case: GoldenCase) -> None:
-    masking = case.data["domain_masking"]
+    masking = case.part("domain_masking")
     assert [sees_own_passages_only(name) for name in masking["domain_names"]] == masking[
         "expected_only_hard_negatives"
     ]

@@ -18,7 +18,7 @@ from llamafactory_embed.diffusion.objective import LossNorm, loss_terms
 from llamafactory_embed.diffusion.schedules import SCHEDULES, times_from_uniforms
 from llamafactory_embed.diffusion.texts import Text
 from llamafactory_embed.model.token_predictor import TokenPredictor
-from tests.golden.case_files import GoldenCase, golden_cases
+from tests.golden.case_files import GoldenCase, golden_cases, nothing_to_compare
 
 
 LINEAR = SCHEDULES["linear"]
@@ -86,9 +86,14 @@ def check_attention(row: dict[str, Any]) -> None:
 
 
 def check_gradients(model: nn.Module, row: dict[str, Any], embedding: str, tolerance: dict[str, Any]) -> None:
-    norms = row["grad_norm_l2"] | {embedding: row["grad_norm_embedding"]}
+    norms = dict(row.get("grad_norm_l2", {}))
+    if "grad_norm_embedding" in row:
+        norms[embedding] = row["grad_norm_embedding"]
     found = {name: float(parameter.grad.norm()) for name, parameter in model.named_parameters()}
-    assert found == pytest.approx(norms, rel=tolerance["grad_norm"]["rtol"]), row["name"]
+    if "grad_norm_l2" in row:
+        assert found.keys() == norms.keys(), row["name"]
+    for name, norm in norms.items():
+        assert found[name] == pytest.approx(norm, rel=tolerance["grad_norm"]["rtol"]), (row["name"], name)
 
 
 @golden_cases("ddm/loss")
@@ -96,7 +101,10 @@ def test_cross_entropies(case: GoldenCase, tmp_path: Path) -> None:
     """Of each hidden token, with the weight of its time taken out; and the loss without weights."""
     predictor = load_model(case, tmp_path / "model", "sdpa")
     tolerance = case.data["tolerance"]["per_token_ce_before_masking"]
+    compared = 0
     for row in case.data["cases"]:
+        if "per_token_ce_before_masking" not in row:
+            continue
         predictor.shift = row["shift"]
         texts = corrupt(row)
         allowed = torch.tensor(row["attention_allowed"], dtype=torch.bool)[None, None]
@@ -107,6 +115,9 @@ def test_cross_entropies(case: GoldenCase, tmp_path: Path) -> None:
         torch.testing.assert_close(losses, all_entropies[hidden], **tolerance)
         if "unweighted_loss" in row and row["unweighted_loss"] != "nan" and not row.get("original_quirk"):
             assert losses.mean().item() == pytest.approx(row["unweighted_loss"], rel=1e-4)
+        compared += len(losses)
+    if compared == 0:
+        nothing_to_compare("cross entropies")
 
 
 @golden_cases("ddm/loss")
@@ -118,7 +129,7 @@ def test_the_bound_counts_every_token_that_could_be_hidden(case: GoldenCase, tmp
             continue
         predictor.shift = row["shift"]
         allowed = torch.tensor(row["attention_allowed"], dtype=torch.bool)[None, None]
-        sources = row["src_mask"] or [[0] * len(ids) for ids in row["input_ids"]]
+        sources = row.get("src_mask") or [[0] * len(ids) for ids in row["input_ids"]]
         could_be_scored = sum(not each for source in sources for each in source[int(row["shift"]) :])
         expected = row["final_loss"] * sum(map(sum, row["loss_mask"])) / could_be_scored
         assert score(predictor, corrupt(row), "token", allowed).item() == pytest.approx(expected, rel=1e-4), row[

@@ -15,7 +15,7 @@ from llamafactory_embed.sampling.loop import denoise
 from llamafactory_embed.sampling.network import LanguageModelNetwork, Network
 from llamafactory_embed.sampling.schedules import kept_counts
 from llamafactory_embed.sampling.settings import SamplingSettings
-from tests.golden.case_files import GoldenCase, golden_cases
+from tests.golden.case_files import GoldenCase, golden_cases, nothing_to_compare
 from tests.golden.denoising import FormulaNetwork, History, NoDraws, RecordedDraws
 
 
@@ -63,7 +63,7 @@ def load_network(case: GoldenCase, sub: dict[str, Any], folder: Path) -> Network
 def test_tokens_of_every_call(case: GoldenCase, tmp_path: Path) -> None:
     for sub in case.data["cases"]:
         given = torch.tensor(sub["input_ids"])
-        source = torch.tensor(sub["src_mask"]).bool() if sub["src_mask"] else torch.zeros_like(given).bool()
+        source = torch.tensor(sub["src_mask"]).bool() if sub.get("src_mask") else torch.zeros_like(given).bool()
         canvas = Canvas.of_texts(given.tolist(), (~source).tolist(), sub["mask_token_id"])
         network = load_network(case, sub, tmp_path / sub["model"].replace(":", "_"))
         if sub["shift"]:
@@ -88,13 +88,17 @@ def test_tokens_of_every_call(case: GoldenCase, tmp_path: Path) -> None:
 
 @golden_cases("ddm/sample")
 def test_counts_that_stay_masked(case: GoldenCase) -> None:
+    compared = 0
     for sub in case.data["cases"]:
         given = torch.tensor(sub["input_ids"])
-        source = torch.tensor(sub["src_mask"]).bool() if sub["src_mask"] else torch.zeros_like(given).bool()
+        source = torch.tensor(sub["src_mask"]).bool() if sub.get("src_mask") else torch.zeros_like(given).bool()
         width = (~source).sum(dim=-1).tolist()
         steps = [sub["diffusion_steps"]] * len(width)
         for index, expected in enumerate(sub.get("keep_masked_count_per_update", [])):
             assert kept_counts(width, [index] * len(width), steps) == expected, sub["name"]
+            compared += 1
+    if compared == 0:
+        nothing_to_compare("counts")
 
 
 @golden_cases("ddm/sample")
@@ -106,11 +110,12 @@ def test_scores_of_every_call(case: GoldenCase, tmp_path: Path) -> None:
         if sub["sampler"] != "trainer" or not expected:
             continue
         given = torch.tensor(sub["input_ids"])
-        source = torch.tensor(sub["src_mask"]).bool() if sub["src_mask"] else torch.zeros_like(given).bool()
+        source = torch.tensor(sub["src_mask"]).bool() if sub.get("src_mask") else torch.zeros_like(given).bool()
         network = load_network(case, sub, tmp_path / sub["model"].replace(":", "_"))
         for tokens, scores in zip(sub["xt_at_each_model_call"], expected, strict=False):
             logits = network.head(network.states(torch.tensor(tokens), torch.ones_like(source), ~source))
             found = plain_score(make_guesses(logits / sub["logits_temp"]))
             torch.testing.assert_close(found, torch.tensor(scores)[~source], atol=tolerance, rtol=0, msg=sub["name"])
             compared += len(found)
-    assert compared > 0
+    if compared == 0:
+        nothing_to_compare("scores")

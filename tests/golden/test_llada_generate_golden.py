@@ -17,7 +17,7 @@ from tests.golden.denoising import History, NoDraws, left_padded, network_of
 
 
 def make_canvas(sub: dict[str, Any]) -> Canvas:
-    return left_padded(sub["prompt"], sub["attention_mask"], sub["gen_length"], sub["mask_token_id"])
+    return left_padded(sub["prompt"], sub.get("attention_mask"), sub["gen_length"], sub["mask_token_id"])
 
 
 @golden_cases("llada/generate")
@@ -27,9 +27,9 @@ def test_tokens_after_every_step(case: GoldenCase, tmp_path: Path) -> None:
         settings = SamplingSettings(
             steps=sub["steps"],
             algorithm=sub["remasking"],
-            temperature=sub["temperature"],
+            temperature=sub.get("temperature") or 0.0,
             block_length=sub["block_length"],
-            cfg_scale=sub["cfg_scale"],
+            cfg_scale=sub.get("cfg_scale") or 0.0,
         )
         network = network_of(case, sub, tmp_path, shift=False)
         if settings.cfg_scale > 0:

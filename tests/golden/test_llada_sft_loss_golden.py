@@ -27,8 +27,8 @@ NORM_OF_KIND: dict[str, LossNorm] = {"sft": "sequence", "pretrain": "token"}
 
 @pytest.fixture
 def predictor(case: GoldenCase, tmp_path: Path) -> TokenPredictor:
-    source = case.folder_of(case.data["weights"]).parent
-    model = AutoModelForCausalLM.from_pretrained(case.copy_model(tmp_path / "model", source), dtype=torch.float32)
+    folder = case.copy_model(tmp_path / "model", case.model_folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     family = find_family(model.config)
     assert family is not None
     return TokenPredictor(model.eval(), shift=family.shift)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def load_model(case: GoldenCase, folder: Path) -> PreTrainedModel:
 
 def load_adapter(case: GoldenCase, folder: Path) -> PeftModel:
     """The case's adapter on the causal language model, under whose names it was converted."""
+    case.part("lora")
     model = load_model(case, folder / "model")
     modules = ModuleNames.of_config(AutoConfig.from_pretrained(folder / "model"))
     adapter = adapter_for_causal_lm(case.folder_of("adapter"), modules, folder / "converted")
@@ -29,7 +31,10 @@ def load_adapter(case: GoldenCase, folder: Path) -> PeftModel:
 
 
 def first_row(case: GoldenCase) -> list[int]:
-    return case.data["subcases"][0]["input_ids"][0]
+    """The real tokens of the first row of the first sub-case."""
+    subcase = case.data["subcases"][0]
+    tokens = subcase["input_ids"][0]
+    return list(itertools.compress(tokens, subcase["attention_mask"][0])) if "attention_mask" in subcase else tokens
 
 
 @golden_cases("llm2vec/mntp")
@@ -50,7 +55,8 @@ def test_loss_of_masked_tokens(case: GoldenCase, tmp_path: Path) -> None:
     model = load_adapter(case, tmp_path)
     patch_attention(model, "bidirectional")
     subcase, expected = case.data["subcases"][0], case.data["lora"]["expected_on_first_subcase"]
-    logits = model(input_ids=torch.tensor(subcase["input_ids"])).logits[:, :-1]  # [B, L - 1, V]: one to the left
+    inputs = {name: torch.tensor(subcase[name]) for name in ("input_ids", "attention_mask") if name in subcase}
+    logits = model(**inputs).logits[:, :-1]  # [B, L - 1, V]: one to the left
     labels = torch.tensor(subcase["labels"])[:, 1:]
     losses = torch.nn.functional.cross_entropy(logits[labels != -100], labels[labels != -100], reduction="none")
     torch.testing.assert_close(losses, torch.tensor(expected["cross_entropy"]), atol=1e-4, rtol=1e-4)

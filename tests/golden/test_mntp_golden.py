@@ -15,7 +15,7 @@ from llamafactory_embed.loading.llm2vec_adapters import ModuleNames, adapter_for
 from llamafactory_embed.model.mask_token import find_mask_token
 from llamafactory_embed.model.token_predictor import NO_LABEL, TokenBatch, TokenPredictor, pack_predictions
 from llamafactory_embed.train.embed.mntp.corruption import MntpCorruption
-from tests.golden.case_files import GoldenCase, golden_cases
+from tests.golden.case_files import GoldenCase, golden_cases, nothing_to_compare
 
 
 MASKING = {"default_80_10_10": "bert", "all_mask": "all_mask"}
@@ -69,7 +69,8 @@ def test_losses(case: GoldenCase, max_tokens: int | None, tmp_path: Path) -> Non
         torch.testing.assert_close(found.losses.mean(), torch.tensor(expected["loss"]), atol=1e-4, rtol=1e-4)
         assert float(found.correct.float().mean()) == pytest.approx(expected["accuracy"], abs=1e-6)
         compared += len(losses)
-    assert compared > 0
+    if compared == 0:
+        nothing_to_compare("losses")
 
 
 @golden_cases("llm2vec/mntp")
@@ -85,7 +86,8 @@ def test_most_probable_tokens(case: GoldenCase, tmp_path: Path) -> None:
         correct = model(batches_of(subcase | {"labels": probable.tolist()}), with_correct=True).correct
         assert correct.all()
         compared += len(correct)
-    assert compared > 0
+    if compared == 0:
+        nothing_to_compare("most probable tokens")
 
 
 @golden_cases("llm2vec/mntp")
@@ -100,12 +102,13 @@ def test_gradients(case: GoldenCase, max_tokens: int | None, tmp_path: Path) -> 
         (scores.loss / len(scores.losses)).backward()
         found = {name: each.grad for name, each in model.backbone.named_parameters() if each.grad is not None}
         expected = dict(subcase["expected"]["gradient"])
-        for name, norm in expected.pop("frobenius_norm").items():
+        for name, norm in expected.pop("frobenius_norm", {}).items():
             torch.testing.assert_close(found[name].norm(), torch.tensor(norm), atol=1e-5, rtol=1e-3)
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], torch.tensor(gradient), atol=1e-5, rtol=1e-3)
-        compared += len(expected)
-    assert compared > 0
+        compared += len(subcase["expected"]["gradient"])
+    if compared == 0:
+        nothing_to_compare("gradients")
 
 
 @golden_cases("llm2vec/mntp")
@@ -121,13 +124,14 @@ def test_labels_without_a_predecessor_poison_nothing(case: GoldenCase, tmp_path:
         gradients = [each.grad for each in model.parameters()]
         assert all(each is not None and not each.any() for each in gradients)
         compared += 1
-    assert compared > 0
+    if compared == 0:
+        nothing_to_compare("labels without a predecessor")
 
 
 @golden_cases("llm2vec/mntp")
 @torch.no_grad()
 def test_loss_with_the_adapter(case: GoldenCase, tmp_path: Path) -> None:
-    subcase, expected = case.data["subcases"][0], case.data["lora"]["expected_on_first_subcase"]
+    subcase, expected = case.data["subcases"][0], case.part("lora")["expected_on_first_subcase"]
     backbone = load_model(case, subcase, tmp_path / "model")
     modules = ModuleNames.of_config(backbone.config)
     adapter = adapter_for_causal_lm(case.folder_of("adapter"), modules, tmp_path / "converted")
@@ -141,7 +145,7 @@ def test_loss_with_the_adapter(case: GoldenCase, tmp_path: Path) -> None:
 
 @golden_cases("llm2vec/mntp")
 def test_mask_tokens(case: GoldenCase, tmp_path: Path) -> None:
-    kinds = case.data["collator"]["mask_token_types"]
+    kinds = case.part("collator")["mask_token_types"]
     for kind, expected in kinds.items():
         tokenizer = AutoTokenizer.from_pretrained(case.copy_model(tmp_path / kind))
         before = len(tokenizer)
@@ -177,13 +181,14 @@ def test_recorded_masks_obey_the_rules_of_ours(case: GoldenCase, tmp_path: Path)
             if MASKING[subcase["collator"]] == "all_mask":
                 assert torch.equal(ours.inputs[chosen & eligible], inputs[chosen & eligible])
             compared += int(chosen.sum())
-    assert compared > 0
+    if compared == 0:
+        nothing_to_compare("recorded masks")
 
 
 @golden_cases("llm2vec/mntp")
 def test_shares_of_hidden_tokens(case: GoldenCase, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(case.copy_model(tmp_path / "model"))
-    collator = case.data["collator"]
+    collator = case.part("collator")
     generator = torch.Generator().manual_seed(0)
     for row in collator["measured_with_the_original"]:
         corrupt = corruption_of(case, tokenizer, MASKING[row["collator"]], row["mlm_probability"])

@@ -24,7 +24,7 @@ from tests.golden.test_losses_golden import assert_golden, leaf
 
 @golden_cases("llm2vec/simcse")
 def test_loss(case: GoldenCase) -> None:
-    views = case.data["fixed_embeddings"]
+    views = case.part("fixed_embeddings")
     for expected in views["expected"]:
         first, second = leaf(views["view1"]), leaf(views["view2"])
         loss = simcse(first, second, temperature=1 / expected["scale"])
@@ -37,7 +37,7 @@ def test_loss(case: GoldenCase) -> None:
 @golden_cases("llm2vec/simcse")
 @torch.no_grad()
 def test_lines_without_instruction_are_pooled_over_their_own_tokens(case: GoldenCase, tmp_path: Path) -> None:
-    batch = case.data["no_separator_batch"]
+    batch = case.part("no_separator_batch")
     source = case.folder_of(case.data["model"].split(" ")[0])
     model = AutoModel.from_pretrained(case.copy_model(tmp_path / "model", source)).eval()
     model.config.is_causal = False
@@ -51,6 +51,8 @@ def test_lines_without_instruction_are_pooled_over_their_own_tokens(case: Golden
     counted = torch.tensor(batch["embed_mask"]).bool()[torch.tensor(batch["attention_mask"]).bool()]  # none at all
     pooled = pooler([hidden], [len(row) for row in rows], counted)
     torch.testing.assert_close(pooled, torch.tensor(batch["masked_mean"]), atol=5e-5, rtol=1e-4)
+    if "loss_scale_20_masked_eval_mode" not in batch:
+        return
     loss = simcse(pooled, pooled, temperature=1 / 20)
     torch.testing.assert_close(loss, torch.tensor(batch["loss_scale_20_masked_eval_mode"]), atol=1e-5, rtol=0)
 
@@ -67,7 +69,7 @@ def load_embedder(case: GoldenCase, folder: Path, backend: Backend | None = None
 
 
 def real_tokens(case: GoldenCase) -> list[list[int]]:
-    batch = case.data["no_separator_batch"]
+    batch = case.part("no_separator_batch")
     return [
         [token for token, real in zip(ids, mask, strict=True) if real]
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
@@ -88,7 +90,7 @@ def test_two_views_are_as_far_apart(case: GoldenCase, backend: Backend, tmp_path
     model = load_embedder(case, tmp_path, backend)
     lines = real_tokens(case)
     undisturbed = draw_views(model.eval(), lines, 1)[0]
-    for row in case.data["view_statistics"]["rows"]:
+    for row in case.part("view_statistics")["rows"]:
         set_attention_dropout(model.decoder, row["attention_dropout"])
         first, second = (draw_views(model.train(), lines, DRAWS) for _ in range(2))
         cosine = torch.nn.functional.cosine_similarity(first, second, dim=-1).mean(0)  # [lines]
@@ -104,7 +106,7 @@ def test_two_views_are_as_far_apart(case: GoldenCase, backend: Backend, tmp_path
 @golden_cases("llm2vec/simcse")
 def test_dropout_takes_the_route_of_the_original(case: GoldenCase, tmp_path: Path) -> None:
     """On attention and nowhere else, though not by the configuration, which would be saved with the checkpoint."""
-    route = case.data["dropout_route"]
+    route = case.part("dropout_route")
     model = load_embedder(case, tmp_path)
     before = model.decoder.config.to_dict()
     set_attention_dropout(model.decoder, route["requested_simcse_dropout"])

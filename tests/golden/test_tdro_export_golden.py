@@ -58,6 +58,8 @@ def test_files_of_either_side_are_read(case: GoldenCase, tmp_path: Path) -> None
             assert shares is not None
             assert sum(shares) == pytest.approx(1)
             assert task_shares(str(ours / name), tasks, sizes) == pytest.approx(shares, rel=tolerance)
+        if "curr_weights.json" not in subcase["expected_files"]:
+            continue
         assert start_weights(str(theirs / "curr_weights.json"), tasks) == pytest.approx(
             start_weights(str(ours / "curr_weights.json"), tasks), rel=tolerance
         )

@@ -32,7 +32,7 @@ def test_two_ranks(options: dict[str, Any], tmp_path: Path) -> None:
     mined(tmp_path, "one", **options)
     options |= {"output": str(tmp_path / "two.jsonl"), "keep_work": True}
     (tmp_path / "options.json").write_text(json.dumps(options), "utf-8")
-    torchrun("tests.mining.mining_runs", tmp_path / "options.json", timeout=300, CUDA_VISIBLE_DEVICES="")
+    torchrun("tests.mining.mining_runs", tmp_path / "options.json", CUDA_VISIBLE_DEVICES="")
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     summaries = [json.loads((tmp_path / f"{name}.summary.json").read_text("utf-8")) for name in ("one", "two")]
     one, two = (each | {"output": "", "entry": {}} for each in summaries)

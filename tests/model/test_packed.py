@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from attention_patch import patch_attention
 from llamafactory_embed.model.packed import find_decoder, forward_packed, pack_texts, split_texts
+from tests.rounding import additions_in_network, assert_equal_up_to_rounding
 from tests.tiny_models import FAMILIES, VOCABULARY_SIZE, tiny_model
 
 
@@ -45,31 +49,57 @@ def test_packed_equals_separate_forwards_and_gradients(family: str, backend: str
     texts = random_texts(LENGTHS)
     model = tiny_model(family)
     decoder = find_decoder(model)
-    weights = torch.randn(len(texts), decoder.config.hidden_size, generator=torch.Generator().manual_seed(1))
-
     with patch_attention(model, mode, backend=backend):
         alone = [decoder(input_ids=torch.tensor([text]), use_cache=False).last_hidden_state[0] for text in texts]
-        sum((state.mean(0) @ weight for state, weight in zip(alone, weights, strict=True)), torch.zeros(())).backward()
-        expected = {
-            name: parameter.grad.clone()
-            for name, parameter in decoder.named_parameters()
-            if name != "transformer.ff_out.weight"  # LLaDA's head, which lies in its decoder
-        }
-        decoder.zero_grad()
-
-        packed: list[torch.Tensor] = [torch.empty(0)] * len(texts)
+        expected = gradients(decoder, alone)
+        packed: list[Tensor] = [torch.empty(0)] * len(texts)
         for batch in pack_texts(texts, max_tokens=20):
             (hidden,) = forward_packed(decoder, batch)
             for index in batch.text_indices:
                 packed[index] = split_texts(hidden, batch, len(texts))[index]
-        sum(
-            (state.mean(0) @ weight for state, weight in zip(packed, weights, strict=True)), torch.zeros(())
-        ).backward()
+        found = gradients(decoder, packed)
 
+    forward_terms = additions_in_network(decoder.config, max(LENGTHS))
     for index in range(len(texts)):
-        torch.testing.assert_close(packed[index], alone[index], atol=1e-5, rtol=1e-5)
+        assert_equal_up_to_rounding(packed[index], alone[index], forward_terms, f"text {index}")
+    backward_terms = additions_in_network(decoder.config, sum(LENGTHS), backward=True)
+    assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(decoder.get_parameter(name).grad, gradient, atol=1e-5, rtol=1e-4)
+        assert_equal_up_to_rounding(found[name], gradient, backward_terms, name)
+
+
+def gradients(decoder: nn.Module, states: list[Tensor]) -> dict[str, Tensor]:
+    """Of all parameters that the texts' states [n, d] reach, for a loss that weighs every text and dimension
+    otherwise."""
+    weights = torch.randn(len(states), states[0].shape[-1], generator=torch.Generator().manual_seed(1))
+    decoder.zero_grad()
+    torch.stack([state.mean(0) @ weight for state, weight in zip(states, weights, strict=True)]).sum().backward()
+    return {name: each.grad.clone() for name, each in decoder.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_that_sees_its_neighbour_is_noticed(family: str, backend: str) -> None:
+    """The comparison above fails, for states and for gradients, where two texts are laid out as one."""
+    texts = random_texts(LENGTHS)
+    model = tiny_model(family)
+    decoder = find_decoder(model)
+    (batch,) = pack_texts(texts)
+    first, second, *others = batch.lengths
+    joined = dataclasses.replace(batch, lengths=(first + second, *others))
+    with patch_attention(model, backend=backend):
+        (right,) = forward_packed(decoder, batch)
+        expected = gradients(decoder, [right])
+        (wrong,) = forward_packed(decoder, joined)
+        found = gradients(decoder, [wrong])
+    terms = additions_in_network(decoder.config, sum(LENGTHS), backward=True)
+    assert_equal_up_to_rounding(wrong[first + second :], right[first + second :], terms)
+    with pytest.raises(AssertionError):
+        assert_equal_up_to_rounding(wrong, right, terms)
+    for name, gradient in expected.items():
+        if "norm" not in name and "ln_" not in name and "bias" not in name:
+            with pytest.raises(AssertionError):
+                assert_equal_up_to_rounding(found[name], gradient, terms, name)
 
 
 def test_packed_equals_the_padded_forward() -> None:
@@ -84,7 +114,8 @@ def test_packed_equals_the_padded_forward() -> None:
         (batch,) = pack_texts(texts)
         states = split_texts(forward_packed(decoder, batch)[0], batch, len(texts))
     for index, text in enumerate(texts):
-        torch.testing.assert_close(states[index], expected[index, : len(text)], atol=1e-5, rtol=1e-5)
+        terms = additions_in_network(decoder.config, longest)
+        assert_equal_up_to_rounding(states[index], expected[index, : len(text)], terms, f"text {index}")
 
 
 def test_all_layers_end_with_the_last_hidden_state() -> None:

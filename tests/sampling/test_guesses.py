@@ -14,6 +14,7 @@ from transformers.generation.logits_process import (
 )
 
 from llamafactory_embed.sampling import guesses, schedules
+from tests.rounding import rounding_of_sum
 
 
 @pytest.fixture
@@ -21,10 +22,24 @@ def logits() -> Tensor:
     return torch.randn(6, 40, generator=torch.Generator().manual_seed(0)) * 2
 
 
+def assert_keeps_top_p(kept: Tensor, logits: Tensor, top_p: float) -> None:
+    """A token goes if those that are more probable add up to more than `top_p`, in double precision; unless the sum,
+    in float32 and the machine's own order, may come out on either side of it. What stays is unchanged."""
+    ordered, order = logits.double().sort(dim=-1, descending=True, stable=True)
+    summed = ordered.softmax(dim=-1).cumsum(dim=-1)
+    before = torch.zeros_like(summed).scatter(-1, order, torch.cat([0 * summed[..., :1], summed[..., :-1]], dim=-1))
+    is_undecided = (before - top_p).abs() <= rounding_of_sum(logits.shape[-1])
+    assert is_undecided.double().mean() < 0.01
+    is_kept = kept.isfinite()
+    assert torch.equal(is_kept[~is_undecided], (before <= top_p)[~is_undecided])
+    assert torch.equal(kept[is_kept], logits[is_kept])
+    assert kept[~is_kept].isneginf().all()
+
+
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999, 1.0])
 def test_top_p_keeps_what_transformers_keeps(logits: Tensor, top_p: float) -> None:
-    theirs = TopPLogitsWarper(top_p)(None, logits.clone())
-    assert torch.equal(guesses.keep_top_p(logits, top_p), theirs)
+    assert_keeps_top_p(TopPLogitsWarper(top_p)(None, logits.clone()), logits, top_p)
+    assert_keeps_top_p(guesses.keep_top_p(logits, top_p), logits, top_p)
 
 
 @pytest.mark.parametrize("top_p", [0.0, 0.5, 0.9, 0.999])
@@ -33,14 +48,23 @@ def test_top_p_of_a_large_vocabulary(top_p: float) -> None:
     logits = torch.randn(6, 4 * guesses.LIKELY_TOKENS, generator=torch.Generator().manual_seed(0))
     logits *= torch.tensor([8.0, 0.1, 4.0, 0.0, 1.0, 16.0]).unsqueeze(-1)
     kept = guesses.keep_top_p(logits, top_p)
-    # What is as probable as the last that is kept may be kept instead of it: all of the fourth row.
     theirs = TopPLogitsWarper(top_p)(None, logits.clone())
     counts, expected = (each.isfinite().sum(dim=-1) for each in (kept, theirs))
     if top_p > 0.1:
         assert int(counts.min()) < guesses.LIKELY_TOKENS < int(counts.max())
-    ties = torch.arange(6) == 3
-    assert torch.equal(kept[~ties], theirs[~ties])
+    # What is as probable as the last that is kept may be kept instead of it: all of the fourth row.
+    has_ties = torch.arange(6) == 3
+    assert_keeps_top_p(theirs[~has_ties], logits[~has_ties], top_p)
+    assert_keeps_top_p(kept[~has_ties], logits[~has_ties], top_p)
     assert abs(int(counts[3]) - int(expected[3])) <= 1
+
+
+@pytest.mark.parametrize("wrong_p", [0.4, 0.6])
+def test_a_wrong_top_p_is_noticed(wrong_p: float, logits: Tensor) -> None:
+    large = torch.randn(6, 4 * guesses.LIKELY_TOKENS, generator=torch.Generator().manual_seed(0))
+    for each in (logits, large):
+        with pytest.raises(AssertionError):
+            assert_keeps_top_p(guesses.keep_top_p(each, wrong_p), each, 0.5)
 
 
 @pytest.mark.parametrize("top_k", [1, 7, 39, 400])

@@ -24,7 +24,8 @@ from llamafactory_embed.sampling.sampler import HIDDEN
 from llamafactory_embed.sampling.stops import cut_at, stop_strings, without_begun_stop
 from llamafactory_embed.serve import chat as engine
 from llamafactory_embed.serve.chat import DiffusionEngine
-from llamafactory_embed.stages.own import DDM_SFT
+from llamafactory_embed.stages import DDM_SFT
+from tests.patience import PATIENCE
 from tests.tiny_models import save_tiny_model
 
 
@@ -139,7 +140,7 @@ def test_a_listener_who_is_cut_off_leaves_no_thread_waiting(fresh: ChatModel, mo
 
     def complete(*args: Any, watch: Any, **kwargs: Any) -> Any:
         entered.set()
-        assert released.wait(20)
+        assert released.wait(PATIENCE)
         watch(None)  # finds out that nobody listens
 
     queues: list[queue.Queue[Any]] = []
@@ -160,7 +161,8 @@ def test_a_listener_who_is_cut_off_leaves_no_thread_waiting(fresh: ChatModel, mo
         while not entered.is_set():
             await asyncio.sleep(0.01)
         reading.cancel()
-        threading.Timer(0.2, released.set).start()
+        await asyncio.sleep(0)  # the stream learns of it, and waits for the step that is being computed
+        released.set()
         with pytest.raises(asyncio.CancelledError):
             await reading
 
@@ -169,7 +171,7 @@ def test_a_listener_who_is_cut_off_leaves_no_thread_waiting(fresh: ChatModel, mo
     fresh.engine.semaphore = asyncio.Semaphore(1)  # that one belonged to the loop above
     waiting = threading.Thread(target=threads.shutdown, daemon=True)
     waiting.start()
-    waiting.join(10)
+    waiting.join(PATIENCE)
     is_waiting = waiting.is_alive()
     for each in queues:
         each.put(None)  # Python waits for its threads when it ends
