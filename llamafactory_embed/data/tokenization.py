@@ -5,16 +5,15 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from .problems import broken_character
 from .prompts import PromptedText
 
 
-TextBoundary = Literal["aligned", "counted"]
+MOST_CHARACTERS_SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class TokenizedText:
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What stands before and behind every text."""
+    """What stands before and after every text."""
 
     leading: tuple[int, ...]
     trailing: tuple[int, ...]
@@ -37,9 +36,9 @@ class SpecialTokens:
 
 
 def find_special_tokens(tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> SpecialTokens:
-    """The special tokens that this tokenizer puts around a text, and EOS behind it if that is asked for.
+    """The special tokens that this tokenizer puts around a text, and EOS after it if `append_eos`.
 
-    A tokenizer whose post-processor already ends a text, with EOS or with a token of its own (BERT's SEP, the end of
+    A tokenizer whose post-processor already ends a text, with EOS or another token (BERT's SEP, the end of
     text of Qwen3-Embedding), gets nothing more: that token is what its model knows as the end. The switch
     `add_eos_token` is not used: transformers 5 ignores it silently for most tokenizers.
     """
@@ -50,7 +49,7 @@ def find_special_tokens(tokenizer: PreTrainedTokenizerBase, append_eos: bool) ->
     if not inner or not starts:
         raise ValueError(
             f"{type(tokenizer).__name__} tokenizes a text differently with and without special tokens; "
-            "embedding needs a tokenizer that only adds them in front and behind."
+            "embedding needs a tokenizer that only adds them before and after."
         )
     leading, trailing = tuple(outer[: starts[0]]), tuple(outer[starts[0] + len(inner) :])
     if append_eos and not trailing:
@@ -69,7 +68,7 @@ def tokenize_texts(
     max_length: int,
     append_eos: bool = False,
     skip_instruction: bool = False,
-    text_boundary: TextBoundary = "aligned",
+    numbers: Sequence[int] | None = None,
 ) -> list[TokenizedText]:
     """Tokenize texts in one batch, at most `max_length` tokens each, special tokens included.
 
@@ -77,9 +76,7 @@ def tokenize_texts(
     `skip_instruction`, pooling starts at the first token that holds a character of the text; special tokens in front
     never count then.
 
-    `text_boundary="counted"` does what LLM2Vec does, to reproduce numbers of models that were published with it: the
-    whole string is cut on the right, and pooling takes as many tokens from the end as the text has when it stands
-    alone. These are not the text's tokens if it tokenizes differently behind an instruction, or was cut.
+    `numbers` are the texts' positions in what the caller was given, for the sentence about one that cannot be read.
     """
     special = find_special_tokens(tokenizer, append_eos)
     room = max_length - len(special)
@@ -91,56 +88,36 @@ def tokenize_texts(
     if not texts:
         return []
 
-    encoded = _encode(tokenizer, [text.string for text in texts])
-    if text_boundary == "counted":
-        bodies = [body[:room] for body in encoded["input_ids"]]
-    else:
-        prefix_lengths, suffix_lengths = _measure_prompts(tokenizer, texts, encoded)
-        bodies = [_cut(body, room, n) for body, n in zip(encoded["input_ids"], suffix_lengths, strict=True)]
-    rows = [[*special.leading, *body, *special.trailing] or [_filler_token(tokenizer)] for body in bodies]
+    try:
+        encoded = _encode(tokenizer, [text.string for text in texts])
+    except Exception:  # whatever the tokenizer makes of it: is one of the texts the reason?
+        numbers = range(len(texts)) if numbers is None else numbers
+        refuse_unreadable([text.text for text in texts], "Text", numbers)
+        refuse_unreadable([text.prefix + text.suffix for text in texts], "The instruction of text", numbers)
+        raise
+    prefix_lengths, suffix_lengths = _measure_prompts(tokenizer, texts, encoded)
+    bodies = [_cut(body, room, n) for body, n in zip(encoded["input_ids"], suffix_lengths, strict=True)]
+    rows = [[*special.leading, *body, *special.trailing] or [filler_token(tokenizer)] for body in bodies]
     if not skip_instruction:
         return [TokenizedText(row) for row in rows]
-
-    if text_boundary == "counted":
-        counts = _count_tokens(tokenizer, [text.text for text in texts], max_length)
-        pooled = [count + len(special.trailing) if count else 0 for count in counts]
-        return [TokenizedText(row, max(0, len(row) - n)) for row, n in zip(rows, pooled, strict=True)]
     return [
-        TokenizedText(row, len(special.leading) + before if before + behind < len(body) else len(row))
-        for row, body, before, behind in zip(rows, bodies, prefix_lengths, suffix_lengths, strict=True)
+        TokenizedText(row, len(special.leading) + before if before + after < len(body) else len(row))
+        for row, body, before, after in zip(rows, bodies, prefix_lengths, suffix_lengths, strict=True)
     ]
 
 
-def pooled_tokens(texts: Sequence[TokenizedText]) -> Tensor | None:
-    """Which tokens of the packed texts count for pooling, [T]; None if all do."""
-    if not any(text.pooled_from for text in texts):
-        return None
-    lengths = torch.tensor([len(text.token_ids) for text in texts])  # [B]
-    first = torch.tensor([text.pooled_from for text in texts])  # [B]
-    starts = lengths.cumsum(0) - lengths
-    positions = torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)  # [T], from 0 in each text
-    return positions >= torch.repeat_interleave(first, lengths)
+def refuse_unreadable(texts: Sequence[Any], what: str, numbers: Sequence[int]) -> None:
+    """Name the first text that no tokenizer can read."""
+    for number, text in zip(numbers, texts, strict=True):
+        if not isinstance(text, str):
+            raise ValueError(f"{what} {number} must be text, not {text!r}.")
+        if broken := broken_character(text):
+            raise ValueError(f"{what} {number} cannot be tokenized, for it holds {broken}: {shorten(text)!r}.")
 
 
-def shorten_documents(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, doc_max_length: int, max_length: int
-) -> list[str]:
-    """Shorten texts to `doc_max_length` tokens by whole words, as LLM2Vec does before it adds an instruction.
-
-    While a text has too many tokens it keeps its first words in the proportion of what fits; tokens are counted up to
-    `max_length` only. A text that fits keeps its white space, and a single word that does not fit becomes empty, so
-    use this to reproduce published numbers; `tokenize_texts` alone cuts at the token.
-    """
-    shortened = list(texts)
-    open_indices = list(range(len(shortened)))
-    while open_indices:
-        counts = _count_tokens(tokenizer, [shortened[index] for index in open_indices], max_length)
-        too_long = [(index, n) for index, n in zip(open_indices, counts, strict=True) if n > doc_max_length]
-        for index, count in too_long:
-            words = shortened[index].split()
-            shortened[index] = " ".join(words[: int(len(words) * (doc_max_length / count))])
-        open_indices = [index for index, _ in too_long]
-    return shortened
+def shorten(text: str) -> str:
+    """Enough of a text to recognise it."""
+    return text if len(text) <= MOST_CHARACTERS_SHOWN else f"{text[:MOST_CHARACTERS_SHOWN]}…"
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, strings: list[str]) -> BatchEncoding:
@@ -148,26 +125,22 @@ def _encode(tokenizer: PreTrainedTokenizerBase, strings: list[str]) -> BatchEnco
     return tokenizer(strings, add_special_tokens=False, return_attention_mask=False, verbose=False)
 
 
-def _count_tokens(tokenizer: PreTrainedTokenizerBase, strings: list[str], limit: int) -> list[int]:
-    return [min(len(ids), limit) for ids in _encode(tokenizer, strings)["input_ids"]]
-
-
 def _measure_prompts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[PromptedText], encoded: BatchEncoding
 ) -> tuple[list[int], list[int]]:
-    """The number of tokens before each text and behind it; a token that holds some of the text is the text's."""
+    """The number of tokens before each text and after it; a token that holds some of the text is the text's."""
     if not any(text.prefix or text.suffix for text in texts):
         return [0] * len(texts), [0] * len(texts)
     if encoded.encodings is None:
         return _measure_without_offsets(tokenizer, texts, encoded["input_ids"])
 
-    before, behind = [], []
+    before, after = [], []
     for text, encoding in zip(texts, encoded.encodings, strict=True):
         offsets = encoding.offsets  # (first, last + 1) character of each token, both never falling
         text_start, text_end = len(text.prefix), len(text.prefix) + len(text.text)
         before.append(bisect.bisect_right(offsets, text_start, key=lambda offset: offset[1]) if text.prefix else 0)
-        behind.append(len(offsets) - bisect.bisect_left(offsets, text_end, key=lambda offset: offset[0]))
-    return before, [count if text.suffix else 0 for text, count in zip(texts, behind, strict=True)]
+        after.append(len(offsets) - bisect.bisect_left(offsets, text_end, key=lambda offset: offset[0]))
+    return before, [count if text.suffix else 0 for text, count in zip(texts, after, strict=True)]
 
 
 def _measure_without_offsets(
@@ -178,11 +151,11 @@ def _measure_without_offsets(
     parts = sorted({part for text in texts for part in (text.prefix, text.suffix) if part})
     ids_of_part = dict(zip(parts, _encode(tokenizer, parts)["input_ids"], strict=True)) | {"": []}
     before = [_shared(body, ids_of_part[text.prefix]) for text, body in zip(texts, bodies, strict=True)]
-    behind = [
+    after = [
         min(_shared(body[::-1], ids_of_part[text.suffix][::-1]), len(body) - count)
         for text, body, count in zip(texts, bodies, before, strict=True)
     ]
-    return before, behind
+    return before, after
 
 
 def _shared(first: list[int], second: list[int]) -> int:
@@ -200,8 +173,8 @@ def _cut(body: list[int], room: int, suffix_length: int) -> list[int]:
     return (body[: max(0, room - suffix_length)] + body[-suffix_length:])[:room]
 
 
-def _filler_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What stands for an empty text where the tokenizer adds nothing: the model needs a token to read."""
+def filler_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Stands for a text without tokens where the tokenizer adds none: the model needs a token to read."""
     for token in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
         if token is not None:
             return token

@@ -136,7 +136,7 @@ class Encoder:
         for start in range(0, len(texts), WINDOW):
             window = range(start, min(start + WINDOW, len(texts)))
             own = instructions if isinstance(instructions, str) else [instructions[index] for index in window]
-            tokenized = tokenize([texts[index] for index in window], own)
+            tokenized = tokenize([texts[index] for index in window], own, start)
             batches = pack_texts(
                 [text.token_ids for text in tokenized],
                 tokens_per_batch(self.config.max_tokens_per_batch, self.model.device),

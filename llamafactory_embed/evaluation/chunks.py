@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from ..encoder.encoder import Encoder
 
@@ -27,24 +28,48 @@ def whole_documents(texts: Sequence[str]) -> Parts:
     return Parts(list(texts), np.arange(len(texts)))
 
 
-def split_documents(encoder: Encoder, texts: Sequence[str]) -> Parts:
-    """Cut documents that are longer than was trained, between tokens, into overlapping parts of the trained length."""
-    overhead = len(encoder.tokenizer.documents([""])[0].token_ids)
+def split_documents(encoder: Encoder, texts: Sequence[str], instruction: str = "") -> Parts:
+    """Cut documents that are longer than in training, between tokens, into overlapping parts. With template and
+    instruction a part has the trained length, and the model reads all of it."""
+    overhead = len(encoder.tokenizer.documents([""], instruction)[0].token_ids)
     size = encoder.config.document_max_length - overhead
     if size < 1:
+        takes = "template and instruction take" if instruction else "the template takes"
         raise ValueError(
-            f"`long_documents: chunk` needs room for text: of the {encoder.config.document_max_length} tokens of a "
-            f"document, the template takes {overhead}."
+            f"`long_documents: chunk` needs room for text, but {takes} all of the "
+            f"{encoder.config.document_max_length} tokens of a document."
         )
-    tokenizer = encoder.tokenizer.tokenizer
     parts: list[str] = []
     owners: list[int] = []
     for index, text in enumerate(texts):
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        for start, end in split_range(len(offsets), size):
-            parts.append(text[offsets[start][0] : offsets[end - 1][1]] if end > start else text)
-            owners.append(index)
+        document_parts = split_text(encoder.tokenizer.tokenizer, text, size)
+        parts += document_parts
+        owners += [index] * len(document_parts)
     return Parts(parts, np.array(owners, dtype=np.int64))
+
+
+def split_text(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> list[str]:
+    """Parts of `size` tokens. A part that begins inside a word may have more tokens when it stands alone, and its end
+    would not be read: where no other part holds that end, the part is halved."""
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    ranges = split_range(len(offsets), size)
+    if len(ranges) == 1:
+        return [text]
+
+    def characters(start: int, end: int) -> str:
+        return text[offsets[start][0] : offsets[end - 1][1]]
+
+    whole = [characters(*each) for each in ranges]
+    alone = tokenizer(whole, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    next_starts = [*(start for start, _ in ranges[1:]), ranges[-1][1]]
+    parts: list[str] = []
+    for part, tokens, (start, end), next_start in zip(whole, alone, ranges, next_starts, strict=True):
+        if len(tokens) - size <= end - next_start or end - start < 2:
+            parts.append(part)
+        else:
+            middle = (start + end) // 2
+            parts += [characters(start, middle), characters(middle, end)]
+    return parts
 
 
 def split_range(length: int, size: int) -> list[tuple[int, int]]:

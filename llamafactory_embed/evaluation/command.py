@@ -1,4 +1,4 @@
-"""`llamafactory-embed eval`: judge checkpoints on the field's benchmarks, and on data of one's own."""
+"""`llamafactory-embed eval`: judge checkpoints on the field's benchmarks, and on local data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .groups import GROUPS
-from .options import EvaluationOptions
-from .recipe import options_of
+from .options import EvaluationOptions, options_of
 
 
 RECIPE_ENDINGS = (".yaml", ".yml")
@@ -49,13 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
     require_mteb()
     import datasets
 
-    datasets.disable_progress_bars()  # a bar for every step of mteb's; ours say what is embedded
-    from .report import format_table
+    datasets.disable_progress_bars()  # mteb shows one for every step; ours say what is embedded
+    from .report import format_summary
     from .run import evaluate
 
-    summary = evaluate(options, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    summary = evaluate(options, report=lambda line: print(line, file=sys.stderr, flush=True))
     if summary.lines:
-        print(format_table(summary))
+        print(format_summary(summary))
     print(f"\nResults: {options.output}")
     for failure in summary.failures:
         print(f"failed: {failure}", file=sys.stderr)
@@ -66,7 +65,7 @@ def read_arguments(arguments: argparse.Namespace) -> EvaluationOptions:
     """Options from the command line, over those of a recipe if one is named."""
     recipes = [word for word in arguments.what if word.endswith(RECIPE_ENDINGS)]
     if recipes and len(arguments.what) > 1:
-        raise ValueError(f"{recipes[0]} is a recipe: it says itself what is evaluated, name nothing beside it.")
+        raise ValueError(f"{recipes[0]} is a recipe, which names its checkpoints itself: give no others beside it.")
     names = {each.name for each in dataclasses.fields(EvaluationOptions)}
     values: dict[str, Any] = {
         name: value for name, value in vars(arguments).items() if name in names and value is not None

@@ -1,4 +1,4 @@
-"""Groups of tasks by name: what the papers behind the recipes evaluate on."""
+"""Groups of tasks by name: what the papers of the recipes evaluate on."""
 
 from __future__ import annotations
 

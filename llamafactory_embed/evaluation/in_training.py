@@ -1,4 +1,5 @@
-"""Retrieval on held-out rows while a model trains, each task in a corpus of its own."""
+"""Retrieval on held-out rows while a model trains, each task in a corpus of its own: nDCG, MRR and recall of rankings
+with binary relevance, as trec_eval defines them."""
 
 from __future__ import annotations
 
@@ -7,17 +8,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ..data.retrieval.evalset import RetrievalEval
 from ..encoder.encoder import Encoder, Role
-from .retrieval_metrics import rank_documents, retrieval_metrics
 
 
-DEPTH = 100
+DEPTH = 100  # documents that are ranked for a query
+CUTOFF = 10  # of nDCG and MRR
+RECALL_CUTOFFS = (10, 100)
+QUERIES_AT_ONCE = 256
 
 
 def evaluate_retrieval(
-    encoder: Encoder, tasks: Sequence[RetrievalEval], *, share_over_ranks: bool, show_progress_bar: bool = False
+    encoder: Encoder, tasks: Sequence[RetrievalEval], *, share_over_ranks: bool
 ) -> dict[str, float]:
     """Metrics of each task as `<task>_<metric>` and their mean over tasks as `<metric>`.
 
@@ -26,12 +30,8 @@ def evaluate_retrieval(
     """
     by_task: dict[str, dict[str, float]] = {}
     for task in tasks:
-
-        def embed(texts: Sequence[str], prompt: Any, role: Role) -> torch.Tensor:
-            return _encode(encoder, texts, prompt, role, share_over_ranks, show_progress_bar)
-
-        queries = embed(task.queries, list(task.query_instructions), "query")
-        documents = embed(task.corpus, task.corpus_instruction, "document")
+        queries = _embed(encoder, task.queries, list(task.query_instructions), "query", share_over_ranks)
+        documents = _embed(encoder, task.corpus, task.corpus_instruction, "document", share_over_ranks)
         by_task[task.task] = retrieval_metrics(rank_documents(queries, documents, DEPTH), task.relevant)
 
     names = list(next(iter(by_task.values())))
@@ -41,20 +41,60 @@ def evaluate_retrieval(
     return metrics
 
 
-def _encode(
-    encoder: Encoder, texts: Sequence[str], prompt: Any, role: Role, share_over_ranks: bool, show_progress_bar: bool
-) -> torch.Tensor:
+def rank_documents(queries: Tensor, documents: Tensor, depth: int) -> Tensor:
+    """The positions of the `depth` documents of the largest inner product, best first: [Q, d], [D, d] →
+    [Q, min(depth, D)].
+
+    Equal similarities keep the corpus order, so that a model which embeds everything alike gains nothing by chance.
+    """
+    depth = min(depth, len(documents))
+    rankings = []
+    for part in queries.split(QUERIES_AT_ONCE):
+        similarities = part @ documents.T  # [block, D]
+        # Sorting all documents would take ten times as long as this choice; `~(… < …)` also chooses NaN.
+        bounds = similarities.topk(depth, dim=1).values[:, -1:]
+        for row, chosen in zip(similarities, ~(similarities < bounds), strict=True):
+            places = chosen.nonzero().squeeze(1)  # `depth` or, with equal similarities, more
+            order = row[places].sort(descending=True, stable=True).indices
+            rankings.append(places[order[:depth]])
+    return torch.stack(rankings)
+
+
+def retrieval_metrics(ranking: Tensor, relevant: Sequence[frozenset[int]]) -> dict[str, float]:
+    """Means over queries: `ndcg@10`, `mrr@10`, `recall@10` and `recall@100`. `relevant[i]` are the positions that
+    answer query i."""
+    depth = ranking.shape[1]
+    hits = torch.zeros(ranking.shape, dtype=torch.float64)  # [Q, depth]
+    for query, (order, answers) in enumerate(zip(ranking.tolist(), relevant, strict=True)):
+        hits[query] = torch.tensor([float(document in answers) for document in order], dtype=torch.float64)
+    totals = torch.tensor([len(answers) for answers in relevant], dtype=torch.float64)
+
+    discounts = 1 / torch.log2(torch.arange(depth, dtype=torch.float64) + 2)
+    discounts[CUTOFF:] = 0
+    ideal = torch.stack([discounts[: int(total)].sum() for total in totals])
+    top = hits[:, :CUTOFF]
+    first = top.argmax(dim=1)
+    reciprocal = torch.where(top.any(dim=1), 1 / (first + 1).double(), torch.zeros(len(top), dtype=torch.float64))
+    metrics = {f"ndcg@{CUTOFF}": float((hits @ discounts / ideal).mean()), f"mrr@{CUTOFF}": float(reciprocal.mean())}
+    for cutoff in RECALL_CUTOFFS:
+        metrics[f"recall@{cutoff}"] = float((hits[:, :cutoff].sum(dim=1) / totals).mean())
+    return metrics
+
+
+def _embed(
+    encoder: Encoder, texts: Sequence[str], prompt: str | list[str], role: Role, share_over_ranks: bool
+) -> Tensor:
+    """Embeddings [N, d] whose inner products are the model's similarities."""
+    how: dict[str, Any] = {"role": role, "convert_to": "torch", "normalize": encoder.config.compares_unit_length}
     world_size = dist.get_world_size() if share_over_ranks and dist.is_initialized() else 1
     if world_size == 1:
-        return encoder.encode(texts, prompt=prompt, role=role, convert_to="torch", show_progress_bar=show_progress_bar)
+        return encoder.encode(texts, prompt=prompt, **how)
 
-    rank = dist.get_rank()
-    mine = slice(rank, None, world_size)
-    own_prompt = prompt if isinstance(prompt, str) else prompt[mine]
-    part = encoder.encode(texts[mine], prompt=own_prompt, role=role, convert_to="torch")
+    mine = slice(dist.get_rank(), None, world_size)
+    part = encoder.encode(texts[mine], prompt=prompt if isinstance(prompt, str) else prompt[mine], **how)
     parts: list[Any] = [None] * world_size
     dist.all_gather_object(parts, part)
     embeddings = part.new_empty(len(texts), part.shape[1])
-    for number, each in enumerate(parts):
-        embeddings[number::world_size] = each
+    for rank, each in enumerate(parts):
+        embeddings[rank::world_size] = each
     return embeddings

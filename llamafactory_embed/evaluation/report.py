@@ -1,21 +1,25 @@
-"""What people look at: a table, in the terminal and as files, and a picture where there is something to compare."""
+"""What people look at: a table, in the terminal and as files, and a picture if several models are compared."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ..files import whole_file, write_text
 from .tasks import LOCAL, ChosenTask
+
+
+if TYPE_CHECKING:
+    from mteb.results import TaskResult
 
 
 MEAN = "mean"
 MAIN, SECOND = "main score", "second score"
 MOST_TASKS_DRAWN = 60
-DIGITS = 6  # as mteb's files have them, so that a result says the same when it is found again
+DIGITS = 6  # as in mteb's files, so that a score is the same when its file is read again
 
 # FollowIR's main score is p-MRR; its paper's second one is of the original instructions alone.
 SECOND_SCORES = {
@@ -27,7 +31,7 @@ SECOND_SCORES = {
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table: one metric of one task, or a mean, for every model that has it."""
+    """A row of the table: one metric of one task, or a mean, for every model that was judged by it."""
 
     task: str
     metric: str
@@ -44,7 +48,7 @@ class Summary:
     lines: list[Line] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
-    def add(self, chosen: ChosenTask, model: str, result: Any) -> None:
+    def add(self, chosen: ChosenTask, model: str, result: TaskResult) -> None:
         """Enter the scores of a model on a task; `result` is mteb's."""
         self._enter(chosen, chosen.task.metadata.main_score, model, float(result.get_score()), MAIN)
         if chosen.name in SECOND_SCORES:
@@ -88,7 +92,7 @@ class Summary:
         line.scores[model] = round(score, DIGITS)
 
 
-def format_table(summary: Summary) -> str:
+def format_summary(summary: Summary) -> str:
     """Columns for the terminal; scores are shown times 100."""
     rows = [["task", "metric", *summary.models]]
     rows += [cells_of(line, summary.models) for line in [*summary.lines, *summary.means()]]
@@ -128,12 +132,9 @@ def write_summary(summary: Summary, folder: Path) -> list[Path]:
         "summary.md": format_markdown(summary),
         "summary.json": json.dumps(values, indent=2, ensure_ascii=False) + "\n",
     }
-    written = []
     for name, text in texts.items():
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, folder / name)
-        written.append(folder / name)
+        write_text(folder / name, text)
+    written = [folder / name for name in texts]
     if len(summary.models) > 1 and summary.lines:
         written.append(draw_comparison(summary, folder / "summary.png"))
     return written
@@ -150,9 +151,9 @@ def draw_comparison(summary: Summary, path: Path) -> Path:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for number, model in enumerate(summary.models):
-        there = [(place, line.scores[model]) for place, line in enumerate(lines) if model in line.scores]
-        places = [place + (number + 0.5) * height - 0.4 for place, _ in there]
-        bars = axes.barh(places, [100 * score for _, score in there], height, label=model)
+        drawn = [(place, line.scores[model]) for place, line in enumerate(lines) if model in line.scores]
+        places = [place + (number + 0.5) * height - 0.4 for place, _ in drawn]
+        bars = axes.barh(places, [100 * score for _, score in drawn], height, label=model)
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
     axes.set_yticks(range(len(lines)), [f"{line.task}\n{line.metric}" for line in lines], fontsize=8)
     axes.invert_yaxis()
@@ -160,7 +161,6 @@ def draw_comparison(summary: Summary, path: Path) -> Path:
     axes.margins(x=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8)
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
     return path

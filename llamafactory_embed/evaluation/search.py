@@ -1,4 +1,4 @@
-"""The most similar documents of a corpus whose vectors lie on disk, exactly or through a FAISS index."""
+"""The most similar documents of a corpus whose vectors are on disk, exactly or through a FAISS index."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MOST_TRAINING_VECTORS = 262144  # of a FAISS index that is trained
 
 @dataclass
 class Corpus:
-    """Where the vectors of each document lie: one for each, or one for each of its parts."""
+    """Where the vectors of each document are: one for each, or one for each of its parts."""
 
     vectors: np.ndarray
     """[n, d], memory-mapped; cut to `dimension` and brought to unit length when they are read."""
     rows: np.ndarray
-    """The row of each part, [P]."""
+    """The row of each part in `vectors`, [P]."""
     owners: np.ndarray
     """The document of each part, [P], ascending."""
     dimension: int
@@ -67,7 +67,7 @@ def best_of_parts(scores: Tensor, owners: Tensor, documents: int) -> Tensor:
 
 def search_exactly(queries: Tensor, corpus: Corpus, depth: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Scores and documents of the `depth` best for each query, [Q, min(depth, documents)] each, best first."""
-    found: list[tuple[Tensor, Tensor]] = [
+    best: list[tuple[Tensor, Tensor]] = [
         (torch.empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.long))
         for part in queries.split(QUERIES_AT_ONCE)
     ]
@@ -79,16 +79,15 @@ def search_exactly(queries: Tensor, corpus: Corpus, depth: int, device: torch.de
         for number, part in enumerate(queries.split(QUERIES_AT_ONCE)):
             scores = best_of_parts(part.to(device) @ vectors.T, owners, documents)
             new, places = scores.topk(min(depth, documents), dim=1)
-            scores = torch.cat([found[number][0], new.cpu()], dim=1)
-            places = torch.cat([found[number][1], places.cpu() + first], dim=1)
+            scores = torch.cat([best[number][0], new.cpu()], dim=1)
+            places = torch.cat([best[number][1], places.cpu() + first], dim=1)
             kept = scores.topk(min(depth, scores.shape[1]), dim=1)
-            found[number] = kept.values, places.gather(1, kept.indices)
-    return torch.cat([scores for scores, _ in found]), torch.cat([places for _, places in found])
+            best[number] = kept.values, places.gather(1, kept.indices)
+    return torch.cat([scores for scores, _ in best]), torch.cat([places for _, places in best])
 
 
 def search_with_faiss(queries: Tensor, corpus: Corpus, depth: int, spec: str) -> tuple[Tensor, Tensor]:
     """The same through a FAISS index, built block by block; approximate unless the index is flat."""
-
     index = make_faiss_index(spec, corpus.dimension)
     if not index.is_trained:
         count = min(len(corpus.rows), MOST_TRAINING_VECTORS)
@@ -97,7 +96,7 @@ def search_with_faiss(queries: Tensor, corpus: Corpus, depth: int, spec: str) ->
             index.train(corpus.read(sample).numpy())
         except RuntimeError as error:
             raise ValueError(
-                f"`index: {spec}` cannot be trained on {count} vectors ({faiss_reason(error)}): a smaller one, or "
+                f"`index: {spec}` cannot be trained on {count} vectors ({faiss_reason(error)}): use a smaller one, or "
                 "`exact`."
             ) from error
     for block in corpus.blocks():
@@ -112,7 +111,7 @@ def search_with_faiss(queries: Tensor, corpus: Corpus, depth: int, spec: str) ->
 
 
 def keep_best_parts(scores: Tensor, places: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-    """From parts, best first, to documents: the first part of each stays, the others become -1."""
+    """From parts, best first, to documents: the first part of each is kept, the others become -1."""
     for row in places:
         seen: set[int] = set()
         for column, document in enumerate(row.tolist()):
@@ -124,7 +123,7 @@ def keep_best_parts(scores: Tensor, places: Tensor, depth: int) -> tuple[Tensor,
 
 
 def make_faiss_index(spec: str, dimension: int) -> Any:
-    """An index from FAISS's own language, compared by inner product."""
+    """An index from a FAISS factory string, with inner products."""
     try:
         import faiss
     except ImportError as error:
@@ -139,5 +138,5 @@ def make_faiss_index(spec: str, dimension: int) -> Any:
 
 
 def faiss_reason(error: RuntimeError) -> str:
-    """The sentence at the end of what FAISS says."""
+    """The sentence at the end of a FAISS error."""
     return str(error).rsplit(": ", 1)[-1].strip().rstrip(".")

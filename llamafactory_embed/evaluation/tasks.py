@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,13 +20,24 @@ from ..hparams.suggestion import suggest
 from .groups import GROUPS, SPLITS, Group
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from mteb.abstasks import AbsTask
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import PromptType
+
+
+LOCAL = "local"  # the group of local data
+ROWS_AT_ONCE = 512  # that mteb reads
+
+
 @dataclass(frozen=True)
 class ChosenTask:
-    """A task and why it is run."""
+    """A task, and the name that brought it."""
 
-    task: Any
+    task: AbsTask
     group: str
-    """The group that brought it, or `local`, or nothing."""
+    """The group that it was named by, or `local`, or nothing."""
     is_local: bool = False
 
     @property
@@ -35,7 +46,7 @@ class ChosenTask:
         return self.task.metadata.name
 
     @property
-    def parts(self) -> list[Any]:
+    def parts(self) -> list[AbsTask]:
         """The tasks that are run: several where mteb takes the mean of some (CQADupstack), otherwise the one."""
         from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
@@ -49,9 +60,6 @@ class ChosenTask:
         return all(isinstance(part, AbsTaskRetrieval) for part in self.parts)
 
 
-LOCAL = "local"
-
-
 def choose_tasks(
     names: Sequence[str], dataset_dir: str | None, languages: Sequence[str] | None = None, option: str = "tasks"
 ) -> list[ChosenTask]:
@@ -61,10 +69,10 @@ def choose_tasks(
     for name in names:
         with same_random_numbers():
             try:
-                found = find_tasks(name, dataset_dir, languages)
+                new = find_tasks(name, dataset_dir, languages)
             except ValueError as error:
                 raise ValueError(f"`{option}`: {error}") from error
-        for task in found:
+        for task in new:
             if chosen.setdefault(task.name, task) is not task and sources[task.name] != name and task.is_local:
                 raise ValueError(
                     f"`{option}`: {sources[task.name]} and {name} would both be called `{task.name}`: rename one."
@@ -75,7 +83,7 @@ def choose_tasks(
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """mteb seeds all generators whenever a task is made, which would change a training that goes on."""
+    """mteb seeds all generators whenever a task is made, which would change a training that continues."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         yield
@@ -84,7 +92,7 @@ def same_random_numbers() -> Iterator[None]:
 
 
 def find_tasks(name: str, dataset_dir: str | None, languages: Sequence[str] | None) -> list[ChosenTask]:
-    """The tasks behind one name or path."""
+    """The tasks that one name or path stands for."""
     from .local import load_entry, load_path, split_path
 
     _, path, _ = split_path(name)
@@ -100,7 +108,7 @@ def find_tasks(name: str, dataset_dir: str | None, languages: Sequence[str] | No
 
 
 def tasks_of_group(name: str, group: Group, languages: Sequence[str] | None) -> list[ChosenTask]:
-    """A named group, in the languages that were asked for."""
+    """A named group, in the languages of the options."""
     import mteb
 
     if group.benchmark is not None:
@@ -115,31 +123,31 @@ def tasks_of_mteb(name: str, languages: Sequence[str] | None, entries: Mapping[s
 
     try:
         return limit_languages("", [mteb.get_task(name, eval_splits=SPLITS.get(name))], languages)
-    except KeyError:  # it is no task
+    except KeyError:  # not a task
         pass
     try:
         return limit_languages(name, list(mteb.get_benchmark(name).tasks), languages)
-    except KeyError:  # nor a benchmark
+    except KeyError:  # not a benchmark
         pass
     if os.sep in name or name.endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")):
         raise ValueError(f"there is no file or folder {name}.")
-    known = [task.metadata.name for task in mteb.get_tasks(exclude_superseded=False, exclude_private=False)]
-    known += [*(benchmark.name for benchmark in mteb.get_benchmarks()), *GROUPS, *entries]
+    names = [task.metadata.name for task in mteb.get_tasks(exclude_superseded=False, exclude_private=False)]
+    names += [*(benchmark.name for benchmark in mteb.get_benchmarks()), *GROUPS, *entries]
     raise ValueError(
         f"{name} is no task or benchmark of mteb, no group ({', '.join(GROUPS)}), no path, and no data set of "
-        f"dataset_info.json{suggest(name, known)}"
+        f"dataset_info.json{suggest(name, names)}"
     )
 
 
-def limit_languages(group: str, tasks: Sequence[Any], languages: Sequence[str] | None) -> list[ChosenTask]:
-    """Tasks in some languages; one that has none of them is left out."""
+def limit_languages(group: str, tasks: Sequence[AbsTask], languages: Sequence[str] | None) -> list[ChosenTask]:
+    """Tasks in some languages; a task in none of them is left out."""
     if languages is None:
         return [ChosenTask(task, group) for task in tasks]
-    wanted = set(languages)
+    asked = set(languages)
     chosen = []
     for task in tasks:
-        if wanted & {language.split("-")[0] for language in task.metadata.languages}:
-            # a copy: the tasks of a benchmark are mteb's own, and would stay as they are made here
+        if asked & {language.split("-")[0] for language in task.metadata.languages}:
+            # a copy: the tasks of a benchmark are mteb's own, and the filter would stay on them
             chosen.append(ChosenTask(copy.copy(task).filter_languages(list(languages)), group))
     if not chosen:
         raise ValueError(f"`languages`: {', '.join(languages)} is a language of none of the tasks of {group}.")
@@ -155,3 +163,14 @@ def read_entries(dataset_dir: str | None) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
+
+
+def texts_of(rows: Dataset, task_metadata: TaskMetadata, prompt_type: PromptType) -> list[str]:
+    """What a model reads of a corpus (title and text) or of queries (text and instruction), joined as mteb joins them
+    for every model. mteb has no public name for it; its own search wrappers call this function."""
+    from mteb._create_dataloaders import create_dataloader
+
+    if len(rows) == 0:
+        return []
+    loader = create_dataloader(rows, task_metadata=task_metadata, prompt_type=prompt_type, batch_size=ROWS_AT_ONCE)
+    return [text for batch in loader for text in batch["text"]]

@@ -1,9 +1,7 @@
-"""Embeddings on disk, found again by model, prompt and text: nothing is embedded twice, nor held in memory."""
+"""Embeddings on disk by model, prompt and text: nothing is embedded twice, nor kept in memory."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
+
+from ..files import digest, write_json
 
 
 KEY_SIZE = 16  # bytes of a text's digest
@@ -20,12 +20,12 @@ KEYS, VECTORS, PROMPT, LOCK = "keys.bin", "vectors.bin", "prompt.json", "lock"
 class VectorStore:
     """The vectors of texts under one prompt: two files that only grow, one of digests and one of float32 rows.
 
-    Vectors are written before the digests that name them, so what a crash leaves behind is a valid store with some
-    unnamed bytes at its end, which the next run cuts off.
+    Vectors are written before the digests that name them, so a crash leaves a valid store with some unnamed bytes at
+    its end, which the next run cuts off.
     """
 
     def __init__(self, folder: Path, dimension: int, about: dict[str, str]) -> None:
-        """`about` says for people which prompt the folder, named by a digest, belongs to."""
+        """`about` tells people which prompt the folder, named by a digest, belongs to."""
         self.folder = folder
         self.dimension = dimension
         folder.mkdir(parents=True, exist_ok=True)
@@ -34,10 +34,10 @@ class VectorStore:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
-                f"`vectors`: another run writes to {folder} just now; wait for it, or name another folder."
+                f"`vectors`: another run is writing to {folder}; wait for it, or name another folder."
             ) from None
-        (folder / PROMPT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        self._count = self._cut_off_what_a_crash_left()
+        write_json(folder / PROMPT, about)
+        self._count = self._cut_off_unnamed_bytes()
         self._keys = np.fromfile(folder / KEYS, dtype=np.uint64).reshape(-1, 2)
         self._new_keys: list[np.ndarray] = []
         self._order = self._keys[:, 0].argsort(kind="stable")
@@ -53,11 +53,11 @@ class VectorStore:
     def rows(
         self, texts: Sequence[str], embed: Callable[[Sequence[str]], np.ndarray], window: int, title: str = "Encoding"
     ) -> np.ndarray:
-        """The row of each text [N]; those that are not there yet are embedded, `window` of them at a time."""
+        """The row of each text [N]; missing ones are embedded, `window` of them at a time."""
         keys = digest_texts(texts)
-        found = self._find(keys)
+        rows = self._find(keys)
         first_with_key: dict[bytes, int] = {}
-        for index in np.flatnonzero(found < 0):
+        for index in np.flatnonzero(rows < 0):
             first_with_key.setdefault(keys[index].tobytes(), int(index))
         missing = list(first_with_key.values())
         with tqdm(total=len(missing), desc=title, disable=not missing, leave=False) as progress:
@@ -65,15 +65,15 @@ class VectorStore:
                 part = missing[start : start + window]
                 self._append(keys[part], embed([texts[index] for index in part]))
                 progress.update(len(part))
-        return self._find(keys) if missing else found
+        return self._find(keys) if missing else rows
 
     def close(self) -> None:
-        """Let another run write here."""
+        """Let another run write to the folder."""
         self._lock.release()
 
     def _find(self, keys: np.ndarray) -> np.ndarray:
-        """Rows of digests [N], -1 for those that are not there. They are sorted by their first half; of two different
-        texts that agree in it, which is all but impossible, one is never found and embedded again."""
+        """Rows of digests [N], -1 for missing ones. They are sorted by their first half; of two different texts that
+        agree in it, which is all but impossible, one is never found and embedded again."""
         if self._count == 0:
             return np.full(len(keys), -1)
         if self._new_keys:
@@ -86,7 +86,7 @@ class VectorStore:
 
     def _append(self, keys: np.ndarray, vectors: np.ndarray) -> None:
         if not np.isfinite(vectors).all():
-            raise ValueError("The model gives embeddings that are not numbers (nan or inf): nothing can be judged.")
+            raise ValueError("The model's embeddings hold nan or inf, so nothing can be judged.")
         for name, content in ((VECTORS, np.ascontiguousarray(vectors, dtype=np.float32)), (KEYS, keys)):
             with open(self.folder / name, "ab") as file:
                 file.write(content.tobytes())
@@ -95,7 +95,7 @@ class VectorStore:
         self._count += len(keys)
         self._new_keys.append(keys)
 
-    def _cut_off_what_a_crash_left(self) -> int:
+    def _cut_off_unnamed_bytes(self) -> int:
         sizes = {KEYS: KEY_SIZE, VECTORS: 4 * self.dimension}
         for name in sizes:
             (self.folder / name).touch()
@@ -107,7 +107,5 @@ class VectorStore:
 
 def digest_texts(texts: Sequence[str]) -> np.ndarray:
     """Digests [N, 2] of uint64."""
-    joined = b"".join(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_SIZE).digest() for text in texts
-    )
+    joined = b"".join(digest(text, size=KEY_SIZE) for text in texts)
     return np.frombuffer(joined, dtype=np.uint64).reshape(-1, 2)

@@ -1,8 +1,7 @@
-"""How well words are labelled: entities as seqeval counts them, and words one by one."""
+"""How well words are labelled: by entity, as seqeval counts them, and word by word."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ..files import whole_file
+
 
 CUT = "(not read)"
-"""What stands for the prediction of a word that truncation has cut off."""
+"""The prediction of a word that truncation has cut off."""
 
 
 def is_of_entities(labels: Sequence[str]) -> bool:
@@ -33,8 +34,8 @@ def word_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
 
     from seqeval.metrics import classification_report  # imports scikit-learn
 
-    said = [["O" if label == CUT else label for label in sentence] for sentence in predicted]
-    report = classification_report([list(each) for each in gold], said, output_dict=True, zero_division=0)
+    labels = [["O" if label == CUT else label for label in sentence] for sentence in predicted]
+    report = classification_report([list(each) for each in gold], labels, output_dict=True, zero_division=0)
     overall = report.pop("micro avg")
     metrics |= {"precision": overall["precision"], "recall": overall["recall"], "f1": overall["f1-score"]}
     kinds = [name for name in report if not name.endswith(" avg")]
@@ -45,14 +46,14 @@ def word_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
 def per_label(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
     """Precision, recall, F1 and support of every label, word by word."""
     pairs = Counter((g, p) for each in zip(gold, predicted, strict=True) for g, p in zip(*each, strict=True))
-    support, said = Counter[str](), Counter[str]()
+    support, predictions = Counter[str](), Counter[str]()
     for (g, p), count in pairs.items():
         support[g] += count
-        said[p] += count
+        predictions[p] += count
     table = {}
-    for label in sorted({*support, *said} - {CUT}):
+    for label in sorted({*support, *predictions} - {CUT}):
         right = pairs[label, label]
-        precision = right / said[label] if said[label] else 0.0
+        precision = right / predictions[label] if predictions[label] else 0.0
         recall = right / support[label] if support[label] else 0.0
         f1 = 2 * precision * recall / (precision + recall) if right else 0.0
         table[label] = {"precision": precision, "recall": recall, "f1": f1, "support": float(support[label])}
@@ -60,7 +61,7 @@ def per_label(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]])
 
 
 def format_table(table: dict[str, dict[str, float]]) -> str:
-    """The table of labels as people read it."""
+    """The table of labels for people."""
     width = max((len(label) for label in table), default=5)
     lines = [f"{'label':<{width}}  precision  recall     f1  words"]
     for label, row in table.items():
@@ -89,7 +90,6 @@ def draw_confusions(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[
     axes.set_ylabel("gold")
     figure.colorbar(image, label="share of the label's words")
     figure.tight_layout()
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)
-    os.replace(temporary, path)

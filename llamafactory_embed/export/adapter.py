@@ -1,4 +1,4 @@
-"""A checkpoint's adapter alone: a few megabytes for whoever has the base model."""
+"""A checkpoint's adapter alone: a few megabytes for those who have the base model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ import torch
 from transformers import AutoTokenizer
 
 from ..encoder.encoder import Encoder
+from ..files import write_json
 from ..loading.checkpoint import ADAPTER_CONFIG_NAME, POOLER_NAME
 from ..loading.llm2vec_adapters import AdapterFiles
 from ..model.embedding_config import EmbeddingConfig
-from .card import CARD_NAME, front_matter, make_header, metrics_section, portable_base, write_text
+from .card import portable_base, write_card_page
 from .folder import new_folder
 from .verify import check_same
-from .weights import find_base, write_json
+from .weights import find_base
 
 
 def export_adapter(
     checkpoint: str | Path, target: str | Path, *, overwrite: bool = False, device: str = "cpu"
 ) -> list[str]:
-    """Adapter, pooler, tokenizer and configuration, without what only training needs; remarks about the base model."""
+    """Adapter, pooler, tokenizer and configuration, without what only training needs. Returns remarks about the base
+    model."""
     config = EmbeddingConfig.load(checkpoint)
     check_stands_alone(checkpoint, config)
     base = find_base(checkpoint, config)
@@ -36,7 +38,8 @@ def export_adapter(
             shutil.copy(Path(checkpoint) / POOLER_NAME, folder)
         tokenizer.save_pretrained(folder)
         dataclasses.replace(config, base_model=base).save(folder)
-        write_text(folder / CARD_NAME, adapter_card(Path(target).name, checkpoint, config, base))
+        name = Path(target).name
+        write_card_page(folder, name, checkpoint, config, "peft", describe_adapter(name, config, base))
         check_same(
             Encoder(checkpoint, device=device, dtype=torch.float32),
             Encoder(folder, device=device, dtype=torch.float32),
@@ -46,37 +49,34 @@ def export_adapter(
 
 
 def check_stands_alone(checkpoint: str | Path, config: EmbeddingConfig) -> None:
-    """An adapter can travel if all that it lies upon has a name that others know."""
+    """Refuse an adapter on top of something that others do not have."""
     if not (Path(checkpoint) / ADAPTER_CONFIG_NAME).is_file():
         raise ValueError(f"{checkpoint} holds all weights and no adapter: export it without `--layout adapter`.")
     folders = [each for each in config.merged_adapters if os.path.isdir(each)]
     if folders:
         raise ValueError(
-            f"The adapter in {checkpoint} lies upon {', '.join(folders)}, which others do not have: export merged "
-            "weights, without `--layout adapter`."
+            f"The adapter in {checkpoint} was trained on top of {', '.join(folders)}, which others do not have: "
+            "export merged weights, without `--layout adapter`."
         )
 
 
 def describe_base(config: EmbeddingConfig, base: str) -> list[str]:
-    """What the receiver has to have."""
+    """What the receiver needs."""
     remarks = []
     if portable_base(config) is None:
         remarks.append(
-            f"The base model is named by a folder of this machine, {base}: whoever loads the adapter elsewhere writes "
-            "the right name into `base_model` of embedding_config.json and `base_model_name_or_path` of "
+            f"The base model is named by a folder of this machine, {base}: to load the adapter elsewhere, write the "
+            "right name into `base_model` of embedding_config.json and `base_model_name_or_path` of "
             "adapter_config.json."
         )
     if config.merged_adapters:
-        remarks.append(f"It lies upon {', '.join(config.merged_adapters)}, which `Encoder` merges first.")
+        remarks.append(f"It was trained on top of {', '.join(config.merged_adapters)}, which `Encoder` merges first.")
     return remarks
 
 
-def adapter_card(name: str, checkpoint: str | Path, config: EmbeddingConfig, base: str) -> list[str]:
+def describe_adapter(name: str, config: EmbeddingConfig, base: str) -> list[str]:
     """The lines of the model card."""
     return [
-        *front_matter(make_header(config, "peft")),
-        f"# {name}",
-        "",
         f"An adapter that makes `{portable_base(config) or Path(base).name}` a text embedder, trained with "
         "llamafactory-embed, a plugin of LLaMA-Factory.",
         "",
@@ -89,5 +89,4 @@ def adapter_card(name: str, checkpoint: str | Path, config: EmbeddingConfig, bas
         "",
         f"Attention {config.attention}, pooling {config.pooling}; `embedding_config.json` has the rest.",
         "",
-        *metrics_section(checkpoint),
     ]

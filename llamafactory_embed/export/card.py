@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what the model is, how to load it everywhere, how well it did."""
+"""The model card of an exported folder: what the model is, how programs load it, how well it does."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import yaml
 from transformers import PretrainedConfig
 
+from ..files import write_text
 from ..model.embedding_config import EmbeddingConfig
-from .servers import list_commands
-from .serving import DOCUMENT, QUERY, Serving
+from .serving import DOCUMENT, QUERY, Serving, list_commands
 
 
-METRICS_FILE = "eval_results.json"  # what a training run writes beside its checkpoint
+METRICS_FILE = "eval_results.json"  # written by a training run beside its checkpoint
 CARD_NAME = "README.md"
 
 
-def write_card(
+def write_layout_card(
     folder: Path,
     name: str,
     checkpoint: str | Path,
@@ -30,12 +30,8 @@ def write_card(
     remarks: Sequence[str],
 ) -> None:
     """Write `README.md` into an export of sentence-transformers' layout."""
-    header = make_header(config, "sentence-transformers")
     size = serving.dimensions or model.hidden_size
     lines = [
-        *front_matter(header),
-        f"# {name}",
-        "",
         f"A text embedder{_made_of(config)}, trained with llamafactory-embed, a plugin of LLaMA-Factory.",
         "",
         "| | |",
@@ -58,9 +54,17 @@ def write_card(
         "|---|---|",
         *(f"| {prompt_name} | {_code(prompt)} |" for prompt_name, prompt in serving.prompts.items()),
         "",
-        *metrics_section(checkpoint),
     ]
-    write_text(folder / CARD_NAME, lines)
+    write_card_page(folder, name, checkpoint, config, "sentence-transformers", lines)
+
+
+def write_card_page(
+    folder: Path, name: str, checkpoint: str | Path, config: EmbeddingConfig, library: str, lines: Sequence[str]
+) -> None:
+    """Write `README.md`: what the hub reads, a title, lines that say what the folder is, and the run's metrics."""
+    header = yaml.safe_dump(make_header(config, library), sort_keys=False, allow_unicode=True).strip()
+    page = ["---", header, "---", "", f"# {name}", "", *lines, *metrics_of_run(checkpoint)]
+    write_text(folder / CARD_NAME, "\n".join(page).rstrip("\n") + "\n")
 
 
 def usage(name: str, config: EmbeddingConfig, serving: Serving, model: PretrainedConfig) -> list[str]:
@@ -91,7 +95,7 @@ def usage(name: str, config: EmbeddingConfig, serving: Serving, model: Pretraine
 
 
 def make_header(config: EmbeddingConfig, library: str) -> dict[str, Any]:
-    """What the hub reads. A base model that is a folder of the trainer's machine is left out."""
+    """What the hub reads. A base model that is a folder of the machine that trained is left out."""
     header: dict[str, Any] = {
         "library_name": library,
         "pipeline_tag": "sentence-similarity",
@@ -107,13 +111,8 @@ def portable_base(config: EmbeddingConfig) -> str | None:
     return None if base is None or os.path.exists(base) or base.count("/") > 1 else base
 
 
-def front_matter(header: dict[str, Any]) -> list[str]:
-    """The block of YAML in front of a card."""
-    return ["---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(), "---", ""]
-
-
-def metrics_section(checkpoint: str | Path) -> list[str]:
-    """The figures of the training run's own evaluation, if it had one."""
+def metrics_of_run(checkpoint: str | Path) -> list[str]:
+    """A section on the evaluation at the end of the training run, if there was one."""
     path = Path(checkpoint) / METRICS_FILE
     if not path.is_file():
         return []
@@ -126,17 +125,12 @@ def metrics_section(checkpoint: str | Path) -> list[str]:
     return ["## Retrieval on held-out rows", "", "| metric | value |", "|---|---|", *rows, ""] if rows else []
 
 
-def write_text(path: Path, lines: Sequence[str]) -> None:
-    """Lines as a file."""
-    path.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
-
-
 def _made_of(config: EmbeddingConfig) -> str:
     base = portable_base(config)
     return f" made of `{base}`" if base else ""
 
 
 def _code(text: str) -> str:
-    """A prompt with its line breaks and spaces to be seen, in a cell of a table."""
+    """A prompt in a cell of a table, its line breaks and spaces visible."""
     shown = json.dumps(text, ensure_ascii=False)
     return f"`{shown}`".replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""From a checkpoint to a folder that is proved to serve the same embeddings."""
+"""From a checkpoint to a folder that serves the same embeddings, as a check has shown."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..encoder.encoder import Encoder
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
-from .card import write_card
+from .card import write_layout_card
 from .folder import new_folder
 from .layout import write_layout
-from .servers import describe_servers
-from .serving import plan_serving
+from .serving import describe_servers, plan_serving
 from .verify import SAMPLES, Agreement, check_folder, expected_embeddings, require_sentence_transformers
 from .weights import Dtype, find_dtype, load_merged, read_model_config, round_weights
 
@@ -37,7 +36,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of it."""
+    """A folder that was written and checked."""
 
     folder: Path
     dtype: str
@@ -50,8 +49,8 @@ class Exported:
 
 
 def export_checkpoint(checkpoint: str | Path, target: str | Path, options: ExportOptions | None = None) -> Exported:
-    """Write a checkpoint in sentence-transformers' layout. It is checked before it gets its name: a failure leaves
-    nothing behind."""
+    """Write a checkpoint in sentence-transformers' layout. The folder is checked before it gets its name: a failure
+    leaves nothing behind."""
     options = options or ExportOptions()
     require_sentence_transformers()
     config = EmbeddingConfig.load(checkpoint)
@@ -61,8 +60,8 @@ def export_checkpoint(checkpoint: str | Path, target: str | Path, options: Expor
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if serving.needs_code and config.skip_instruction and not tokenizer.is_fast:
         raise ValueError(
-            f"`skip_instruction` needs to know where a text's tokens begin, which {type(tokenizer).__name__} does not "
-            "tell: use the fast version of this tokenizer."
+            f"`skip_instruction` needs to know where a text's tokens begin, which {type(tokenizer).__name__} cannot "
+            "say: use the fast version of this tokenizer."
         )
 
     with new_folder(target, checkpoint, options.overwrite) as folder:
@@ -72,12 +71,12 @@ def export_checkpoint(checkpoint: str | Path, target: str | Path, options: Expor
         expected = expected_embeddings(model, tokenizer, serving)
         agreement = check_folder(folder, expected, model, serving, options.device)
         remarks = describe_servers(config, serving, saved_config)
-        write_card(folder, Path(target).name, checkpoint, config, saved_config, serving, remarks)
+        write_layout_card(folder, Path(target).name, checkpoint, config, saved_config, serving, remarks)
     return Exported(Path(target), str(dtype).removeprefix("torch."), agreement, rounding, remarks)
 
 
 def round_and_measure(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> float:
-    """Round the weights to the type in which they are saved; how far the embeddings of the samples move."""
+    """Round the weights to the type in which they are saved; return how far the embeddings of the samples move."""
     if dtype == torch.float32:
         return 0.0
     encoder = Encoder(model, tokenizer)
@@ -87,7 +86,7 @@ def round_and_measure(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def quiet_loaders() -> None:
-    """A check loads the same model several times: keep the bars and remarks of that off the screen."""
+    """A check loads the same model several times: keep the loaders' bars and remarks off the screen."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -12,7 +12,7 @@ from llamafactory.extras import logging
 from ..loading.checkpoint import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import EmbeddingConfig
 from .export import ExportOptions, export_checkpoint
-from .hub import check_repository, plan_push, push
+from .folder import check_repository, plan_push, push
 from .weights import find_base
 
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from llamafactory.hparams import ModelArguments
 
 
-logger = logging.get_logger()  # the host's own: it shows remarks of no other
+logger = logging.get_logger()  # the host's, which shows no messages of other loggers
 
 
 def export_from_recipe(checkpoint: str, model_args: ModelArguments) -> None:
-    """Export as the host's options say. Like the host, replace an earlier export."""
+    """Export with the host's options. Like the host, replace an earlier export."""
     check_options(checkpoint, model_args)
     wants_accelerator = model_args.export_device == "auto" and torch.cuda.is_available()
     options = ExportOptions(
@@ -43,7 +43,7 @@ def export_from_recipe(checkpoint: str, model_args: ModelArguments) -> None:
 
 
 def check_options(checkpoint: str, model_args: ModelArguments) -> None:
-    """Options that an embedder's export does not have, and names that contradict the checkpoint."""
+    """Refuse options that the export of an embedder does not have, and names that contradict the checkpoint."""
     if model_args.export_dir is None:
         raise ValueError("`export_dir` is missing: name the folder to write.")
     for name in ("export_quantization_bit", "quantization_bit"):
@@ -66,7 +66,7 @@ def check_options(checkpoint: str, model_args: ModelArguments) -> None:
     merged = config.merged_adapters
     if others and not (len(others) == len(merged) and all(map(is_same, others, merged))):
         raise ValueError(
-            f"`adapter_name_or_path` names {', '.join(others)} before {checkpoint}, which was trained upon "
+            f"`adapter_name_or_path` names {', '.join(others)} before {checkpoint}, which was trained on "
             f"{', '.join(merged) or 'the base model alone'}: name only the checkpoint."
         )
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..files import write_json
 from ..loading.checkpoint import POOLER_NAME
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
@@ -25,7 +26,7 @@ from ..model.latent_pooling import LatentPooler, MultiLayerLatentPooler
 from .card import portable_base
 from .serving import POOLING_MODES, Serving
 from .tokenizer_files import save_tokenizer
-from .weights import save_weights, write_json
+from .weights import save_weights
 
 
 CODE = Path(__file__).parent / "shipped" / "embedder_modules.py"
@@ -75,7 +76,7 @@ def _config_entries(model: EmbeddingModel) -> dict[str, Any]:
 def _model_settings(config: EmbeddingConfig, serving: Serving) -> dict[str, Any]:
     requirements = {}
     if not config.causal:
-        reason = "Older releases ignore `is_causal: false` and embed with causal attention, without a word."
+        reason = "Older releases ignore `is_causal: false` and embed with causal attention, without a warning."
         requirements["transformers"] = {"specifier": ">=5.2", "reason": reason}
     if serving.needs_code:
         reason = "Older releases do not tell the pooling where the prompt ends."
@@ -92,7 +93,7 @@ def _model_settings(config: EmbeddingConfig, serving: Serving) -> dict[str, Any]
 
 
 def _write_modules(model: EmbeddingModel, folder: Path, serving: Serving) -> Sequence[dict[str, Any]]:
-    """Folders of the modules behind the language model; what modules.json says of all."""
+    """Write the folders of the modules after the language model; return the content of modules.json."""
     config, size = model.embedding_config, model.config.hidden_size
     if serving.needs_code:
         shutil.copy(CODE, folder)
@@ -138,8 +139,8 @@ def _latent_sizes(model: EmbeddingModel) -> dict[str, Any]:
 
 
 def _write_cut(folder: Path, size: int, dimensions: int) -> None:
-    """A linear layer that keeps the first dimensions, in front of the normalization: every server knows this module,
-    and cutting behind it (`truncate_dim`) would leave vectors that are not of unit length."""
+    """A linear layer that keeps the first dimensions, before the normalization: every server knows this module, and
+    cutting after it (`truncate_dim`) would leave vectors that are not of unit length."""
     folder.mkdir()
     settings = {
         "in_features": size,

@@ -13,25 +13,17 @@ from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 
 from ..data.prompts import TEMPLATES
 from ..encoder.encoder import Encoder
+from ..files import write_json
 from ..hparams.embedding import EmbeddingOptions
 from ..loading.checkpoint import ADAPTER_CONFIG_NAME, load_backbone
 from ..loading.llm2vec_adapters import LLM2VEC_SETTINGS, ModuleNames, save_as_llm2vec
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
-from .card import CARD_NAME, front_matter, make_header, metrics_section, write_text
+from .card import write_card_page
 from .folder import new_folder
 from .tokenizer_files import save_tokenizer
 from .verify import check_same
-from .weights import (
-    Dtype,
-    find_base,
-    find_dtype,
-    load_merged,
-    read_model_config,
-    round_weights,
-    save_weights,
-    write_json,
-)
+from .weights import Dtype, find_base, find_dtype, load_merged, read_model_config, round_weights, save_weights
 
 
 POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "bos": "bos_token"}
@@ -48,14 +40,15 @@ def export_llm2vec(
     overwrite: bool = False,
     device: str = "cpu",
 ) -> list[str]:
-    """An adapter with the names of a bare decoder if the checkpoint has one right upon its base model, merged weights
-    otherwise; remarks about its use."""
+    """An adapter with the names of a bare decoder if the checkpoint has one directly on its base model, merged weights
+    otherwise. Returns remarks about its use."""
     config = read_config(checkpoint)
     model_config = read_model_config(checkpoint, config)
     check_fits(config, model_config)
     is_adapter = (Path(checkpoint) / ADAPTER_CONFIG_NAME).is_file() and not config.merged_adapters
     with new_folder(target, checkpoint, overwrite) as folder:
-        write_text(folder / CARD_NAME, llm2vec_card(Path(target).name, checkpoint, config, is_adapter))
+        name, library = Path(target).name, "peft" if is_adapter else "transformers"
+        write_card_page(folder, name, checkpoint, config, library, describe_model(name, config, is_adapter))
         if is_adapter:
             _write_adapter(checkpoint, config, model_config, folder, device)
         else:
@@ -65,8 +58,8 @@ def export_llm2vec(
 
 
 def read_config(checkpoint: str | Path) -> EmbeddingConfig:
-    """An embedder's configuration; for the adapter of a language model, say of masked next-token prediction, that of
-    the package itself."""
+    """An embedder's configuration. The adapter of a language model, for instance of masked next-token prediction, gets
+    the package's own."""
     folder = Path(checkpoint)
     if (folder / CONFIG_NAME).is_file() or not (folder / ADAPTER_CONFIG_NAME).is_file():
         return EmbeddingConfig.load(checkpoint)
@@ -76,7 +69,7 @@ def read_config(checkpoint: str | Path) -> EmbeddingConfig:
 
 
 def check_fits(config: EmbeddingConfig, model: PretrainedConfig) -> None:
-    """Refuse what the package would pool, mask or build otherwise."""
+    """Refuse what the package would pool, mask or build differently."""
     if config.attention != "bidirectional":
         raise ValueError("`--layout llm2vec` is for bidirectional models, and this one has `attention: causal`.")
     if config.pooling not in POOLINGS:
@@ -107,10 +100,10 @@ def longest_text(config: EmbeddingConfig) -> int:
 
 
 def describe_use(config: EmbeddingConfig) -> list[str]:
-    """Where the package treats a text otherwise than we do."""
+    """Where the package treats a text differently from us."""
     remarks = [
         "LLM2Vec shortens long texts by whole words, and with `skip_instruction` counts a text's tokens when it "
-        "stands alone: such texts get slightly other embeddings there."
+        "stands alone: the embeddings of such texts differ slightly."
     ]
     if TEMPLATES.get(config.query_template, config.query_template) != TEMPLATES["llm2vec"]:
         remarks.append(
@@ -120,16 +113,13 @@ def describe_use(config: EmbeddingConfig) -> list[str]:
     return remarks
 
 
-def llm2vec_card(name: str, checkpoint: str | Path, config: EmbeddingConfig, is_adapter: bool) -> list[str]:
+def describe_model(name: str, config: EmbeddingConfig, is_adapter: bool) -> list[str]:
     """The lines of the model card."""
     if is_adapter:
         call = f'LLM2Vec.from_pretrained("{config.base_model}", peft_model_name_or_path="{name}")'
     else:
         call = f'LLM2Vec.from_pretrained("{name}")'
     return [
-        *front_matter(make_header(config, "peft" if is_adapter else "transformers")),
-        f"# {name}",
-        "",
         "A text embedder in the layout of LLM2Vec, trained with llamafactory-embed, a plugin of LLaMA-Factory.",
         "",
         "```python",
@@ -140,7 +130,6 @@ def llm2vec_card(name: str, checkpoint: str | Path, config: EmbeddingConfig, is_
         "```",
         "",
         *(line for remark in describe_use(config) for line in (remark, "")),
-        *metrics_section(checkpoint),
     ]
 
 

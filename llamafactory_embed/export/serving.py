@@ -1,14 +1,18 @@
-"""What sentence-transformers has to be told so that it prepares and pools texts as the checkpoint was trained to."""
+"""What sentence-transformers has to be told so that it prepares and pools texts as in training, and which programs can
+load the exported folder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import get_args
 
+from transformers import PretrainedConfig
+
 from ..data.prompts import parse_template
 from ..hparams.suggestion import suggest
 from ..model.embedding_config import EmbeddingConfig
 from ..model.pooling import LatentPooling
+from .weights import is_diffusion
 
 
 # How sentence-transformers calls our poolings (`1_Pooling/config.json`), and which of them read the token that an
@@ -23,6 +27,11 @@ POOLING_MODES = {
 PICKS_ONE_TOKEN = ("last", "eos", "bos")
 
 QUERY, DOCUMENT = "query", "document"  # the prompts that every program knows by name
+
+# The architectures of decoders that text-embeddings-inference has, by `model_type`.
+TEI_MODELS = ("llama", "mistral", "qwen2", "qwen3")
+VLLM_COMMAND = "vllm serve {folder} --runner pooling"
+TEI_COMMAND = "text-embeddings-router --model-id {folder} --port 8080"
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Serving:
 def plan_serving(
     config: EmbeddingConfig, hidden_size: int, query_task: str | None = None, dimensions: int | None = None
 ) -> Serving:
-    """What to write, or one sentence about what sentence-transformers has no place for."""
+    """What to write; refuses what sentence-transformers has no place for."""
     if dimensions is not None and dimensions not in (*(config.matryoshka_dims or []), hidden_size):
         trained = sorted({*(config.matryoshka_dims or []), hidden_size})
         raise ValueError(
@@ -101,7 +110,49 @@ def _prompt(template: str, instruction: str, option: str) -> str:
     prompted = parse_template(template, option).render("", instruction)
     if prompted.suffix:
         raise ValueError(
-            f"`{option}: {template}` writes {prompted.suffix!r} behind the text, but a prompt of "
-            "sentence-transformers stands in front of it: this checkpoint is served by `Encoder` only."
+            f"`{option}: {template}` writes {prompted.suffix!r} after the text, but a prompt of sentence-transformers "
+            "stands in front of it: only `Encoder` can serve this checkpoint."
         )
     return prompted.prefix
+
+
+def describe_servers(config: EmbeddingConfig, serving: Serving, model: PretrainedConfig) -> list[str]:
+    """Sentences for the terminal and the card: which programs load the folder, and what they do otherwise."""
+    remarks = []
+    if is_diffusion(model):
+        remarks.append(
+            f"The files have the original layout of {model.model_type}: sentence-transformers loads them in a process "
+            "that has imported `llamafactory_embed`, and vLLM and text-embeddings-inference do not know the model."
+        )
+    if serving.needs_code:
+        remarks.append(
+            "The pooling is a module of this folder (`embedder_modules.py`): sentence-transformers loads it with "
+            "`trust_remote_code=True`; vLLM, text-embeddings-inference, llama.cpp and Ollama cannot load it."
+        )
+    elif config.pooling == "weighted_mean":
+        remarks.append(
+            "vLLM, text-embeddings-inference, llama.cpp and Ollama have no weighted mean: only sentence-transformers "
+            "loads this folder as it was trained."
+        )
+    if not serving.prompts[QUERY] and config.instructions:
+        remarks.append(
+            f"The prompt `{QUERY}` is empty because the checkpoint has {len(config.instructions)} tasks: "
+            "name a prompt when encoding, or choose a task for it with `--query-task`."
+        )
+    if serving.query_length != serving.document_length:
+        remarks.append(
+            f"Queries end after {serving.query_length} tokens and documents after {serving.document_length} with "
+            "`encode_query` and `encode_document` of sentence-transformers 6; servers cut both after "
+            f"{serving.max_length}."
+        )
+    return remarks
+
+
+def list_commands(config: EmbeddingConfig, serving: Serving, model: PretrainedConfig) -> dict[str, str]:
+    """The command of each server that reads the layout, has the pooling and knows the architecture."""
+    if serving.needs_code or config.pooling == "weighted_mean" or is_diffusion(model):
+        return {}
+    commands = {"vLLM": VLLM_COMMAND}
+    if model.model_type in TEI_MODELS:
+        commands["text-embeddings-inference"] = TEI_COMMAND
+    return commands

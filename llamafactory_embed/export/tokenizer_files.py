@@ -1,4 +1,4 @@
-"""The tokenizer of an exported folder: EOS behind every text where the pooling reads it, without our code."""
+"""The tokenizer of an exported folder: EOS after every text where the pooling reads it, without our code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenization import SpecialTokens, find_special_tokens
+from ..files import write_json
 
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -42,14 +43,14 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, append_eos:
         )
     if path.is_file():
         contents = json.loads(path.read_text("utf-8"))
-        contents |= {"truncation": None, "padding": None}  # the caller's business, not the last call's
+        contents |= {"truncation": None, "padding": None}  # what the last call set, not what the model needs
         write_merges_as_before(contents["model"])
         if adds_eos:
             contents["post_processor"] = with_trailing_tokens(contents.get("post_processor"), tokenizer, special)
-        path.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(path, contents)
     if adds_eos:
         set_flags(settings, tokenizer, special)
-    (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(folder / TOKENIZER_CONFIG_FILE, settings)
 
 
 def write_merges_as_before(model: dict[str, Any]) -> None:
@@ -72,8 +73,8 @@ def set_flags(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, spec
 def with_trailing_tokens(
     post_processor: dict[str, Any] | None, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens
 ) -> dict[str, Any]:
-    """A post-processor that puts these special tokens around a text. Of the old one remains what does not add tokens
-    (the ByteLevel step, which trims offsets)."""
+    """A post-processor that puts these special tokens around a text. Of the old one the ByteLevel step remains, which
+    adds no tokens but trims offsets."""
     steps = [] if post_processor is None else [post_processor]
     if post_processor is not None and post_processor["type"] == "Sequence":
         steps = post_processor["processors"]
@@ -83,7 +84,7 @@ def with_trailing_tokens(
 
 
 def make_template(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> dict[str, Any]:
-    """A TemplateProcessing step of the tokenizers library; of a pair, each text is framed as one alone."""
+    """A TemplateProcessing step of the tokenizers library; each text of a pair is framed like a single one."""
     added = [*special.leading, *special.trailing]
     names = dict(zip(added, tokenizer.convert_ids_to_tokens(added), strict=True))
 

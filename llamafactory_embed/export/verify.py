@@ -1,8 +1,8 @@
-"""The proof that an exported folder serves what the checkpoint does: the programs it is meant for load it.
+"""The check that an exported folder serves what the checkpoint does: the programs it is meant for load it.
 
-Single texts must agree within `TOLERANCE`, for no padding and no packing stand between two ways to embed them. In a
-batch float32 adds up in another order, and some models (not yet trained to see both sides, say) blow that up: there
-the programs may differ `NOISE_FACTOR` times as much as our own packed batches differ from single texts.
+Single texts must agree within `TOLERANCE`: they are neither padded nor packed. In a batch float32 adds up in another
+order, and some models (for instance ones not yet trained to see both sides) amplify that: there the programs may
+differ `NOISE_FACTOR` times as much as our own packed batches differ from single texts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .serving import DOCUMENT, QUERY, Serving
 
 TOLERANCE = 1e-5  # of a number in an embedding of unit length, in float32
 NOISE_FACTOR = 3  # how much of our own noise in a batch others may show
-LONGEST_EMBEDDED = 256  # a longer limit is proved by token ids alone: the forward is the same
+LONGEST_EMBEDDED = 256  # a longer limit is checked by token ids alone: the forward is the same
 MOST_TASKS = 3  # prompts that are tried; all of them are made by one template
 
 SAMPLES = (
@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the checkpoint makes of a case."""
+    """How the checkpoint embeds a case."""
 
     case: Case
     tokens: list[TokenizedText]
@@ -68,7 +68,7 @@ class Expected:
 
     @property
     def noise(self) -> float:
-        """What the order of additions makes of float32."""
+        """How much the order of additions changes in float32."""
         return difference(self.packed, self.vectors)
 
 
@@ -83,7 +83,7 @@ class Agreement:
 
 
 def require_sentence_transformers() -> None:
-    """Asked before anything is loaded: without it nothing can be proved."""
+    """Called before anything is loaded: without it nothing can be checked."""
     if importlib.util.find_spec("sentence_transformers") is None:
         raise ValueError(
             "An export is checked with sentence-transformers, which is not installed: "
@@ -109,9 +109,9 @@ def expected_embeddings(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBas
 
 def make_cases(encoder: Encoder, serving: Serving) -> list[Case]:
     """Queries of some tasks, documents, and documents of a symmetric task; the last text of each is too long."""
-    known = encoder.config.instructions
-    query_task = next((task for task in known if serving.prompts[task] == serving.prompts[QUERY]), None)
-    tasks = list(known)[:MOST_TASKS]
+    instructions = encoder.config.instructions
+    query_task = next((task for task in instructions if serving.prompts[task] == serving.prompts[QUERY]), None)
+    tasks = list(instructions)[:MOST_TASKS]
     named: list[tuple[Role, str | None, str]] = [("query", query_task, QUERY), ("document", None, DOCUMENT)]
     named += [("query", task, task) for task in tasks]
     named += [("document", task, task) for task in tasks if task in encoder.config.symmetric_tasks][:1]
@@ -123,7 +123,7 @@ def make_cases(encoder: Encoder, serving: Serving) -> list[Case]:
 def check_folder(
     folder: Path, expected: Sequence[Expected], model: EmbeddingModel, serving: Serving, device: str
 ) -> Agreement:
-    """Load the folder with sentence-transformers, with transformers alone and with `Encoder`; one sentence about the
+    """Load the folder with sentence-transformers, with transformers alone and with `Encoder`; refuse the folder at the
     first that differs."""
     noise = max(each.noise for each in expected)
     readers = (_by_sentence_transformers, _by_transformers, _by_encoder)
@@ -140,7 +140,7 @@ def check_folder(
 
 @dataclass(frozen=True)
 class Seen:
-    """What a reader made of a case."""
+    """How a reader embeds a case."""
 
     reader: str
     case: Case
@@ -236,22 +236,22 @@ def _by_encoder(
         yield Seen("Encoder", case, difference(vectors, each.packed), True)
 
 
-def difference(found: Any, wanted: np.ndarray) -> float:
+def difference(vectors: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference between vectors, as a part of their length."""
-    if found.shape != wanted.shape:
+    if vectors.shape != expected.shape:
         return float("inf")
-    return float(np.max(np.abs(found - wanted) / np.linalg.norm(wanted, axis=1, keepdims=True)))
+    return float(np.max(np.abs(vectors - expected) / np.linalg.norm(expected, axis=1, keepdims=True)))
 
 
 def check_same(reference: Encoder, loaded: Encoder, reader: str) -> None:
     """Two Encoders must embed documents, and queries of the first task, alike."""
     task = next(iter(reference.config.instructions), None)
     uses: tuple[tuple[Role, str | None], ...] = (("document", None), ("query", task))
-    for role, named in uses:
-        wanted = reference.encode(SAMPLES, task=named, role=role)
-        found = loaded.encode(SAMPLES, task=named, role=role)
-        if not difference(found, wanted) <= TOLERANCE:
-            raise ValueError(_not_the_same(reader, role, named or "none", difference(found, wanted)))
+    for role, prompt in uses:
+        expected = reference.encode(SAMPLES, task=prompt, role=role)
+        moved = difference(loaded.encode(SAMPLES, task=prompt, role=role), expected)
+        if not moved <= TOLERANCE:  # also for NaN
+            raise ValueError(_not_the_same(reader, role, prompt or "none", moved))
 
 
 def _not_the_same(reader: str, role: str, prompt: str, by: float) -> str:
@@ -261,9 +261,9 @@ def _not_the_same(reader: str, role: str, prompt: str, by: float) -> str:
     )
 
 
-def _compare_tokens(found: list[int], tokens: TokenizedText, text: str, reader: str) -> None:
-    if found != tokens.token_ids:
+def _compare_tokens(token_ids: list[int], tokens: TokenizedText, text: str, reader: str) -> None:
+    if token_ids != tokens.token_ids:
         raise ValueError(
-            f"The exported folder is not the same model: {reader} makes {len(found)} tokens of the text {text[:40]!r} "
-            f"where training made {len(tokens.token_ids)}, or others; nothing was written."
+            f"The exported folder is not the same model: {reader} makes {len(token_ids)} tokens of the text "
+            f"{text[:40]!r} where training made {len(tokens.token_ids)}, or others; nothing was written."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import yaml
 from peft import PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
 
+from ..files import write_json
 from ..loading.checkpoint import ADAPTER_CONFIG_NAME, ADAPTER_NAME, POOLER_NAME, load_embedding_model
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
@@ -30,13 +30,17 @@ RECIPE_NAME = "recipe.yaml"  # the host's options, which every checkpoint keeps
 # `is_causal`. Gemma's configurations have a flag of that name with another meaning.
 ASKED_BY_TEI = ("llama", "mistral", "qwen3")
 
+# Rotary settings that stood beside `rope_scaling`, not in it, before transformers 5.
+ROPE_BESIDE_SCALING = ("rope_theta", "partial_rotary_factor")
+PHI3_FACTORS = ("short_factor", "long_factor")
+
 
 def load_merged(checkpoint: str | Path, device: str = "cpu", dequantize: bool = False) -> EmbeddingModel:
     """A checkpoint in float32, its adapters merged.
 
     `dequantize` merges a QLoRA adapter into the base model's weights as quantization has rounded them, which is what
-    it was trained upon, instead of into the original ones, which is what `Encoder` serves. Weights that the base
-    model has only in quantized form are dequantized anyway.
+    it was trained on, instead of into the original ones, which is what `Encoder` serves. Weights that the base model
+    has only in quantized form are dequantized anyway.
     """
     config = EmbeddingConfig.load(checkpoint)
     if not (Path(checkpoint) / ADAPTER_CONFIG_NAME).is_file():
@@ -67,7 +71,7 @@ def _with_head(model: EmbeddingModel, checkpoint: str | Path) -> EmbeddingModel:
 
 
 def find_base(checkpoint: str | Path, config: EmbeddingConfig) -> str:
-    """The model below the adapter of a checkpoint."""
+    """The base model of a checkpoint's adapter."""
     base = config.base_model or PeftConfig.from_pretrained(checkpoint).base_model_name_or_path
     if not base:
         raise ValueError(
@@ -116,8 +120,8 @@ def _over_dequantized_base(
     )
     if method != "bitsandbytes":
         raise ValueError(
-            f"The base model {base} has only weights quantized by {method}, which cannot be taken back: name one with "
-            "its original weights as `base_model` in the checkpoint's embedding_config.json."
+            f"The base model {base} has only weights quantized by {method}, which cannot be dequantized: name one "
+            "with its original weights as `base_model` in the checkpoint's embedding_config.json."
         )
     require_cuda()
     if quantization is not None:
@@ -148,13 +152,13 @@ def read_model_config(checkpoint: str | Path, config: EmbeddingConfig) -> Pretra
 
 
 def find_dtype(saved: PretrainedConfig, asked: Dtype) -> torch.dtype:
-    """The type to save: what is asked for, or that of the base model (of the checkpoint, if it has all weights)."""
+    """The type to save: the one asked for, or that of the base model (of the checkpoint, if it has all weights)."""
     return (saved.dtype or torch.float32) if asked == "auto" else getattr(torch, asked)
 
 
 def round_weights(model: EmbeddingModel, dtype: torch.dtype) -> None:
-    """Let the language model's weights take the values that they will have in the files. Buffers stay: transformers
-    computes them anew in float32. The pooler stays too, it is saved as it is."""
+    """Give the language model's weights the values that they will have in the files. Buffers stay: transformers
+    computes them anew in float32. The pooler stays too: it is saved in float32."""
     for parameter in model.decoder.parameters():
         parameter.data = parameter.data.to(dtype).to(parameter.dtype)
 
@@ -183,16 +187,15 @@ def rope_as_before(settings: dict[str, Any]) -> dict[str, Any]:
         return {}
     if "full_attention" in rope:  # Gemma 3 and others with two kinds of layers
         local = rope.get("sliding_attention", {}).get("rope_theta")
-        return rope_as_before({"rope_parameters": rope["full_attention"]}) | (
+        return rope_as_before(settings | {"rope_parameters": rope["full_attention"]}) | (
             {} if local is None else {"rope_local_base_freq": local}
         )
-    scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-    entries = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
-    return entries if scaling.get("rope_type", "default") == "default" else entries | {"rope_scaling": scaling}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Readable, and whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(temporary, path)
+    entries = {name: rope[name] for name in ROPE_BESIDE_SCALING if name in rope}
+    scaling = {name: value for name, value in rope.items() if name not in ROPE_BESIDE_SCALING}
+    if scaling.get("rope_type", "default") == "default":
+        return entries
+    if settings.get("model_type") == "phi3":  # its older code refuses all but these three fields
+        scaling = {"type": scaling["rope_type"]} | {name: scaling[name] for name in PHI3_FACTORS if name in scaling}
+        if "original_max_position_embeddings" in rope:
+            entries["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
+    return entries | {"rope_scaling": scaling}

@@ -1,5 +1,5 @@
-"""Seam: `llamafactory-cli chat`, `webchat` and `api`. Stages bring their own engines, and a text that settles in place
-is shown as one."""
+"""Seam: `llamafactory-cli chat`, `webchat` and `api`. A stage brings its engine, and an answer that does not grow from
+left to right is shown as a text that settles in place."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ STREAM_ARGUMENTS = ("self", "messages", "system", "tools", "images", "videos", "
 
 class DenoisingEngine:
     """Mixed into an engine whose text does not grow from left to right: `stream_chat(…, whole_texts=True)` yields the
-    whole text again and again, as it stands, the last time finished."""
+    whole text after each step, at last the finished one."""
 
 
 class WholeText(str):
-    """A text that replaces what it is appended to, for those who collect a stream with `+=`."""
+    """A text that replaces what it is appended to, for code that collects a stream with `+=`."""
 
     __slots__ = ()
 
@@ -37,14 +37,14 @@ class WholeText(str):
 
 
 def apply(module: ModuleType) -> None:
-    """Adjust one of three modules of the host."""
+    """Adjust one of the three modules of the host that this seam concerns."""
     {"hf_engine": _apply_engine, "chat_model": _apply_terminal, "chatter": _apply_web}[
         module.__name__.rpartition(".")[2]
     ](module)
 
 
 def _apply_engine(hf_engine: Any) -> None:
-    """Where the host makes its engine for transformers models, make the one of the recipe's stage."""
+    """Make the engine of the recipe's stage where the host makes the one for transformers models."""
     host_engine = contract.attribute(hf_engine, "HuggingfaceEngine")
     contract.check_signature(host_engine.__init__, *ENGINE_ARGUMENTS)
 
@@ -67,7 +67,7 @@ def _apply_engine(hf_engine: Any) -> None:
 
 
 def _apply_terminal(chat_model: Any) -> None:
-    """`llamafactory-cli chat`: in a terminal, a text settles in its place."""
+    """Let a text settle in its place when `llamafactory-cli chat` runs in a terminal."""
     host_run_chat = contract.attribute(chat_model, "run_chat")
     host_model = contract.attribute(chat_model, "ChatModel")
     contract.check_signature(host_run_chat)
@@ -92,7 +92,7 @@ def _apply_terminal(chat_model: Any) -> None:
 
 
 def _apply_web(chatter: Any) -> None:
-    """The pages of `webchat` and of LLaMA Board collect a stream with `+=`."""
+    """Give whole texts to the pages of `webchat` and LLaMA Board, which collect a stream with `+=`."""
     web_model = contract.attribute(chatter, "WebChatModel")
     host_stream_chat = contract.attribute(web_model, "stream_chat")
     contract.check_signature(host_stream_chat, *STREAM_ARGUMENTS)

@@ -32,11 +32,11 @@ def load_pretraining_data(
 
     contract.attribute(loader, PROCESSOR)
     contract.check_signature(contract.attribute(loader, "get_dataset"), *LOADER_ARGUMENTS)
-    # It cuts a stream of a local file into as many parts as there are data workers: without workers, into none.
-    workers = max(1, training_args.dataloader_num_workers)
+    # It cuts a stream of a local file into as many parts as there are data workers, and reads them part by part. Ours
+    # is read in the process of the Trainer: one part keeps the order of rows independent of the workers.
     with (
         mock.patch.object(loader, PROCESSOR, make_processor),
-        mock.patch.object(training_args, "dataloader_num_workers", workers),
+        mock.patch.object(training_args, "dataloader_num_workers", 1),
     ):
         try:
             return loader.get_dataset(None, model_args, data_args, training_args, stage="pt", tokenizer=tokenizer)

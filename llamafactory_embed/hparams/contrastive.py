@@ -26,7 +26,7 @@ class RetrievalDataOptions:
 
 
 @dataclass
-class ComparisonOptions:
+class ComparisonOptions(EmbeddingOptions):
     """How a query is compared with documents, and in what memory."""
 
     similarity: Literal["cosine", "dot"] = option("cosine", "How a query and a document are compared.")
@@ -36,6 +36,13 @@ class ComparisonOptions:
     grad_cache_tokens: int | None = option(
         None, "Tokens of one chunk when the batch is too large for the memory (GradCache); empty: off.", minimum=1
     )
+
+    def __post_init__(self) -> None:
+        if self.similarity == "dot" and self.normalize_embeddings:
+            raise ValueError(
+                "`similarity: dot` trains inner products, but `normalize_embeddings: true` serves embeddings of unit "
+                "length, whose inner product is the cosine: set `normalize_embeddings: false` or `similarity: cosine`."
+            )
 
 
 @dataclass

@@ -60,6 +60,7 @@ class TdroOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Embedding
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.tdro_lr > 0:
             raise ValueError(
                 f"`tdro_lr` is the step size of the task weights and must be above 0, not {self.tdro_lr!r}; "

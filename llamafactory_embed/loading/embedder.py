@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafactory.extras import logging
 from safetensors.torch import load_file
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.get_logger(__name__)
-
-# How the architectures of transformers call the dropout of attention probabilities.
-ATTENTION_DROPOUT = ("attention_dropout", "attn_dropout")
 
 # What a checkpoint and a recipe that evaluates it should say alike.
 SERVED_ALIKE = ("attention", "sliding_window", "pooling", "skip_instruction", "query_template", "document_template")
@@ -74,23 +69,3 @@ def warn_of_changes(model: EmbeddingModel, checkpoint: str) -> None:
     ]
     if changed:
         logger.warning_rank0(f"{checkpoint} was trained with {', '.join(changed)}; the recipe says otherwise.")
-
-
-def set_attention_dropout(decoder: PreTrainedModel, dropout: float) -> None:
-    """Dropout on attention probabilities, the noise that makes the two views of SimCSE (Gao et al. 2021, as LLM2Vec
-    applies it). Set on the modules, so that it is not saved with the configuration."""
-    reached = 0
-    for module in decoder.modules():
-        names = inspect.unwrap(type(module).forward).__code__.co_names
-        for name in set(ATTENTION_DROPOUT).intersection(names):
-            if isinstance(getattr(module, name), nn.Dropout):
-                getattr(module, name).p = dropout
-            else:
-                setattr(module, name, dropout)
-            reached += 1
-    layers = decoder.config.num_hidden_layers
-    if reached != layers:
-        raise ValueError(
-            f"`simcse_dropout` reaches the attention of {reached} of the {layers} layers of {type(decoder).__name__}: "
-            "use a model whose attention has its dropout where Llama or GPT-2 have it."
-        )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
+from ..data.files import data_files, file_type, is_saved_dataset
 from ..data.retrieval.beir import is_beir_folder
 from ..data.retrieval.entries import Entry, find_entries, make_entry
-from ..data.retrieval.files import data_files, file_type, is_saved_dataset
 
 
 def find_source(option: str, data: str, dataset_dir: str) -> Entry:
@@ -36,11 +36,6 @@ def check_readable(option: str, path: str) -> None:
         file_type(path)
     elif not is_beir_folder(path) and not is_saved_dataset(path) and not data_files(path):
         raise ValueError(f"`{option}`: the folder `{path}` holds neither data files nor a BEIR collection.")
-
-
-def is_beir(entry: Entry) -> bool:
-    """Whether the entry is a folder in BEIR's layout."""
-    return not entry.on_hub and is_beir_folder(entry.location)
 
 
 def fingerprint(path: str | None) -> list[tuple[str, int, int]]:

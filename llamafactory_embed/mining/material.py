@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..data.files import HubOptions, read_records
+from ..data.problems import BadRows
 from ..data.retrieval import beir
 from ..data.retrieval.entries import Entry
-from ..data.retrieval.files import LocatedRecord, read_records
-from ..data.retrieval.formats import KNOWN_COLUMNS, group_nli_pairs
-from ..data.retrieval.problems import BadRows
-from ..data.retrieval.reader import HubOptions, parse_records, records_of_entry
-from .data_source import is_beir
+from ..data.retrieval.formats import KNOWN_COLUMNS, Record, group_nli_pairs
+from ..data.retrieval.reader import is_beir, parse_records, records_of_entry
 from .records import Records, RecordWriter
 from .text_hash import HashTable, id_hash, text_hash
 
@@ -96,13 +95,13 @@ def read_material(
     rows, passages = RecordWriter(folder, "rows"), _PassageWriter(folder)
     bad_rows = BadRows(skip_bad_rows, KNOWN_COLUMNS)
     if is_beir(entry):
-        judged = _BeirRows(entry.location, split)
-        own = _passages_of_file(os.path.join(entry.location, beir.CORPUS), bad_rows)
-        for key, text, _ in _progress(judged.remember(own), "Reading passages"):
-            if corpus is None:
+        collection = beir.Collection(entry.location, split, bad_rows)
+        for key, text, _ in _progress(collection.passages(), "Reading passages"):
+            if corpus is None and text:
                 passages.add(key, text)
         bad_rows.finish()
-        _write_rows(judged.rows(), rows, max_rows)
+        _write_rows(_rows_of_collection(collection), rows, max_rows)
+        bad_rows.finish()
     else:
         _write_rows(_rows_of_entry(entry, bad_rows), rows, max_rows)
         bad_rows.finish()
@@ -168,65 +167,15 @@ class _PassageWriter:
         (self.folder / "counts.json").write_text(json.dumps(counts), "utf-8")
 
 
-class _BeirRows:
-    """Rows of a BEIR folder: judged queries with their relevant passages; of the corpus, only these are held."""
-
-    def __init__(self, path: str, split: str) -> None:
-        self.path = path
-        self.judgements = os.path.join(path, beir.QRELS, f"{split}.tsv")
-        if not os.path.isfile(self.judgements):
-            known = sorted(os.path.splitext(name)[0] for name in os.listdir(os.path.join(path, beir.QRELS)))
-            raise ValueError(f"`split`: `{path}` has no judgements for `{split}`; it has {', '.join(known)}.")
-        self._lines: dict[tuple[str, str], int] = {}
-        self._relevant: dict[str, list[str]] = {}
-        for line, (query, passage, grade) in beir.read_judgements(self.judgements):
-            if grade > 0:
-                self._lines[query, passage] = line
-                self._relevant.setdefault(query, []).append(passage)
-        self._texts: dict[str, str | None] = {passage: None for _, passage in self._lines}
-
-    def remember(self, passages: Iterable[Passage]) -> Iterator[Passage]:
-        """Let the corpus pass, and keep what is relevant to a query."""
-        for key, text, line in passages:
-            if key in self._texts:
-                self._texts[key] = text
-            yield key, text, line
-
-    def rows(self) -> Iterator[MiningRow]:
-        file = os.path.join(self.path, beir.QUERIES)
-        queries = {}
-        bad = BadRows()
-        for key, text, line in _passages_of_file(file, bad):
-            if key in self._relevant:
-                queries[key] = (text, line)
-        bad.finish()
-        for query, passages in self._relevant.items():
-            if query not in queries:
-                raise self._unknown(query, passages[0], query, beir.QUERIES)
-            texts = []
-            for passage in passages:
-                found = self._texts[passage]
-                if found is None:
-                    raise self._unknown(query, passage, passage, beir.CORPUS)
-                texts.append(found)
-            text, line = queries[query]
-            yield MiningRow(text, texts, passages, [], None, file, line)
-
-    def _unknown(self, query: str, passage: str, key: str, where: str) -> ValueError:
-        return ValueError(f"{self.judgements}:{self._lines[query, passage]}: `{key}` is judged but is not in {where}.")
+def _rows_of_collection(collection: beir.Collection) -> Iterator[MiningRow]:
+    for query in collection.queries():
+        ids, texts = list(query.relevant), list(query.relevant.values())
+        yield MiningRow(query.text, texts, ids, [], None, collection.queries_file, query.line)
 
 
 def _rows_of_entry(entry: Entry, bad_rows: BadRows) -> Iterator[MiningRow]:
-    ids: dict[tuple[str, int], list[str]] = {}  # of the record that is being parsed
-
-    def note_ids(records: Iterable[LocatedRecord]) -> Iterator[LocatedRecord]:
-        for file, line, record in records:
-            ids.clear()
-            ids[file, line] = _positive_ids(record)
-            yield file, line, record
-
-    records = note_ids(records_of_entry(entry, HubOptions(), streaming=True))
-    for row in group_nli_pairs(parse_records(records, entry, bad_rows), consecutive_only=True):
+    records = records_of_entry(entry, HubOptions(), streaming=True)
+    for record, row in group_nli_pairs(parse_records(records, entry, bad_rows), consecutive_only=True):
         if row.scores is not None and not row.negatives and len(row.positives) == 1:
             raise ValueError(
                 f"{row.where}: a scored pair has no right or wrong passage; mine for rows of a query and its positive."
@@ -234,7 +183,7 @@ def _rows_of_entry(entry: Entry, bad_rows: BadRows) -> Iterator[MiningRow]:
         yield MiningRow(
             query=row.query,
             positives=list(row.positives),
-            positive_ids=ids.get((row.file, row.line), []),
+            positive_ids=_positive_ids(record),
             negatives=list(row.negatives),
             instruction=row.instruction,
             file=row.file,
@@ -242,9 +191,9 @@ def _rows_of_entry(entry: Entry, bad_rows: BadRows) -> Iterator[MiningRow]:
         )
 
 
-def _positive_ids(record: Any) -> list[str]:
+def _positive_ids(record: Record | None) -> list[str]:
     """The ids that tDRO's layout gives its positives, if it gives all of them one."""
-    passages = record.get("positive_passages") if isinstance(record, dict) else None
+    passages = None if record is None else record.get("positive_passages")
     if not isinstance(passages, list):
         return []
     ids = [each.get("docid") if isinstance(each, dict) else None for each in passages]

@@ -73,6 +73,12 @@ class EmbeddingConfig:
         """Whether pooling reads an EOS token that tokenization must append."""
         return needs_eos(self.pooling, self.causal)
 
+    @property
+    def compares_unit_length(self) -> bool:
+        """Whether the model's similarity is the inner product of embeddings brought to unit length, rather than of
+        embeddings as they are."""
+        return self.normalize or self.similarity == "cosine"
+
     def save(self, folder: str | Path) -> None:
         """Write to a temporary name, then rename: a reader never sees half a file."""
         path = Path(folder) / CONFIG_NAME

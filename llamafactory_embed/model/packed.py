@@ -6,6 +6,7 @@ varlen kernels on CUDA, grouped calls on a CPU (`attention_patch`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 
@@ -34,6 +35,27 @@ class PackedBatch:
             self.token_ids.to(device, non_blocking=True), self.lengths, self.text_indices, pooled_tokens, position_ids
         )
 
+    def split(self, texts_each: Sequence[int]) -> list[PackedBatch]:
+        """Its texts in consecutive parts of so many texts each; their tensors are views."""
+        ends = list(itertools.accumulate(texts_each))
+        firsts = [0, *ends[:-1]]
+        tokens = [sum(self.lengths[first:end]) for first, end in zip(firsts, ends, strict=True)]
+
+        def parts(tensor: Tensor | None) -> Sequence[Tensor | None]:
+            return [None] * len(ends) if tensor is None else tensor.split(tokens)
+
+        return [
+            PackedBatch(token_ids, self.lengths[first:end], self.text_indices[first:end], pooled, positions)
+            for token_ids, first, end, pooled, positions in zip(
+                self.token_ids.split(tokens),
+                firsts,
+                ends,
+                parts(self.pooled_tokens),
+                parts(self.position_ids),
+                strict=True,
+            )
+        ]
+
 
 # A forward whose activations stay in a CPU's caches is the faster one; an accelerator wants large products.
 TOKENS_PER_BATCH_ON_CPU = 1024
@@ -60,6 +82,12 @@ def pack_texts(
         pooled_from = None
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     return [_pack(texts, indices, pooled_from) for indices in fill_rows(texts, order, max_tokens)]
+
+
+def cut_batch(batch: PackedBatch, max_tokens: int) -> list[PackedBatch]:
+    """One packed batch of all texts → the rows of at most `max_tokens` tokens that `pack_texts` makes."""
+    texts = [range(length) for length in batch.lengths]
+    return batch.split([len(row) for row in fill_rows(texts, range(len(texts)), max_tokens)])
 
 
 def fill_rows(texts: Sequence[Sized], order: Sequence[int], max_tokens: int | None) -> Iterator[list[int]]:

@@ -1,4 +1,4 @@
-"""The sampling algorithms by name: how sure a guess is, and which guesses a step commits.
+"""The sampling algorithms by name: how confident a guess is, and which guesses a step commits.
 
 `origin`, `maskgit_plus`, `topk_margin`, `entropy`: Dream (Ye et al. 2025). `low_confidence`, `random`: LLaDA (Nie et
 al. 2025). `topk_low_score`, `random_keep`: DiffuLLaMA (Gong et al. 2024).
@@ -18,7 +18,7 @@ from .settings import SamplingSettings
 
 @dataclass(frozen=True)
 class Step:
-    """One step of B rows; every row may be at another place of its own schedule."""
+    """One step of B rows, each of which may be at another place of its schedule."""
 
     eligible: Tensor  # [B, L] bool, masked positions of each row's block
     block: Tensor  # [B, L] bool, all positions of each row's block, revealed ones too
@@ -36,13 +36,13 @@ class Algorithm:
     """What a value of `sampling_algorithm` stands for."""
 
     confidence: guesses.Confidence | None
-    """None: the guess's confidence does not matter for the choice of positions."""
+    """None: the choice of positions does not depend on the guesses."""
 
     count: Count | None = None
-    """How many positions are revealed; None: `select` decides by itself."""
+    """How many positions are revealed; None: `select` decides."""
 
     select: Callable[[Tensor, Step], Tensor] | None = None
-    """(confidence [B, L], step) → revealed [B, L], where it is not simply the most confident ones."""
+    """(confidence [B, L], step) → revealed [B, L]; None: the most confident positions."""
 
     needs_chance: bool = False
     """Whether the choice of positions takes uniform numbers."""
@@ -54,16 +54,16 @@ class Algorithm:
 def share_counts(step: Step) -> list[int]:
     """Dream's numbers of positions."""
     masked = step.eligible.sum(dim=-1).tolist()
-    return schedules.share_counts(masked, step.step, step.steps)
+    return schedules.counts_by_share(masked, step.step, step.steps)
 
 
 def even_counts(step: Step) -> list[int]:
     """LLaDA's numbers of positions."""
-    return schedules.even_counts(step.width, step.step, step.steps)
+    return schedules.counts_in_equal_parts(step.width, step.step, step.steps)
 
 
 def reveal_by_share(confidence: Tensor, step: Step) -> Tensor:
-    """Dream's `origin`: each position by itself, with the share as its chance."""
+    """Dream's `origin`: each position independently, with the schedule's share as its chance."""
     assert step.uniforms is not None
     chances = torch.stack(
         [schedules.revealed_shares(total)[index] for index, total in zip(step.step, step.steps, strict=True)]
@@ -72,7 +72,7 @@ def reveal_by_share(confidence: Tensor, step: Step) -> Tensor:
 
 
 def reveal_by_remaining_steps(confidence: Tensor, step: Step) -> Tensor:
-    """DiffuLLaMA's `random_keep`: each position by itself, with the chance 1 / (steps that remain)."""
+    """DiffuLLaMA's `random_keep`: each position independently, with the chance 1 / (steps that remain)."""
     assert step.uniforms is not None
     chances = [1 / (total - index) for index, total in zip(step.step, step.steps, strict=True)]
     return schedules.by_chance(step.eligible, step.uniforms, chances)
@@ -86,7 +86,7 @@ def reveal_all_but_lowest(scores: Tensor, step: Step) -> Tensor:
 
 
 def at_random(scores: guesses.Guesses) -> Tensor:
-    """The same confidence everywhere; chance is added by `with_gumbel_noise`."""
+    """The same confidence everywhere; `with_gumbel_noise` adds the chance."""
     return torch.zeros_like(scores.plain[:, 0])
 
 

@@ -1,6 +1,6 @@
-"""Texts with holes: what is given, what is to be generated, and what is masked still.
+"""Texts with holes: what is given, what is generated, and what is still masked.
 
-A boolean mask is carried along, so that a natural occurrence of the mask token in a prompt is a token like any other.
+A boolean mask is carried along, so that a mask token that occurs in a prompt is a token like any other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass
 class Canvas:
-    """B texts, padded at the left to one length L."""
+    """B texts, padded on the left to one length L."""
 
     tokens: Tensor  # [B, L]
     generated: Tensor  # [B, L] bool, positions that are or will be generated
@@ -25,7 +25,7 @@ class Canvas:
     def of_prompts(
         cls, prompts: Sequence[Sequence[int]], new_tokens: int, mask_token: int, device: torch.device | str = "cpu"
     ) -> Canvas:
-        """Every prompt with as many masks behind it."""
+        """Each prompt followed by the same number of masks."""
         texts = [[*prompt, *[mask_token] * new_tokens] for prompt in prompts]
         holes = [[False] * len(prompt) + [True] * new_tokens for prompt in prompts]
         return cls.of_texts(texts, holes, mask_token, device)
@@ -54,9 +54,10 @@ class Canvas:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def rows(self, kept: Tensor) -> Canvas:
-        """Some of the texts, by a boolean mask [B]."""
-        return Canvas(self.tokens[kept], self.generated[kept], self.masked[kept], self.real[kept])
+    def rows(self, selection: Tensor | Sequence[int]) -> Canvas:
+        """Copy some of the texts, selected by a boolean mask [B] or by their indices."""
+        index = torch.as_tensor(selection, device=self.tokens.device)
+        return Canvas(self.tokens[index], self.generated[index], self.masked[index], self.real[index])
 
     def text(self, row: int) -> list[int]:
         """All tokens of one text, without padding."""
@@ -68,26 +69,26 @@ class Canvas:
 
 
 def blocks_of(generated: Tensor, block_length: int | None) -> Tensor:
-    """The number of the block of each generated position, from 0 in each row; -1 elsewhere, [B, L]."""
+    """The block number of each generated position, counted from 0 in each row; -1 elsewhere, [B, L]."""
     ranks = generated.long().cumsum(dim=-1) - 1
     return torch.where(generated, 0 if block_length is None else ranks // block_length, -1)
 
 
 def blocks_from_start(generated: Tensor, real: Tensor, block_size: int) -> Tensor:
-    """The same where blocks are counted from the start of the text, as in block diffusion."""
+    """The same for block diffusion, whose blocks are counted from the start of the text."""
     blocks = position_ids(real) // block_size
     first = torch.where(generated, blocks, blocks.shape[-1]).amin(dim=-1, keepdim=True)
     return torch.where(generated, blocks - first, -1)
 
 
-def whole_blocks(chosen: Tensor, real: Tensor, block_size: int) -> Tensor:
-    """Chosen positions [B, L], of one block in each row, and all others of that block: what is given in it sees what
+def whole_blocks(positions: Tensor, real: Tensor, block_size: int) -> Tensor:
+    """Extend positions [B, L] that lie in one block of each row to the whole block: what is given in a block sees what
     is generated in it."""
     blocks = (position_ids(real) // block_size).masked_fill(~real, -1)
-    own = torch.where(chosen, blocks, -1).amax(dim=-1, keepdim=True)  # -1 where nothing is chosen
-    return (blocks == own) & (own >= 0)
+    block_of_row = torch.where(positions, blocks, -1).amax(dim=-1, keepdim=True)  # -1 in a row without positions
+    return (blocks == block_of_row) & (block_of_row >= 0)
 
 
 def position_ids(real: Tensor) -> Tensor:
-    """Positions counted from each text's first real token [B, L]; 1 at padding, as transformers has it."""
+    """Positions counted from each text's first real token [B, L]; 1 at padding, as in transformers."""
     return (real.long().cumsum(dim=-1) - 1).masked_fill(~real, 1)

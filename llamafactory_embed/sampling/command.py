@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from .loop import Frame
     from .sampler import Sampler
 
-# Options of a recipe that have no meaning for single texts.
+# Options of a recipe that mean nothing for single texts.
 FOR_DATA_SETS = ("predict_task", "prompt_tokens", "gap_tokens", "denoising_pictures")
 SHORT = {"diffusion_steps": "--steps", "sampling_algorithm": "--algorithm", "sampling_cache": "--cache"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command; those of the sampling are the options of a recipe."""
+    """Add the command's arguments; those of the denoising are the options of a recipe."""
     parser.add_argument("checkpoint", help="folder or hub name of the model or adapter")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompt", help="what the text begins with; without it and --infill, a text from nothing")
@@ -70,12 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_fields() -> list[dataclasses.Field[Any]]:
-    """The options that make sense here."""
+    """The options of a recipe that apply to single texts."""
     return [field for field in dataclasses.fields(SamplingOptions) if field.name not in FOR_DATA_SETS]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Load, denoise, print."""
+    """Load the checkpoint, denoise, print."""
     if arguments.count < 1:
         raise ValueError(f"`--count` must be at least 1, not {arguments.count}.")
     if arguments.block_size is not None and arguments.block_size < 0:
@@ -145,7 +145,7 @@ def _prompt(sampler: Sampler, arguments: argparse.Namespace) -> list[int]:
 
 
 class Watcher:
-    """Shows the first text in its place on the terminal, if there is one."""
+    """A watcher that shows the first text in its place on the terminal, if there is one."""
 
     def __init__(self, sampler: Sampler, quiet: bool) -> None:
         from ..terminal import SettlingText
@@ -162,7 +162,7 @@ class Watcher:
             self.screen.clear()
 
     def show(self, frame: Frame) -> None:
-        """Draw it, if it is still at work."""
+        """Draw the first text, if it is still being denoised."""
         if self.is_on and frame.rows[0] == 0:
             canvas, real = frame.canvas, frame.canvas.real[0]
             self.screen.show(self.sampler.show(canvas.tokens[0][real].tolist(), canvas.masked[0][real].tolist()))

@@ -1,4 +1,4 @@
-"""From the network's logits to one guess a position, and how sure it is: pure functions over [N, V]."""
+"""From the network's logits to one guess a position and its confidence: pure functions over [N, V]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-LIKELY_TOKENS = 1024  # the most probable ones, among which top-p is looked for first
+LIKELY_TOKENS = 1024  # the most probable ones, which top-p tries first
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ def make_guesses(
     uniform number [N] picks from the distribution.
 
     `banned` tokens (the mask itself) are never guessed. They keep their share of the probability, as in the original
-    samplers: a position where the mask would win is one the network is unsure of.
+    samplers: where the mask would win, the network's confidence is low.
     """
     logits = logits.float()
     plain = logits.log_softmax(dim=-1)
     tempered = logits / temperature if temperature > 0 else logits
-    # top-p first, then top-k, as Dream has it
+    # top-p first, then top-k, as in Dream
     filtered = keep_top_k(keep_top_p(tempered, top_p), top_k).log_softmax(dim=-1)
     allowed = without(filtered, banned)
     # where nothing but banned tokens survived the filters, the filters do not count
@@ -52,14 +52,14 @@ def make_guesses(
 
 
 def without(log_probabilities: Tensor, banned: Tensor | None) -> Tensor:
-    """The same numbers, minus infinity at the banned tokens."""
+    """Log-probabilities with minus infinity at the banned tokens."""
     if banned is None or len(banned) == 0:
         return log_probabilities
     return log_probabilities.index_fill(-1, banned.to(log_probabilities.device), float("-inf"))
 
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Drop a token if those that are more probable already add up to more than `top_p`."""
+    """Drop a token if the more probable ones already add up to more than `top_p`."""
     if top_p >= 1:
         return logits
     # Sorting a whole vocabulary takes a CPU longer than a small network's forward. Most rows keep a few tokens.
@@ -82,7 +82,7 @@ def _keep_top_p_of_all(logits: Tensor, top_p: float) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Drop what is below the k-th largest logit; 0 keeps all."""
+    """Drop logits below the k-th largest; 0 keeps all."""
     if top_k < 1 or top_k >= logits.shape[-1]:
         return logits
     smallest = logits.topk(top_k, dim=-1).values[..., -1:]
@@ -90,22 +90,22 @@ def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
 
 
 def draw_tokens(log_probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """One token a row [N, V] by one uniform number a row [N], through the inverse of the cumulative distribution: a
-    single draw serves any vocabulary, so that a text does not depend on the device."""
+    """Draw one token a row [N, V] with one uniform number a row [N], through the inverse of the cumulative
+    distribution: a single draw serves any vocabulary, so a text does not depend on the device."""
     summed = log_probabilities.double().exp().cumsum(dim=-1)  # doubles: 150,000 small numbers are added up
     targets = uniforms.to(summed).unsqueeze(-1) * summed[..., -1:]
     return torch.searchsorted(summed, targets, right=True).squeeze(-1).clamp(max=summed.shape[-1] - 1)
 
 
 def penalize_repetition(logits: Tensor, present: Tensor, penalty: float) -> Tensor:
-    """Make tokens that the text already has (`present` [N, V]) less likely, by the rule of transformers: positive
-    logits are divided by the penalty, negative ones multiplied with it."""
+    """Make tokens that the text already contains (`present` [N, V]) less likely, by the rule of transformers: positive
+    logits are divided by the penalty, negative ones multiplied by it."""
     if penalty == 1:
         return logits
     return torch.where(present, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-# ----------------------------- how sure the network is: [N] numbers, larger is surer -----------------------------
+# ------------------------------------------- confidence: [N] numbers --------------------------------------------
 
 
 def filtered_probability(guesses: Guesses) -> Tensor:

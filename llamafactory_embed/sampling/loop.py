@@ -5,23 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .algorithms import ALGORITHMS, Algorithm, Step, choose_positions
 from .canvas import Canvas, blocks_from_start, blocks_of, whole_blocks
-from .draws import Draws
 from .guesses import make_guesses, penalize_repetition
 from .network import Network
 from .settings import SamplingSettings
+
+
+class Draws(Protocol):
+    """Where a denoising loop gets its uniform numbers from. Tests feed recorded ones in."""
+
+    def tokens(self, rows: Sequence[int]) -> Tensor:
+        """One number a position [len(rows), L] for the choice of tokens, in the next step of these rows."""
+
+    def positions(self, rows: Sequence[int]) -> Tensor:
+        """The same for the choice of positions."""
 
 
 @dataclass(frozen=True)
 class Frame:
     """What a watcher sees after each step."""
 
-    rows: Sequence[int]  # which texts of the batch are still at work
+    rows: Sequence[int]  # which texts of the batch are still being denoised
     canvas: Canvas  # theirs
 
 
@@ -46,8 +56,10 @@ def denoise(
 ) -> Denoised:
     """Fill the holes of a canvas.
 
-    Each row goes through its own blocks and steps; a row is finished when no mask is left, or when it has one of the
-    `end_tokens` and no mask before it: what follows cannot change what stands, so it is filled with that token.
+    Each row goes through blocks and steps independently of the others, so it becomes what it would be alone; only
+    under a network that waits for blocks must the rows share columns (`rows_of_one_cache`). A row is finished when no
+    mask is left, or when it has one of the `end_tokens` and no mask before it: what follows cannot change what stands,
+    so it is filled with that token.
     """
     return _Loop(canvas, network, settings, draws, banned_tokens, end_tokens, watch).run()
 
@@ -73,13 +85,10 @@ class _Loop:
         self.result = Canvas(canvas.tokens.clone(), canvas.generated, canvas.masked.clone(), canvas.real)
         self.forwards = 0
 
-        # of the rows that are at work, in this order
+        # of the rows that are not finished, in this order
         self.rows = list(range(len(canvas)))
-        self.canvas = canvas.rows(torch.ones(len(canvas), dtype=torch.bool, device=device))
-        if settings.block_size is None:
-            self.blocks = blocks_of(canvas.generated, settings.block_length)  # [B, L]
-        else:
-            self.blocks = blocks_from_start(canvas.generated, canvas.real, settings.block_size)
+        self.canvas = canvas.rows(self.rows)
+        self.blocks = block_numbers(canvas, settings)  # [B, L]
         self.block = [0] * len(canvas)
         self.step = [0] * len(canvas)
         counts = (self.blocks.amax(dim=-1) + 1).tolist()
@@ -101,7 +110,7 @@ class _Loop:
     def _one_step(self) -> None:
         block = self.blocks == torch.tensor(self.block, device=self.blocks.device).unsqueeze(-1)  # [B, L]
         eligible = block & self.canvas.masked
-        at_work = eligible.any(dim=-1).tolist()  # others wait for their batch
+        at_work = eligible.any(dim=-1).tolist()  # the others wait for them
         if not any(at_work):
             return  # blocks between two gaps
         needs_chance = self.algorithm.needs_chance or self.settings.alg_temp > 0
@@ -113,39 +122,42 @@ class _Loop:
             steps=[steps[block] for steps, block in zip(self.steps, self.block, strict=True)],
             uniforms=self._draw(self.draws.positions, at_work) if needs_chance else None,
         )
-        choice = self._draw(self.draws.tokens, at_work) if self.settings.temperature > 0 else None
+        token_uniforms = self._draw(self.draws.tokens, at_work) if self.settings.temperature > 0 else None
         counts = None
         if self.algorithm.count is not None and not self.settings.is_parallel:
             counts = self.algorithm.count(step)
             if not any(counts):
                 return  # a step that reveals nothing needs no forward
+        self._reveal(step, counts, token_uniforms)
 
-        wanted = block & (self.canvas.masked | self.algorithm.ranks_revealed)
-        guessed, sureness = self._guess(wanted, choice)
-        confidence = torch.zeros(eligible.shape, dtype=torch.float32, device=eligible.device)
-        confidence[wanted] = sureness
+    def _reveal(self, step: Step, counts: list[int] | None, token_uniforms: Tensor | None) -> None:
+        """Guess, and write the guesses of the positions that the algorithm chooses."""
+        queried = step.block & (self.canvas.masked | self.algorithm.ranks_revealed)
+        guessed, confidence_of_guess = self._guess(queried, token_uniforms)
+        confidence = torch.zeros(queried.shape, dtype=torch.float32, device=queried.device)
+        confidence[queried] = confidence_of_guess
         revealed = choose_positions(self.algorithm, self.settings, confidence, step, counts)
         tokens = self.canvas.tokens.clone()
-        tokens[wanted] = guessed
+        tokens[queried] = guessed
         self.canvas.tokens = torch.where(revealed, tokens, self.canvas.tokens)
         self.canvas.masked = self.canvas.masked & ~revealed
 
     def _draw(self, source: Callable[[Sequence[int]], Tensor], at_work: Sequence[bool]) -> Tensor:
-        """Uniform numbers [B, L]; rows that wait draw none, so that a row's numbers are its own."""
+        """Uniform numbers [B, L]; rows that wait draw none, so that a row's numbers do not depend on the others."""
         rows = [row for row, working in zip(self.rows, at_work, strict=True) if working]
         drawn = source(rows).to(self.canvas.tokens.device)
         numbers = drawn.new_zeros(self.canvas.tokens.shape)
         numbers[torch.tensor(at_work, device=numbers.device)] = drawn
         return numbers
 
-    def _guess(self, wanted: Tensor, choice: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The guesses for the wanted positions and how sure they are, [N] and [N]. Logits exist for a chunk of
+    def _guess(self, queried: Tensor, token_uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The guesses for the queried positions and their confidence, [N] and [N]. Logits exist for a chunk of
         positions at a time."""
-        states = self.network.states(self.canvas.tokens, self.canvas.real, wanted)
+        states = self.network.states(self.canvas.tokens, self.canvas.real, queried)
         self.forwards += 1
-        rows = wanted.nonzero(as_tuple=True)[0]
-        uniforms = None if choice is None else choice[wanted]
-        tokens, sureness = [], []
+        rows = queried.nonzero(as_tuple=True)[0]
+        uniforms = None if token_uniforms is None else token_uniforms[queried]
+        tokens, confidence = [], []
         for start in range(0, len(states), self.network.rows_per_chunk):
             chunk = slice(start, start + self.network.rows_per_chunk)
             logits = self._penalized(self.network.head(states[chunk]).float(), rows[chunk])  # [n, V]
@@ -159,18 +171,18 @@ class _Loop:
             )
             tokens.append(guesses.tokens)
             if self.algorithm.confidence is None:
-                sureness.append(torch.zeros_like(guesses.plain[:, 0]))
+                confidence.append(torch.zeros_like(guesses.plain[:, 0]))
             else:
-                sureness.append(self.algorithm.confidence(guesses))
-        return torch.cat(tokens), torch.cat(sureness)
+                confidence.append(self.algorithm.confidence(guesses))
+        return torch.cat(tokens), torch.cat(confidence)
 
     def _penalized(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Logits [n, V] of positions in these rows [n], less for the tokens that stand in the row."""
+        """Logits [n, V] of positions in these rows [n], lowered for tokens that the row contains."""
         if self.settings.repetition_penalty == 1:
             return logits
         present = torch.zeros(len(self.canvas), logits.shape[-1], dtype=torch.bool, device=logits.device)
-        standing = self.canvas.real & ~self.canvas.masked & (self.canvas.tokens < logits.shape[-1])
-        present[standing.nonzero(as_tuple=True)[0], self.canvas.tokens[standing]] = True
+        revealed = self.canvas.real & ~self.canvas.masked & (self.canvas.tokens < logits.shape[-1])
+        present[revealed.nonzero(as_tuple=True)[0], self.canvas.tokens[revealed]] = True
         return penalize_repetition(logits, present[rows], self.settings.repetition_penalty)
 
     # ------------------------------------------- from step to step --------------------------------------------
@@ -188,7 +200,7 @@ class _Loop:
         self._enter_blocks(moving)
 
     def _enter_blocks(self, moving: Collection[int]) -> None:
-        """Start the schedule of these rows' new block."""
+        """Start the schedule of these rows' new block, and tell a network that waits which columns it changes."""
         if not moving:
             return
         for index in moving:
@@ -203,7 +215,7 @@ class _Loop:
                 self.network.enter_block(int(columns[0]), int(columns[-1]) + 1)
 
     def _leave_finished(self) -> None:
-        """Put rows that are finished into the result."""
+        """Move finished rows into the result."""
         finished = ~self.canvas.masked.any(dim=-1) | self._ended()
         if not bool(finished.any()):
             return
@@ -221,7 +233,7 @@ class _Loop:
             self.network.keep_rows(kept)
 
     def _ended(self) -> Tensor:
-        """Rows [B] with an end token and no mask before it; what is masked behind it becomes that token."""
+        """Rows [B] with an end token and no mask before it; what is masked after it becomes that token."""
         canvas = self.canvas
         if len(self.ends) == 0:
             return torch.zeros(len(canvas), dtype=torch.bool, device=canvas.tokens.device)
@@ -239,3 +251,25 @@ class _Loop:
 def split_steps(steps: int, blocks: int) -> list[int]:
     """The steps of each block: as even as possible, the first ones longer, and one at least."""
     return [max(1, math.ceil((steps - index) / blocks)) for index in range(blocks)]
+
+
+def block_numbers(canvas: Canvas, settings: SamplingSettings) -> Tensor:
+    """The block number of each generated position, counted from 0 in each row; -1 elsewhere, [B, L]."""
+    if settings.block_size is None:
+        return blocks_of(canvas.generated, settings.block_length)
+    return blocks_from_start(canvas.generated, canvas.real, settings.block_size)
+
+
+def rows_of_one_cache(canvas: Canvas, settings: SamplingSettings) -> list[list[int]]:
+    """The rows of a canvas in groups that can be denoised together.
+
+    A cache keeps what lies outside the columns of a block. If the blocks of two rows lay in different columns, more of
+    each row would be computed anew than when it is alone, and it would become another text. Without a cache all rows
+    go together, and in block diffusion, where a cache is exact whatever else is computed.
+    """
+    if settings.cache == "none" or settings.block_size is not None:
+        return [list(range(len(canvas)))]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, numbers in enumerate(block_numbers(canvas, settings).tolist()):
+        groups.setdefault(tuple(numbers), []).append(row)
+    return list(groups.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,13 +12,14 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from transformers import PreTrainedTokenizerBase
 
+from ..files import whole_file
 from .loop import Frame
 
 
 WIDTH, MARGIN, LINE_HEIGHT, FONT_SIZE = 960, 24, 34, 20
-BLOCK_WIDTH = 26  # of a token that is masked still
+BLOCK_WIDTH = 26  # of a masked token
 COLOURS = 32  # of an animation: enough for smooth letters
-PAPER, INK, GIVEN, HIDDEN, FRESH = "#fdfdfb", "#1b1f24", "#6b7887", "#d5dade", "#d9480f"
+PAPER, INK, GIVEN, MASKED, FRESH = "#fdfdfb", "#1b1f24", "#6b7887", "#d5dade", "#d9480f"  # colours
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Snapshot:
 
 
 class DenoisingRecorder:
-    """Watches some texts of a batch."""
+    """A watcher that remembers how some texts of a batch settle."""
 
     def __init__(self, rows: Sequence[int]) -> None:
         self._seen: dict[int, list[Snapshot]] = {row: [] for row in rows}
@@ -59,24 +59,28 @@ class DenoisingRecorder:
 def draw_denoising(
     snapshots: Sequence[Snapshot], tokenizer: PreTrainedTokenizerBase, path: Path, *, milliseconds: int = 180
 ) -> None:
-    """Write `path`: a GIF in which blocks become words, those that a step has revealed in colour, or (any other kind
-    of picture) the text with each word in the colour of its step, from blue for the first to red for the last."""
+    """Write `path`: as a GIF in which blocks become words, with those of the latest step in colour; as any other kind
+    of picture the text with each word in the colour of its step, from blue for the first to red for the last."""
     if not snapshots:
         raise ValueError(f"There is nothing to draw in {path.name}: the text has no step.")
-    temporary = path.with_name(f"{path.name}.tmp")
-    if path.suffix.lower() == ".gif":
-        images = [
-            _draw(snapshot, _fresh_colours(snapshots, step), tokenizer) for step, snapshot in enumerate(snapshots)
-        ]
-        images.append(_draw(snapshots[-1], _plain_colours(snapshots[-1]), tokenizer))
-        height = max(image.height for image in images)
-        first, *others = [_on_paper(image, height).quantize(COLOURS) for image in images]
-        durations = [milliseconds] * (len(images) - 1) + [15 * milliseconds]
-        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
-    else:
-        image = _draw(snapshots[-1], _step_colours(snapshots), tokenizer)
-        image.save(temporary, format=Image.registered_extensions().get(path.suffix.lower(), "PNG"))
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        if path.suffix.lower() == ".gif":
+            first, *others = _animation(snapshots, tokenizer)
+            durations = [milliseconds] * len(others) + [15 * milliseconds]
+            first.save(temporary, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+        else:
+            image = _picture(snapshots[-1], _step_colours(snapshots), tokenizer)
+            image.save(temporary, format=Image.registered_extensions().get(path.suffix.lower(), "PNG"))
+
+
+def _animation(snapshots: Sequence[Snapshot], tokenizer: PreTrainedTokenizerBase) -> list[Image.Image]:
+    """A picture of each snapshot, and the last one again without colour; all of one size."""
+    images = [
+        _picture(snapshot, _fresh_colours(snapshots, step), tokenizer) for step, snapshot in enumerate(snapshots)
+    ]
+    images.append(_picture(snapshots[-1], _plain_colours(snapshots[-1]), tokenizer))
+    height = max(image.height for image in images)
+    return [_on_paper(image, height).quantize(COLOURS) for image in images]
 
 
 def _plain_colours(snapshot: Snapshot) -> list[str]:
@@ -84,7 +88,7 @@ def _plain_colours(snapshot: Snapshot) -> list[str]:
 
 
 def _fresh_colours(snapshots: Sequence[Snapshot], step: int) -> list[str]:
-    """What this step has revealed stands out."""
+    """What this step revealed stands out."""
     now, before = snapshots[step], snapshots[max(0, step - 1)]
     plain = _plain_colours(now)
     changes = zip(before.masked, now.masked, plain, strict=True)
@@ -104,7 +108,7 @@ def _step_colours(snapshots: Sequence[Snapshot]) -> list[str]:
     return colours
 
 
-def _draw(snapshot: Snapshot, colours: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Image.Image:
+def _picture(snapshot: Snapshot, colours: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Image.Image:
     """The text in lines; a masked token is a block."""
     font = _font()
     placed: list[tuple[float, int, str | None, str]] = []  # x, line, text (None: a block), colour
@@ -112,7 +116,7 @@ def _draw(snapshot: Snapshot, colours: Sequence[str], tokenizer: PreTrainedToken
     for token, masked, colour in zip(snapshot.tokens, snapshot.masked, colours, strict=True):
         first, *others = [None] if masked else _words(tokenizer, token)
         for number, text in enumerate((first, *others)):
-            if number:  # behind a new line of the text
+            if number:  # after a line break in the text
                 x, line = float(MARGIN), line + 1
             width = BLOCK_WIDTH if text is None else font.getlength(text)
             if x + width > WIDTH - MARGIN:
@@ -120,18 +124,18 @@ def _draw(snapshot: Snapshot, colours: Sequence[str], tokenizer: PreTrainedToken
             placed.append((x, line, text, colour))
             x += width
     image = Image.new("RGB", (WIDTH, 2 * MARGIN + (line + 1) * LINE_HEIGHT), PAPER)
-    canvas = ImageDraw.Draw(image)
+    drawing = ImageDraw.Draw(image)
     for left, row, text, colour in placed:
         top = MARGIN + row * LINE_HEIGHT
         if text is None:
-            canvas.rounded_rectangle((left + 2, top + 3, left + BLOCK_WIDTH - 2, top + FONT_SIZE + 5), 4, HIDDEN)
+            drawing.rounded_rectangle((left + 2, top + 3, left + BLOCK_WIDTH - 2, top + FONT_SIZE + 5), 4, MASKED)
         else:
-            canvas.text((left, top), text, colour, font)
+            drawing.text((left, top), text, colour, font)
     return image
 
 
 def _words(tokenizer: PreTrainedTokenizerBase, token: int) -> list[str]:
-    """A token's text, in a part for each line that it is on; nothing for BOS, EOS and their like."""
+    """A token's text, one part for each of its lines; empty for BOS, EOS and the like."""
     text = tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text.split("\n")
 
@@ -145,5 +149,5 @@ def _on_paper(image: Image.Image, height: int) -> Image.Image:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    """The font that matplotlib carries along: it has most alphabets."""
+    """The font that comes with matplotlib: it has most alphabets."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT_SIZE)

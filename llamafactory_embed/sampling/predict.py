@@ -1,13 +1,13 @@
-"""`do_predict: true` under `stage: ddm` and `ddm-sft`: texts generated for the rows of `eval_dataset`."""
+"""`do_predict: true` under `stage: ddm` and `ddm-sft`: texts generated for the rows of `eval_dataset`, and metrics."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from attention_patch import SlidingWindow
 
+from ..evaluation.answers import MARKER, answer_accuracy
+from ..files import write_text
 from ..hparams.sampling import SamplingOptions
 from ..model.families import find_family
-from .metrics import score_predictions
 from .pictures import DenoisingRecorder, draw_denoising
 from .rows import PredictionRow
 from .sampler import Generated, Sampler
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 PREDICTIONS_NAME = "generated_predictions.jsonl"  # the host's name for the predictions of its stage `sft`
 
+# What the host's metrics of its stage `sft` are made of.
+SIMILARITY_PACKAGES = ("jieba", "nltk", "rouge_chinese")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -45,7 +49,7 @@ class Prediction:
     predict: str
     label: str
     tokens: int
-    """Generated tokens, without those behind the end."""
+    """Generated tokens, without those after the end."""
 
     def line(self) -> str:
         return json.dumps({"prompt": self.prompt, "predict": self.predict, "label": self.label}, ensure_ascii=False)
@@ -69,11 +73,11 @@ def predict(
     the metrics (on every rank; only the first one writes).
 
     An answer ends at one of the `end_tokens`, without them at EOS. A row's text depends on the seed and on its place
-    in the data, not on batch size or ranks. Each rank also writes what it has so far into a file of its own, which
-    goes when the whole is written.
+    in the data, not on batch size or ranks. Complete rows are left out. Each rank also writes what it has so far into
+    a file, which is removed when the whole is written.
     """
-    if not rows:
-        raise ValueError("`do_predict` found no rows: `eval_dataset` holds none that can be predicted.")
+    rank, ranks = training_args.process_index, training_args.world_size
+    numbers = _incomplete_rows(rows, warn=rank == 0)
     model_config = model.get_base_model().config if hasattr(model, "get_base_model") else model.config
     settings = SamplingSettings.from_options(
         options, generating_args, family=find_family(model_config), block_size=block_size, seed=training_args.seed
@@ -83,42 +87,72 @@ def predict(
     sampler = Sampler(model, tokenizer, settings, mask_token, shift, tuple(end_tokens), sliding_window)
     folder = Path(training_args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    rank, ranks = training_args.process_index, training_args.world_size
 
     started = time.perf_counter()
     part = folder / f"{PREDICTIONS_NAME}.{rank}.part"
-    own: list[Prediction] = []
-    with (
-        part.open("w", encoding="utf-8") as file,
-        tqdm(total=len(rows[rank::ranks]), desc="Predicting", disable=training_args.disable_tqdm or rank > 0) as bar,
-    ):
-        numbers = range(rank, len(rows), ranks)
-        for batch in _batches(rows, numbers, training_args.per_device_eval_batch_size):
-            for prediction in _predict_batch(sampler, rows, batch, folder, options.denoising_pictures):
-                own.append(prediction)
-                file.write(prediction.line() + "\n")
-            file.flush()
-            bar.update(len(batch))
+    predictions_of_rank = _predict_rows(
+        sampler, rows, numbers[rank::ranks], part, training_args, pictures=options.denoising_pictures
+    )
     seconds = time.perf_counter() - started
 
-    gathered = _gather((own, seconds, sampler.forwards))
-    predictions = sorted((each for part_of_rank, _, _ in gathered for each in part_of_rank), key=lambda p: p.number)
-    if training_args.process_index == 0:
-        _write_whole(folder / PREDICTIONS_NAME, predictions)
+    gathered = _gather((predictions_of_rank, seconds, sampler.forwards))
+    predictions = sorted((each for predictions, _, _ in gathered for each in predictions), key=lambda p: p.number)
+    if rank == 0:
+        path = folder / PREDICTIONS_NAME
+        write_text(path, "".join(prediction.line() + "\n" for prediction in predictions))
+        logger.info("Predictions are in %s.", path)
     part.unlink()
     tokens = sum(prediction.tokens for prediction in predictions)
-    metrics = score_predictions(
+    return score_predictions(
         [prediction.predict for prediction in predictions], [prediction.label for prediction in predictions]
-    )
-    metrics["predict_tokens_per_second"] = tokens / max(seconds for _, seconds, _ in gathered)
-    metrics["predict_forwards"] = float(sum(forwards for _, _, forwards in gathered))
-    metrics["predict_samples"] = float(len(predictions))
-    return metrics
+    ) | {
+        "predict_tokens_per_second": tokens / max(seconds for _, seconds, _ in gathered),
+        "predict_forwards": float(sum(forwards for _, _, forwards in gathered)),
+        "predict_samples": float(len(predictions)),
+    }
+
+
+def _incomplete_rows(rows: Sequence[PredictionRow], warn: bool) -> list[int]:
+    """The numbers of the rows in which something is to be predicted."""
+    if not rows:
+        raise ValueError("`do_predict` found no rows: `eval_dataset` holds none that can be predicted.")
+    numbers = [number for number, row in enumerate(rows) if not row.is_complete]
+    if not numbers:
+        raise ValueError(
+            f"`predict_task: infilling` has nothing to fill: none of the {len(rows)} rows of `eval_dataset` has a gap."
+        )
+    if len(numbers) < len(rows) and warn:
+        logger.warning("%d of %d rows have no gap to fill and are left out.", len(rows) - len(numbers), len(rows))
+    return numbers
+
+
+def _predict_rows(
+    sampler: Sampler,
+    rows: Sequence[PredictionRow],
+    numbers: Sequence[int],
+    part: Path,
+    training_args: TrainingArguments,
+    pictures: int,
+) -> list[Prediction]:
+    """Predict the rows with these numbers, and write them batch by batch into the file `part`."""
+    predictions: list[Prediction] = []
+    silent = training_args.disable_tqdm or training_args.process_index > 0
+    with (
+        part.open("w", encoding="utf-8") as file,
+        tqdm(total=len(numbers), desc="Predicting", disable=silent) as progress,
+    ):
+        for batch in _batches(rows, numbers, training_args.per_device_eval_batch_size):
+            predicted = _predict_batch(sampler, rows, batch, part.parent, pictures)
+            predictions += predicted
+            file.writelines(prediction.line() + "\n" for prediction in predicted)
+            file.flush()
+            progress.update(len(batch))
+    return predictions
 
 
 def _batches(rows: Sequence[PredictionRow], numbers: Iterable[int], size: int) -> Iterator[list[int]]:
-    """The rows' numbers, those of like length together; the longest first, so that what does not fit into memory fails
-    at the start."""
+    """The rows' numbers, those of similar length together; the longest first, so that what does not fit into memory
+    fails at the start."""
     order = sorted(numbers, key=lambda number: -len(rows[number].tokens))
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -127,19 +161,19 @@ def _batches(rows: Sequence[PredictionRow], numbers: Iterable[int], size: int) -
 def _predict_batch(
     sampler: Sampler, rows: Sequence[PredictionRow], numbers: Sequence[int], folder: Path, pictures: int
 ) -> list[Prediction]:
-    chosen = [rows[number] for number in numbers]
+    batch = [rows[number] for number in numbers]
     shown = {index: number for index, number in enumerate(numbers) if number < pictures}
     recorder = DenoisingRecorder(sorted(shown)) if shown else None
-    if chosen[0].holes is None:
-        generated = sampler.complete([row.tokens for row in chosen], numbers, watch=recorder)
+    if batch[0].holes is None:
+        generated = sampler.complete([row.tokens for row in batch], numbers, watch=recorder)
     else:
         generated = sampler.fill(
-            [row.tokens for row in chosen], [row.holes or [] for row in chosen], numbers, watch=recorder
+            [row.tokens for row in batch], [row.holes or [] for row in batch], numbers, watch=recorder
         )
     for index, number in shown.items():
         assert recorder is not None
         draw_denoising(recorder.snapshots(index), sampler.tokenizer, folder / f"denoising_{number}.gif")
-    return [_prediction(sampler, *each) for each in zip(numbers, chosen, generated, strict=True)]
+    return [_prediction(sampler, *each) for each in zip(numbers, batch, generated, strict=True)]
 
 
 def _prediction(sampler: Sampler, number: int, row: PredictionRow, generated: Generated) -> Prediction:
@@ -156,18 +190,55 @@ def _prediction(sampler: Sampler, number: int, row: PredictionRow, generated: Ge
     )
 
 
-def _gather(own: Any) -> list[Any]:
+def _gather(of_this_rank: Any) -> list[Any]:
     """What each rank has, on all of them."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [own]
+        return [of_this_rank]
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, own)
+    dist.all_gather_object(gathered, of_this_rank)
     return gathered
 
 
-def _write_whole(path: Path, predictions: Iterable[Prediction]) -> None:
-    """To a temporary name, then rename: a reader never sees half a file."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(prediction.line() + "\n" for prediction in predictions), encoding="utf-8")
-    os.replace(temporary, path)
-    logger.info("Predictions are in %s.", path)
+# ------------------------------------------------------ metrics ------------------------------------------------------
+
+
+def score_predictions(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Exact matches, answers to word problems, BLEU and ROUGE in percent, over the rows that have a label; no metric
+    without labels."""
+    pairs = [(prediction, label) for prediction, label in zip(predictions, labels, strict=True) if label.strip()]
+    if not pairs:
+        return {}
+    matches = sum(prediction.strip() == label.strip() for prediction, label in pairs)
+    metrics = {"predict_exact_match": 100 * matches / len(pairs)}
+    problems = [(prediction, label) for prediction, label in pairs if MARKER in label]
+    if problems:
+        metrics["predict_answer_match"] = 100 * answer_accuracy(*map(list, zip(*problems, strict=True)))
+    return metrics | similarity(pairs)
+
+
+def similarity(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """BLEU-4 and ROUGE as the host computes them, where the packages for it are installed."""
+    missing = [name for name in SIMILARITY_PACKAGES if find_spec(name) is None]
+    if missing:
+        logger.info("BLEU and ROUGE are left out: pip install %s.", " ".join(missing).replace("_", "-"))
+        return {}
+    import numpy as np
+    from llamafactory.train.sft.metric import ComputeSimilarity
+    from transformers import EvalPrediction
+
+    compute = ComputeSimilarity(tokenizer=_TextsAsTokens([text for pair in pairs for text in pair]))
+    rows = np.arange(2 * len(pairs)).reshape(-1, 2)
+    scores = compute(EvalPrediction(predictions=rows[:, :1], label_ids=rows[:, 1:]))
+    return {f"predict_{name}": float(score) for name, score in (scores or {}).items()}
+
+
+class _TextsAsTokens:
+    """A tokenizer whose tokens are whole texts: the host's metric decodes tokens, and ours are texts already."""
+
+    pad_token_id = 0
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+
+    def batch_decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+        return [self.texts[row[0]] for row in rows]

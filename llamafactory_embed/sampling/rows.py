@@ -25,6 +25,11 @@ class PredictionRow:
     holes: list[bool] | None = None
     """Which tokens are to be generated, for gaps in a text; None: what follows the prompt."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing: the text has places for gaps and no gap."""
+        return self.holes is not None and not any(self.holes)
+
     def show_gaps(self, tokenizer: PreTrainedTokenizerBase, mask: str) -> str:
         """The text with the mask token's name in its gaps."""
         assert self.holes is not None
@@ -42,8 +47,11 @@ class PredictionRow:
 def rows_of_texts(
     texts: Iterable[Sequence[int]], options: SamplingOptions, mask_token: int, end_token: int | None
 ) -> list[PredictionRow]:
-    """Rows of plain texts (`stage: ddm`), as `predict_task` says: the first `prompt_tokens` of each as its prompt;
-    nothing; or its gaps, which are its mask tokens or, where there is none, `gap_tokens` in its middle."""
+    """Rows of plain texts (`stage: ddm`) by `predict_task`: with the first `prompt_tokens` of each as its prompt;
+    without a prompt; or with its gaps, which are its mask tokens or, where there is none, `gap_tokens` in its middle.
+
+    An end token is given, not filled. What remains of a long document may be that token alone: a complete row.
+    """
     rows = []
     for text in texts:
         ended = options.predict_task == "infilling" and len(text) > 0 and text[-1] == end_token
@@ -59,29 +67,32 @@ def _row_of_text(tokens: list[int], options: SamplingOptions, mask_token: int) -
     holes = [token == mask_token for token in tokens]
     if any(holes):
         return PredictionRow(tokens, [], holes)
-    start = max(0, (len(tokens) - options.gap_tokens) // 2)
-    holes = [start <= index < start + options.gap_tokens for index in range(len(tokens))]
-    return PredictionRow(tokens, tokens, holes)
+    return PredictionRow(tokens, tokens, _gap_in_the_middle(0, len(tokens), options.gap_tokens, len(tokens)))
 
 
 def row_of_answer(tokens: Sequence[int], is_answer: Sequence[bool], options: SamplingOptions) -> PredictionRow:
-    """A conversation (`stage: ddm-sft`): its last answer is to be predicted, from nothing, from what precedes it, or
-    from that and from the answer around its middle."""
+    """A conversation (`stage: ddm-sft`) whose last answer is to be predicted: from nothing, from what precedes it, or
+    from that and the answer around its middle. A row without an answer is all prompt; it has no gap."""
     end = len(tokens)
-    while end > 0 and not is_answer[end - 1]:
-        end -= 1
+    if any(is_answer):
+        while not is_answer[end - 1]:
+            end -= 1
     start = end
     while start > 0 and is_answer[start - 1]:
         start -= 1
-    prompt, answer = list(tokens[:start]), list(tokens[start:end])
     if options.predict_task == "unconditional":
         return PredictionRow([], [])
     if options.predict_task == "prompt":
-        return PredictionRow(prompt, answer)
-    first = start + max(0, (len(answer) - options.gap_tokens) // 2)
-    last = min(end, first + options.gap_tokens)
-    whole = prompt + answer
-    return PredictionRow(whole, whole, [first <= index < last for index in range(len(whole))])
+        return PredictionRow(list(tokens[:start]), list(tokens[start:end]))
+    whole = list(tokens[:end])
+    return PredictionRow(whole, whole, _gap_in_the_middle(start, end, options.gap_tokens, end))
+
+
+def _gap_in_the_middle(start: int, stop: int, gap: int, length: int) -> list[bool]:
+    """A gap of that many tokens in the middle of what lies from `start` to before `stop`, of a text of that length."""
+    first = start + max(0, (stop - start - gap) // 2)
+    last = min(stop, first + gap)
+    return [first <= index < last for index in range(length)]
 
 
 def parse_gaps(text: str, tokenizer: PreTrainedTokenizerBase, mask_token: int) -> tuple[list[int], list[bool]]:

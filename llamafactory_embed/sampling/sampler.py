@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from attention_patch import SlidingWindow
 
 from ..data.tokenization import find_special_tokens
+from ..files import digest
 from ..model.token_loss import LanguageModelHead
 from .canvas import Canvas
-from .draws import SeededDraws, text_seed
-from .loop import Frame, denoise
+from .loop import Frame, denoise, rows_of_one_cache
 from .network import GuidedNetwork, LanguageModelNetwork, Network
 from .settings import SamplingSettings
 
 
-HIDDEN = "░"  # how a token is shown that is masked still
+HIDDEN = "░"  # how a masked token is shown
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Sampler:
     shift: bool
     end_tokens: tuple[int, ...] = ()
     sliding_window: SlidingWindow = "keep"
-    """As the model was trained; a checkpoint with full weights says it in its config.json."""
+    """As in training; a checkpoint with full weights has it in its config.json."""
     forwards: int = 0
     """Forwards of the network so far."""
 
@@ -63,7 +63,7 @@ class Sampler:
         settings: SamplingSettings | None = None,
         watch: Callable[[Frame], None] | None = None,
     ) -> list[Generated]:
-        """`max_new_tokens` tokens behind each prompt. `numbers` are the texts' numbers in their data set."""
+        """Write `max_new_tokens` tokens after each prompt. `numbers` are the texts' numbers in their data set."""
         settings = settings or self.settings
         canvas = Canvas.of_prompts(
             [self.start_of(prompt) for prompt in prompts], settings.max_new_tokens, self.mask_token, self.device
@@ -80,7 +80,7 @@ class Sampler:
         settings: SamplingSettings | None = None,
         watch: Callable[[Frame], None] | None = None,
     ) -> list[Generated]:
-        """The holes of texts. An end token ends nothing here: what follows is given."""
+        """Fill the holes of texts. An end token ends nothing here: what follows is given."""
         for text, hole in zip(texts, holes, strict=True):
             if not any(hole):
                 raise ValueError(f"The text {self.tokenizer.decode(list(text))!r} has no gap to fill.")
@@ -93,8 +93,8 @@ class Sampler:
         return [Generated(done.answer(row), done.text(row), False) for row in range(len(done))]
 
     def start_of(self, prompt: Sequence[int]) -> list[int]:
-        """The prompt, or what stands for none: the tokenizer's BOS. A model that predicts with a shift needs a token
-        before the first one that it generates; EOS, which ended the document before, serves where there is no BOS."""
+        """The prompt, or the tokenizer's BOS if it is empty. A model that predicts with a shift needs a token before
+        the first one that it generates: without BOS it is EOS, which ended the document before."""
         if len(prompt) > 0:
             return list(prompt)
         leading = list(find_special_tokens(self.tokenizer, append_eos=False).leading)
@@ -107,7 +107,7 @@ class Sampler:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
 
     def show(self, tokens: Sequence[int], masked: Sequence[bool], skip_special_tokens: bool = True) -> str:
-        """Text with blocks in the place of what is masked."""
+        """Text in which ░ stands for each masked token."""
         pieces: list[str] = []
         for is_masked, group in itertools.groupby(zip(tokens, masked, strict=True), key=lambda pair: pair[1]):
             run = [token for token, _ in group]
@@ -123,22 +123,26 @@ class Sampler:
         end_tokens: Sequence[int],
     ) -> Canvas:
         seeds = [text_seed(settings.seed, number) for number in (numbers or range(len(canvas)))]
+        result = canvas.rows(range(len(canvas)))
         was_training = self.model.training
         self.model.eval()
         try:
-            done = denoise(
-                canvas,
-                self._network(canvas, settings),
-                settings,
-                SeededDraws(seeds, canvas.generated),
-                banned_tokens=self._never_written(),
-                end_tokens=end_tokens,
-                watch=watch,
-            )
+            for rows in rows_of_one_cache(canvas, settings):
+                part = canvas.rows(rows)
+                done = denoise(
+                    part,
+                    self._network(part, settings),
+                    settings,
+                    SeededDraws([seeds[row] for row in rows], part.generated),
+                    banned_tokens=self._never_written(),
+                    end_tokens=end_tokens,
+                    watch=None if watch is None else _at_rows(rows, watch),
+                )
+                result.tokens[rows], result.masked[rows] = done.canvas.tokens, done.canvas.masked
+                self.forwards += done.forwards
         finally:
             self.model.train(was_training)
-        self.forwards += done.forwards
-        return done.canvas
+        return result
 
     def _never_written(self) -> set[int]:
         """The mask token, and rows of the embedding matrix that belong to no token."""
@@ -161,8 +165,44 @@ class Sampler:
         return GuidedNetwork(language_model(), language_model(), settings.cfg_scale, canvas.generated, self.mask_token)
 
     def _cut(self, answer: Sequence[int], text: list[int]) -> Generated:
-        """Up to the first end token, which is not part of the answer."""
+        """The answer up to the first end token, which is not part of it."""
         for index, token in enumerate(answer):
             if token in self.end_tokens:
                 return Generated(list(answer[:index]), text[: len(text) - len(answer) + index], True)
         return Generated(list(answer), text, False)
+
+
+def _at_rows(rows: Sequence[int], watch: Callable[[Frame], None]) -> Callable[[Frame], None]:
+    """A watcher of some rows of a batch that reports them by their places in the whole batch."""
+    return lambda frame: watch(Frame([rows[row] for row in frame.rows], frame.canvas))
+
+
+class SeededDraws:
+    """Random numbers that depend on a text's seed alone: not on the batch it is in, nor on the device.
+
+    Each text has its generator, which draws one number for each of the text's generated positions, so that padding,
+    which comes from the other texts of a batch, changes nothing.
+    """
+
+    def __init__(self, seeds: Sequence[int], generated: Tensor) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._generated = generated.cpu()
+        self._device = generated.device
+
+    def tokens(self, rows: Sequence[int]) -> Tensor:
+        return self._draw(rows)
+
+    def positions(self, rows: Sequence[int]) -> Tensor:
+        return self._draw(rows)
+
+    def _draw(self, rows: Sequence[int]) -> Tensor:
+        numbers = torch.zeros(len(rows), self._generated.shape[-1])
+        for index, row in enumerate(rows):
+            generated = self._generated[row]
+            numbers[index, generated] = torch.rand(int(generated.sum()), generator=self._generators[row])
+        return numbers.to(self._device)
+
+
+def text_seed(seed: int, number: int) -> int:
+    """The seed of a text, from the run's seed and the text's number in its data set."""
+    return int.from_bytes(digest(f"{seed}/{number}", size=7), "big")

@@ -1,6 +1,6 @@
-"""Which positions are revealed in a step, and how many: pure functions over [B, L] with one count a row.
+"""Which positions a step reveals, and how many: pure functions over [B, L] with one count a row.
 
-`step` counts from 0 to `steps` - 1 within a block, and may differ from row to row. Dream divides the masked positions
+`step` counts from 0 to `steps` - 1 within a block and may differ from row to row. Dream divides the masked positions
 of the whole batch by its rows; we count in each row, which is the same for equal rows and right for ragged ones.
 """
 
@@ -25,14 +25,14 @@ def falling_times(steps: int) -> Tensor:
 @functools.lru_cache(maxsize=128)
 def revealed_shares(steps: int) -> Tensor:
     """Dream's share of the masked positions that each step reveals [steps]: 1 - t[i + 1] / t[i], and all at the end.
-    In float32 like the original, because a count is truncated."""
+    In float32 like the original, because the counts are truncated."""
     times = falling_times(steps)
     shares = 1 - times[1:] / times[:-1]
     shares[-1] = 1
     return shares
 
 
-def share_counts(masked: Sequence[int], step: Sequence[int], steps: Sequence[int]) -> list[int]:
+def counts_by_share(masked: Sequence[int], step: Sequence[int], steps: Sequence[int]) -> list[int]:
     """Dream: a share of what is masked now."""
     return [
         int(torch.tensor(float(count)) * revealed_shares(total)[index])
@@ -40,8 +40,8 @@ def share_counts(masked: Sequence[int], step: Sequence[int], steps: Sequence[int
     ]
 
 
-def even_counts(width: Sequence[int], step: Sequence[int], steps: Sequence[int]) -> list[int]:
-    """LLaDA: what was masked at the start of the block, spread evenly, the remainder over the first steps."""
+def counts_in_equal_parts(width: Sequence[int], step: Sequence[int], steps: Sequence[int]) -> list[int]:
+    """LLaDA: positions masked when the block began (`width`), spread evenly, the remainder over the first steps."""
     return [count // total + (index < count % total) for count, index, total in zip(width, step, steps, strict=True)]
 
 
@@ -54,26 +54,26 @@ def kept_counts(width: Sequence[int], step: Sequence[int], steps: Sequence[int])
 
 
 def most_confident(confidence: Tensor, eligible: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
-    """The `counts` [B] most confident of the eligible positions of each row, [B, L]; the left one of two equals."""
+    """The `counts` [B] most confident of the eligible positions of each row, [B, L]; of two equals, the left one."""
     ranked = confidence.masked_fill(~eligible, float("-inf"))
     order = ranked.argsort(dim=-1, descending=True, stable=True)
     ranks = torch.zeros_like(order).scatter(
         -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
     )
-    wanted = torch.as_tensor(counts, device=ranks.device).unsqueeze(-1)
-    return eligible & (ranks < wanted)
+    limits = torch.as_tensor(counts, device=ranks.device).unsqueeze(-1)
+    return eligible & (ranks < limits)
 
 
 def with_gumbel_noise(confidence: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
-    """Confidence such that the largest k are k draws without replacement from softmax(confidence / temperature)
-    (Dream's `alg_temp`)."""
+    """Add noise to the confidence such that the largest k are k draws without replacement from
+    softmax(confidence / temperature) (Dream's `alg_temp`)."""
     tiny = torch.finfo(torch.float32).tiny
     noise = -(-uniforms.float().clamp(min=tiny).log()).clamp(min=tiny).log()
     return confidence / temperature + noise.to(confidence.device)
 
 
 def by_chance(eligible: Tensor, uniforms: Tensor, chances: Sequence[float] | Tensor) -> Tensor:
-    """Each eligible position with its row's chance: where the uniform number [B, L] is below it."""
+    """Reveal each eligible position with its row's chance: where the uniform number [B, L] lies below it."""
     limits = torch.as_tensor(chances, dtype=torch.float32, device=eligible.device).unsqueeze(-1)
     return eligible & (uniforms.to(eligible.device) < limits)
 
@@ -87,13 +87,13 @@ def all_but_lowest(scores: Tensor, ranked: Tensor, eligible: Tensor, kept: Seque
 
 
 def above_threshold(confidence: Tensor, eligible: Tensor, threshold: float) -> Tensor:
-    """Fast-dLLM (Wu et al. 2025): every eligible position that is surer than the threshold, at least the surest."""
+    """Fast-dLLM (Wu et al. 2025): every eligible position above the threshold, or else the most confident one."""
     return eligible & (confidence > threshold) | most_confident(confidence, eligible, [1] * len(confidence))
 
 
 def by_factor(confidence: Tensor, eligible: Tensor, factor: float) -> Tensor:
-    """Fast-dLLM: the largest n such that the n surest positions satisfy (n + 1)(1 - c) < factor, with c the n-th
-    confidence: the more are revealed at once, the surer each has to be. At least the surest."""
+    """Fast-dLLM: the n most confident positions, with the largest n such that (n + 1)(1 - c) < factor for the n-th
+    confidence c: the more are revealed at once, the more confident each must be. At least one."""
     ordered = confidence.masked_fill(~eligible, float("-inf")).sort(dim=-1, descending=True).values
     numbers = torch.arange(1, ordered.shape[-1] + 1, device=ordered.device)
     fits = (numbers + 1) * (1 - ordered) < factor

@@ -20,7 +20,7 @@ DEFAULT_ALGORITHM = "low_confidence"
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Everything the denoising loop is told. The defaults are greedy."""
+    """All options of the denoising loop. The defaults are greedy."""
 
     steps: int = 64
     algorithm: str = DEFAULT_ALGORITHM
@@ -33,7 +33,7 @@ class SamplingSettings:
     alg_temp: float = 0.0
     block_length: int | None = None
     block_size: int | None = None
-    """Of a model trained for block diffusion: blocks are counted from the start of the text, and no block sees a
+    """For a model trained with block diffusion: blocks are counted from the start of the text, and no block sees a
     later one."""
     cfg_scale: float = 0.0
     confidence_threshold: float | None = None
@@ -57,28 +57,15 @@ class SamplingSettings:
         block_size: int | None = None,
         seed: int = 42,
     ) -> SamplingSettings:
-        """Of a recipe's options. Without a `sampling_algorithm` the model's family decides, with its own blocks where
-        the recipe leaves them open; parallel decoding needs a probability and takes the default instead. The
-        blocks of block diffusion are those of the model."""
-        algorithm: str | None = options.sampling_algorithm
-        block_length = options.block_length
-        is_parallel = options.confidence_threshold is not None or options.confidence_factor is not None
-        if algorithm is None and family is not None:
-            if not is_parallel or ALGORITHMS_WITH_PROBABILITY.issuperset({family.sampler}):
-                algorithm = family.sampler
-            block_length = block_length or family.block_length
-        if block_size is not None:
-            if options.block_length not in (None, block_size):
-                raise ValueError(
-                    f"`block_length: {options.block_length}` contradicts `block_size: {block_size}`, the blocks of "
-                    "the model's attention: unset `block_length`, or set `block_size: 0` to sample without them."
-                )
-            block_length = block_size
+        """The settings of a recipe. Without a `sampling_algorithm` those of the model's family apply, with the
+        family's blocks where the recipe leaves them open; parallel decoding needs a probability and takes the default
+        instead. The blocks of block diffusion are those of the model."""
+        block_length = _block_length(options, family, block_size)
         if options.sampling_cache != "none" and block_length is None:
             raise ValueError(f"`sampling_cache: {options.sampling_cache}` works block by block: set `block_length`.")
         settings = cls(
             steps=options.diffusion_steps,
-            algorithm=algorithm or DEFAULT_ALGORITHM,
+            algorithm=_algorithm(options, family),
             logits_temp=options.logits_temp,
             alg_temp=options.alg_temp,
             block_length=block_length,
@@ -93,8 +80,8 @@ class SamplingSettings:
         return settings.with_generation(vars(generating_args))
 
     def with_generation(self, values: Mapping[str, Any]) -> SamplingSettings:
-        """Take over what the host's generation options say; `do_sample: false` is temperature 0 without filters, and
-        what is None is left as it is."""
+        """The settings changed by the host's generation options: `do_sample: false` is temperature 0 without filters,
+        and None changes nothing."""
         names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
         changed = {name: values[name] for name in names if values.get(name) is not None}
         if values.get("do_sample") is False:
@@ -103,3 +90,25 @@ class SamplingSettings:
         if settings.max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` must be at least 1, not {settings.max_new_tokens}.")
         return settings
+
+
+def _algorithm(options: SamplingOptions, family: Family | None) -> str:
+    if options.sampling_algorithm is not None:
+        return options.sampling_algorithm
+    is_parallel = options.confidence_threshold is not None or options.confidence_factor is not None
+    if family is None or (is_parallel and family.sampler not in ALGORITHMS_WITH_PROBABILITY):
+        return DEFAULT_ALGORITHM
+    return family.sampler
+
+
+def _block_length(options: SamplingOptions, family: Family | None, block_size: int | None) -> int | None:
+    if block_size is not None:
+        if options.block_length not in (None, block_size):
+            raise ValueError(
+                f"`block_length: {options.block_length}` contradicts `block_size: {block_size}`, the blocks of the "
+                "model's attention: unset `block_length`, or set `block_size: 0` to sample without them."
+            )
+        return block_size
+    if options.block_length is None and options.sampling_algorithm is None and family is not None:
+        return family.block_length
+    return options.block_length

@@ -1,1 +1,1 @@
-"""What answers requests with a trained model: chat and lm-eval. Nothing here needs the code that trains."""
+"""Trained models that answer requests: chat and lm-eval. Nothing here needs the code that trains."""

@@ -1,15 +1,13 @@
-"""The engine behind `llamafactory-cli chat`, `webchat` and `api` for `stage: ddm` and `ddm-sft`."""
+"""The engine of `llamafactory-cli chat`, `webchat` and `api` for `stage: ddm` and `ddm-sft`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import queue
 import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from llamafactory.chat.base_engine import BaseEngine, Response
@@ -23,10 +21,10 @@ from ..loading.adapted_checkpoint import start_from_checkpoint
 from ..loading.predictor import check_family, load_token_predictor, set_up_masked_tokens, settle_block_size
 from ..loading.templates import choose_template
 from ..model.families import find_family
-from ..sampling.loop import Frame
 from ..sampling.sampler import Generated, Sampler
 from ..sampling.settings import SamplingSettings
-from ..sampling.stops import cut_at, stop_strings, without_begun_stop
+from .steps import denoising_steps
+from .texts import StreamedAnswer, cut_at, stop_strings
 
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NoTraining:
-    """What the loaders of a training run ask their `training_args`, where there is none."""
+    """The `training_args` of a run that only serves, as far as the loaders read them."""
 
     output_dir: str  # for converted checkpoints
     do_train: bool = False
@@ -46,12 +44,8 @@ class NoTraining:
         yield
 
 
-class StoppedError(Exception):
-    """Nobody listens any more."""
-
-
 class DiffusionEngine(DenoisingEngine, BaseEngine):
-    """Answers by denoising. Every answer of a session draws its own random numbers."""
+    """Answers by denoising. The answers of a session are numbered, and each draws other random numbers."""
 
     def __init__(
         self,
@@ -110,19 +104,7 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
                 self.sampler.complete, [prompt] * count, self._numbers(count), settings=settings
             )
         skip, stops = self._skips_special_tokens(input_kwargs), stop_strings(input_kwargs.get("stop"))
-        responses = []
-        for each in generated:
-            text = self.sampler.decode(each.tokens, skip)
-            answer = cut_at(text, stops)
-            responses.append(
-                Response(
-                    response_text=answer,
-                    response_length=len(each.tokens) + each.ended,
-                    prompt_length=len(prompt),
-                    finish_reason="stop" if each.ended or answer != text else "length",
-                )
-            )
-        return responses
+        return [self._response(each, len(prompt), skip, stops) for each in generated]
 
     async def stream_chat(
         self,
@@ -136,33 +118,29 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         whole_texts: bool = False,
         **input_kwargs: Any,
     ) -> AsyncGenerator[str, None]:
-        """The text as it settles: what stands for good from the left, piece by piece; or, with `whole_texts`, the
-        whole text after each step, with blocks for what is masked still."""
+        """The answer as it settles: its beginning, piece by piece, as far as it is final; or, with `whole_texts`, the
+        whole answer after each step, with ░ for what is masked."""
         self._refuse_media(images, videos, audios)
         prompt = self.encode_prompt(messages, system, tools)
         skip, stops = self._skips_special_tokens(input_kwargs), stop_strings(input_kwargs.get("stop"))
+        answer = StreamedAnswer(self.sampler, stops, skip)
         async with self.semaphore:
-            sent = ""
-            async for tokens, is_finished in self._denoise(prompt, self._settings(input_kwargs)):
-                if whole_texts:
-                    shown = self.sampler.show(
-                        [token or 0 for token in tokens], [token is None for token in tokens], skip
-                    )
-                    yield cut_at(shown, stops)
-                    continue
-                settled = tokens[: tokens.index(None)] if None in tokens else tokens
-                text = cut_at(self.sampler.decode([token for token in settled if token is not None], skip), stops)
-                if not is_finished:
-                    text = without_begun_stop(text.rstrip("\ufffd"), stops)  # of a character, other bytes are to come
-                if len(text) > len(sent) and text.startswith(sent):
-                    yield text[len(sent) :]
-                    sent = text
+            (number,) = self._numbers(1)
+            steps = denoising_steps(self.sampler, prompt, number, self._settings(input_kwargs))
+            async with contextlib.aclosing(steps):
+                async for step in steps:
+                    if whole_texts:
+                        masked = [token is None for token in step.tokens]
+                        shown = self.sampler.show([token or 0 for token in step.tokens], masked, skip)
+                        yield cut_at(shown, stops)
+                    elif piece := answer.next_piece(step.settled, step.is_finished):
+                        yield piece
 
     async def get_scores(self, batch_input: list[str], **input_kwargs: Any) -> list[float]:
         raise ValueError("A diffusion language model answers, it does not score: use a reward model.")
 
     def encode_prompt(self, messages: list[dict[str, str]], system: str | None, tools: str | None) -> list[int]:
-        """A conversation as training wrote it, up to the answer that is asked for."""
+        """A conversation as in training, up to the answer that is to be written."""
         answered = [*messages, {"role": "assistant", "content": ""}]
         prompt, _ = self.template.encode_oneturn(self.tokenizer, answered, system, tools)
         if not self.is_diffuseq:
@@ -170,67 +148,36 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         special = diffuseq_tokens(self.tokenizer)
         return [special.bos, *prompt, special.sep]
 
-    # -------------------------------------------------- one answer --------------------------------------------------
+    # ------------------------------------------------- one request --------------------------------------------------
 
-    async def _denoise(
-        self, prompt: list[int], settings: SamplingSettings
-    ) -> AsyncGenerator[tuple[list[int | None], bool], None]:
-        """The answer's tokens after each step, None for those that are masked, and whether it is finished."""
-        steps: queue.Queue[list[int | None] | Generated | BaseException] = queue.Queue()
-        stopped = Event()
-
-        def watch(frame: Frame) -> None:
-            if stopped.is_set():
-                raise StoppedError
-            canvas = frame.canvas
-            answer = canvas.tokens[0].where(~canvas.masked[0], -1)[canvas.generated[0]].tolist()
-            steps.put([None if token < 0 else token for token in answer])
-
-        def work() -> None:
-            try:
-                (generated,) = self.sampler.complete([prompt], self._numbers(1), settings=settings, watch=watch)
-                steps.put(generated)
-            except BaseException as error:  # also when nobody listens: a thread may still wait for the next step
-                steps.put(error)
-
-        running = asyncio.create_task(asyncio.to_thread(work))
-        try:
-            while True:
-                step = await asyncio.to_thread(steps.get)
-                if isinstance(step, BaseException):
-                    raise step
-                if isinstance(step, Generated):
-                    yield list(step.tokens), True
-                    break
-                yield self._up_to_end(step), False
-        finally:
-            stopped.set()
-            await running
-
-    def _up_to_end(self, tokens: list[int | None]) -> list[int | None]:
-        """Without what stands behind the first end token."""
-        for index, token in enumerate(tokens):
-            if token in self.sampler.end_tokens:
-                return tokens[:index]
-        return tokens
+    def _response(self, generated: Generated, prompt_length: int, skip: bool, stops: list[str]) -> Response:
+        text = self.sampler.decode(generated.tokens, skip)
+        answer = cut_at(text, stops)
+        return Response(
+            response_text=answer,
+            response_length=len(generated.tokens) + generated.ended,
+            prompt_length=prompt_length,
+            finish_reason="stop" if generated.ended or answer != text else "length",
+        )
 
     def _settings(self, input_kwargs: dict[str, Any]) -> SamplingSettings:
-        """What a request asks for, by the names of the host's interfaces."""
-        asked = {name: value for name, value in input_kwargs.items() if value is not None}
-        if asked.get("max_length") and not asked.get("max_new_tokens"):
-            asked["max_new_tokens"] = asked["max_length"]
-        if asked.get("do_sample") is None and self.generating_args["do_sample"] is False:
-            asked["do_sample"] = False
-        if asked.get("num_return_sequences", 1) > 1:  # several answers that are the same help nobody
-            asked["do_sample"] = True
-            asked["temperature"] = asked.get("temperature") or self.sampler.settings.temperature or 1.0
-        return self.sampler.settings.with_generation(asked)
+        """The settings of a request, by the names of the host's interfaces."""
+        request = {name: value for name, value in input_kwargs.items() if value is not None}
+        if request.get("max_length") and not request.get("max_new_tokens"):
+            request["max_new_tokens"] = request["max_length"]
+        if request.get("do_sample") is None and self.generating_args["do_sample"] is False:
+            request["do_sample"] = False
+        if request.get("num_return_sequences", 1) > 1:  # several equal answers would be useless
+            request["do_sample"] = True
+            request["temperature"] = request.get("temperature") or self.sampler.settings.temperature or 1.0
+        return self.sampler.settings.with_generation(request)
 
     def _skips_special_tokens(self, input_kwargs: dict[str, Any]) -> bool:
-        asked = input_kwargs.get("skip_special_tokens")
-        return bool(self.generating_args["skip_special_tokens"] if asked is None else asked)
+        requested = input_kwargs.get("skip_special_tokens")
+        return bool(self.generating_args["skip_special_tokens"] if requested is None else requested)
 
     def _numbers(self, count: int) -> range:
+        """The numbers of the next answers; they decide which random numbers are drawn."""
         first, self.answers = self.answers, self.answers + count
         return range(first, first + count)
 

@@ -4,8 +4,7 @@
 
 `model_args` are `pretrained`, `mask_token`, `shift`, `block_size`, `dtype`, `monte_carlo_samples`, `max_length`,
 `max_new_tokens`, and the options of docs/sampling.md by their names. A log-likelihood is the evidence lower bound,
-estimated with draws that are the same for every request, so that the answers to a question are compared under the same
-masks.
+estimated with the same draws for every request, so that the answers to a question are compared under the same masks.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from ..model.packed import tokens_per_batch
 from ..model.token_predictor import TokenPredictor
 from ..sampling.checkpoint import load_sampler
 from ..sampling.settings import SamplingSettings
-from ..sampling.stops import cut_at, stop_strings
+from .texts import cut_at, stop_strings
 
 
 class DiffusionHarnessModel(TemplateLM):
-    """What the harness asks of a model."""
+    """A diffusion language model as the harness asks it."""
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class DiffusionHarnessModel(TemplateLM):
         self.samples = monte_carlo_samples
         self.max_length = max_length
 
-    # ---------------------------------------------- what the harness needs to know ----------------------------------
+    # ------------------------------------------------- tokens and texts ----------------------------------------------
 
     @property
     def eot_token_id(self) -> int:
@@ -100,7 +99,7 @@ class DiffusionHarnessModel(TemplateLM):
         return self.pretrained.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """With what the tokenizer puts in front of a text, unless a chat template has put it there."""
+        """The tokens of a text after what the tokenizer begins texts with, unless a chat template has put it there."""
         body = self.tokenizer(string, add_special_tokens=False)["input_ids"]
         if add_special_tokens is False or body[: len(self.leading)] == self.leading:
             return body
@@ -122,7 +121,7 @@ class DiffusionHarnessModel(TemplateLM):
         answers = []
         for _, context, continuation in tqdm(requests, desc="Log-likelihoods", disable=disable_tqdm):
             too_many = len(context) + len(continuation) - self.max_length
-            given = context[max(0, min(too_many, len(context) - 1)) :]  # one token at least, to predict the next from
+            given = context[max(0, min(too_many, len(context) - 1)) :]  # at least one token, to predict the next from
             answers.append((self.lower_bound(given, continuation), self.is_greedy(given, continuation)))
         return answers
 
@@ -137,7 +136,7 @@ class DiffusionHarnessModel(TemplateLM):
 
     @torch.inference_mode()
     def lower_bound(self, context: Sequence[int], continuation: Sequence[int]) -> float:
-        """log p(continuation | context) is at least this, up to the error of the estimate."""
+        """A lower bound of log p(continuation | context), up to the error of the estimate."""
         tokens = [*context, *continuation]
         text = Text(tokens, [index < len(context) for index in range(len(tokens))])
         shift = self.sampler.shift
@@ -156,7 +155,7 @@ class DiffusionHarnessModel(TemplateLM):
         return -float((losses * weights).sum())
 
     def is_greedy(self, context: Sequence[int], continuation: Sequence[int]) -> bool:
-        """Whether the surest token, one after the other, gives the continuation."""
+        """Whether revealing the most confident token, one after the other, gives the continuation."""
         # The steps are shared out among the blocks, each of which may be as wide as the continuation.
         blocks = 1 if self.block_size is None else len(continuation) // self.block_size + 2
         settings = SamplingSettings(
@@ -174,28 +173,31 @@ class DiffusionHarnessModel(TemplateLM):
             for settings, numbers in self._same_settings(requests).items():
                 for start in range(0, len(numbers), self.rows_per_batch):
                     batch = numbers[start : start + self.rows_per_batch]
-                    room = self.max_length - settings.max_new_tokens
-                    if room < 1:
-                        raise ValueError(
-                            f"`max_length: {self.max_length}` leaves no room for a prompt before "
-                            f"{settings.max_new_tokens} new tokens: raise it in `model_args`."
-                        )
-                    prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in batch]
-                    for number, generated in zip(
-                        batch, self.sampler.complete(prompts, batch, settings=settings), strict=True
-                    ):
-                        stops = stop_strings(requests[number].args[1].get("until"))
-                        answers[number] = cut_at(self.sampler.decode(generated.tokens), stops)
-                        self.cache_hook.add_partial("generate_until", requests[number].args, answers[number])
+                    for number, answer in zip(batch, self._generate(requests, batch, settings), strict=True):
+                        answers[number] = answer
+                        self.cache_hook.add_partial("generate_until", requests[number].args, answer)
                     progress.update(len(batch))
         return answers
 
+    def _generate(self, requests: Sequence[Any], batch: Sequence[int], settings: SamplingSettings) -> list[str]:
+        """The answers to the requests with these numbers. Of a prompt that is too long, the end counts."""
+        room = self.max_length - settings.max_new_tokens
+        if room < 1:
+            raise ValueError(
+                f"`max_length: {self.max_length}` leaves no room for a prompt before {settings.max_new_tokens} new "
+                "tokens: raise it in `model_args`."
+            )
+        prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in batch]
+        generated = self.sampler.complete(prompts, batch, settings=settings)
+        stops = [stop_strings(requests[number].args[1].get("until")) for number in batch]
+        return [cut_at(self.sampler.decode(each.tokens), ends) for each, ends in zip(generated, stops, strict=True)]
+
     def _same_settings(self, requests: Sequence[Any]) -> dict[SamplingSettings, list[int]]:
-        """The numbers of requests that can share a batch."""
+        """The numbers of requests that can share a batch, by their settings."""
         groups: dict[SamplingSettings, list[int]] = {}
         for number, request in enumerate(requests):
-            asked = dict(request.args[1])
-            if "max_gen_toks" in asked:
-                asked["max_new_tokens"] = asked["max_gen_toks"]
-            groups.setdefault(self.sampler.settings.with_generation(asked), []).append(number)
+            generation = dict(request.args[1])
+            if "max_gen_toks" in generation:
+                generation["max_new_tokens"] = generation["max_gen_toks"]
+            groups.setdefault(self.sampler.settings.with_generation(generation), []).append(number)
         return groups

@@ -13,8 +13,6 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from llamafactory_embed.data.prompts import TEMPLATES, PromptedText, parse_template, prompt_texts
 from llamafactory_embed.data.tokenization import (
     find_special_tokens,
-    pooled_tokens,
-    shorten_documents,
     tokenize_texts,
 )
 from tests import tiny_models
@@ -165,15 +163,6 @@ def test_truncation_leaves_no_instruction_in_the_pooled_tokens(max_length: int) 
         assert short.pooled_from == min(long.pooled_from, len(short.token_ids))
 
 
-def test_counting_the_tokens_of_the_text_alone_finds_the_same_where_nothing_merges_or_is_cut() -> None:
-    tokenizer = tiny_tokenizer()
-    prompts = [PromptedText("Find:\n", text) for text in ["(stone", "1 water", "a\nb"]] + [PromptedText("", "sea")]
-    arguments: dict[str, Any] = {"max_length": 100, "append_eos": True, "skip_instruction": True}
-    aligned = tokenize_texts(tokenizer, prompts, **arguments)
-    assert aligned == tokenize_texts(tokenizer, prompts, text_boundary="counted", **arguments)
-    assert aligned[0].pooled_from > 1
-
-
 def test_truncation_takes_from_the_text_and_keeps_prefix_suffix_and_eos() -> None:
     tokenizer = tiny_tokenizer()
     prompt = PromptedText("<user>\n", "the water of the sea " * 9, "\n<end>")
@@ -206,31 +195,6 @@ def test_impossible_lengths_and_tokenizers_are_refused() -> None:
     assert len(tokenize_texts(without_eos, texts, max_length=9)) == 1
 
 
-def test_pooled_tokens_of_a_packed_batch() -> None:
-    prompts = [PromptedText("Find ", "stone"), PromptedText("", "a"), PromptedText("Find the sea", "")]
-    rows = tokenize_texts(tiny_tokenizer(), prompts, max_length=100, skip_instruction=True)
-    expected = [place >= row.pooled_from for row in rows for place in range(len(row.token_ids))]
-    counted = pooled_tokens(rows)
-    assert counted is not None
-    assert counted.tolist() == expected
-    assert pooled_tokens(tokenize_texts(tiny_tokenizer(), prompts, max_length=100)) is None
-
-
-def test_documents_are_shortened_by_whole_words() -> None:
-    tokenizer = tiny_tokenizer()
-    texts = ["the water  of\tthe sea " * count for count in (1, 5, 50)] + ["", "wordwithoutend" * 20]
-    limit = 30
-    shortened = shorten_documents(tokenizer, texts, doc_max_length=limit, max_length=200)
-    for text, short in zip(texts, shortened, strict=True):
-        if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= limit:
-            assert short == text
-        else:
-            assert len(tokenizer(short, add_special_tokens=False)["input_ids"]) <= limit
-            assert short.split() == text.split()[: len(short.split())]
-    assert shortened[2]
-    assert shortened[4] == ""
-
-
 def test_templates() -> None:
     e5 = parse_template("e5")
     assert e5.render("low {text}", " find {instruction} ").string == (
@@ -255,5 +219,5 @@ def test_a_template_needs_one_text(template: str) -> None:
 
 
 def test_an_unknown_place_in_a_template_is_named() -> None:
-    with pytest.raises(ValueError, match=r"`query_template` knows .* not \{instuction\}"):
+    with pytest.raises(ValueError, match=r"`query_template` may hold .* not \{instuction\}"):
         parse_template("{instuction} {text}")

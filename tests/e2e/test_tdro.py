@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.data.retrieval.weights import task_shares
-from llamafactory_embed.train.embed.tdro import models, trainer
+from llamafactory_embed.train.embed.tdro import reference as references_module
+from llamafactory_embed.train.embed.tdro import trainer
 from tests.tiny_models import save_tiny_model
 
 from .contrastive_runs import LORA, RunResult, perform, recipe, write_data
@@ -78,13 +79,13 @@ def test_the_reference_is_asked_once(run: Run, tmp_path: Path, monkeypatch: pyte
     temperature has other losses."""
     shared = {"tdro_cache_reference": True, "cache_dir": str(tmp_path / "cache")}
     loaded: list[str] = []
-    load = models.load_reference
+    load = references_module.load_reference
 
     def count(*args: Any) -> Any:
         loaded.append("once more")
         return load(*args)
 
-    monkeypatch.setattr(models, "load_reference", count)
+    monkeypatch.setattr(references_module, "load_reference", count)
     run("first", **shared)
     run("again", **shared, tdro_lr=0.1)
     assert len(loaded) == 1
@@ -183,7 +184,7 @@ def test_a_checkpoint_of_other_tasks_is_refused(run: Run, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="has weights for nouns, words, and the recipe has the tasks words, nouns"):
         run("other", dataset="words,nouns", resume_from_checkpoint=str(checkpoint), max_steps=4)
     (checkpoint / "task_weights.pt").unlink()
-    with pytest.raises(ValueError, match="is no checkpoint of `stage: tdro`"):
+    with pytest.raises(ValueError, match="is not a checkpoint of `stage: tdro`"):
         run("none", resume_from_checkpoint=str(checkpoint), max_steps=4)
 
 
@@ -210,7 +211,7 @@ def test_the_loss_alone_needs_no_reference(run: Run, monkeypatch: pytest.MonkeyP
     def load(*args: Any) -> Any:
         raise AssertionError("a reference was loaded")
 
-    monkeypatch.setattr(models, "load_reference", load)
+    monkeypatch.setattr(references_module, "load_reference", load)
     run("run", tdro_measure="loss", learning_rate=0.0, batch_size=64, max_steps=2)
     for entry in read_history(tmp_path / "run"):
         assert entry["measure"] == entry["loss"]

@@ -8,7 +8,8 @@ from typing import Any
 import mteb
 import pytest
 
-from llamafactory_embed.evaluation.local.answers import accuracy_at, holds_answer, make_answers_task
+from llamafactory_embed.evaluation.answers import accuracy_at, holds_answer
+from llamafactory_embed.evaluation.local.answers import make_answers_task
 from tests.evaluation.conftest import write_lines
 
 

@@ -6,10 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from llamafactory_embed import Encoder
-from llamafactory_embed.evaluation.chunks import split_documents, split_range
-from tests.embedders import PROSE, make_embedder
+from llamafactory_embed.evaluation.chunks import split_documents, split_range, split_text
+from tests.embedders import INSTRUCTION, PROSE, make_embedder
 from tests.tiny_models import tiny_tokenizer
 
 
@@ -60,3 +62,58 @@ def test_a_part_is_embedded_as_the_text_alone_would_be() -> None:
     assert len(parts.texts) > 3
     cut = encoder.encode(text)
     np.testing.assert_allclose(encoder.encode(parts.texts[0]), cut, atol=1e-5)  # truncation keeps just the first part
+
+
+@pytest.mark.parametrize("document_max_length", [56, 64, 96])
+@pytest.mark.parametrize("instruction", ["", INSTRUCTION], ids=["plain", "instruction"])
+@pytest.mark.parametrize("template", ["e5", "llm2vec", "{instruction} {text} [end]"])
+def test_every_word_is_read_in_front_of_an_instruction_too(
+    template: str, instruction: str, document_max_length: int
+) -> None:
+    encoder = Encoder(
+        make_embedder(query_template=template, document_max_length=document_max_length), tiny_tokenizer()
+    )
+    texts = [" ".join(f"elephant{n}," for n in range(first, first + 60)) for first in (0, 100, 200)]
+    texts += [" ".join(PROSE[first : first + 7]) for first in range(5)]
+    parts = split_documents(encoder, texts, instruction)
+    plain = tiny_tokenizer()
+    for index, text in enumerate(texts):
+        own = [part for part, owner in zip(parts.texts, parts.owners, strict=True) if owner == index]
+        assert len(own) > 2
+        tokenized = encoder.tokenizer.documents(own, instruction)
+        assert max(len(each.token_ids) for each in tokenized) <= document_max_length
+        place = 0
+        for part, tokens in zip(own, tokenized, strict=True):
+            read = read_of(plain.decode(tokens.token_ids, skip_special_tokens=True), part)
+            start = text.find(part, max(0, place - len(part)))
+            assert 0 <= start <= place, "a gap between what is read of two parts"
+            place = max(place, start + len(read))
+        assert place == len(text), "the end of the document is not read"
+
+
+@pytest.mark.parametrize("size", [9, 10, 20, 31])
+def test_a_tokenizer_that_puts_a_blank_in_front_loses_no_end(size: int) -> None:
+    """As SentencePiece does: a part that begins inside a word has one token more when it stands alone."""
+    letters = {letter: number for number, letter in enumerate(sorted({*"".join(PROSE), "▁"}))}
+    backend = Tokenizer(models.BPE(letters, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    for text in PROSE:
+        start = place = 0
+        for part in split_text(tokenizer, text, size):
+            offsets = tokenizer(part, return_offsets_mapping=True)["offset_mapping"]
+            start = text.find(part, start)
+            assert 0 <= start <= place, "a gap between what is read of two parts"
+            place = max(place, start + offsets[:size][-1][1])
+        assert place == len(text), "the end of the document is not read"
+
+
+def read_of(tokens: str, part: str) -> str:
+    """The longest beginning of a part that stands in the tokens' text; what lies in front is the instruction."""
+    return next(part[:length] for length in range(len(part), -1, -1) if part[:length] in tokens)
+
+
+def test_an_instruction_that_leaves_no_room_is_refused() -> None:
+    encoder = Encoder(make_embedder(document_max_length=12), tiny_tokenizer())
+    with pytest.raises(ValueError, match="template and instruction take all of the 12 tokens of a document"):
+        split_documents(encoder, ["text"], INSTRUCTION * 3)

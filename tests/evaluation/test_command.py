@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from datasets import Dataset
 from mteb.tasks.instruction_reranking.eng import core17_instruction_retrieval
 
 from llamafactory_embed import Encoder
-from llamafactory_embed.evaluation import models
+from llamafactory_embed.evaluation import lexical, models, revisions
 from llamafactory_embed.evaluation.groups import GROUPS
 from llamafactory_embed.evaluation.report import SECOND_SCORES
 from llamafactory_embed.evaluation.tasks import choose_tasks
@@ -46,7 +48,7 @@ def test_models_sizes_and_reference_lines_are_compared(
     words += ["--baseline", "bm25", "tfidf"]
     code, shown, _ = command(*words)
     assert code == 0
-    name = models.name_of_folder(checkpoint)
+    name = revisions.name_of_folder(checkpoint)
     scores = read_summary(output)
     assert set(scores[("following_lines", "ndcg_at_10")]) == {f"{name} (8)", f"{name} (32)", "bm25", "tfidf"}
     assert len(set(scores[("following_lines", "ndcg_at_10")].values())) == 4  # no size has the other's results
@@ -72,7 +74,7 @@ def test_models_sizes_and_reference_lines_are_compared(
     assert again[("pairs", "spearman")] != scores[("pairs", "spearman")]
 
 
-def test_a_recipe_says_the_same_and_arguments_win(
+def test_a_recipe_has_the_same_options_and_arguments_win(
     command: Command, checkpoint: Path, beir: Path, tmp_path: Path
 ) -> None:
     recipe = {
@@ -128,7 +130,7 @@ def test_results_on_mtebs_tasks_are_what_the_leaderboard_reads(
         "eval", checkpoint, "--tasks", scifact, "--names", "lab/embedder", "--output", tmp_path / "out"
     )
     assert code == 0
-    revision = models.revision_of(checkpoint)
+    revision = revisions.revision_of_checkpoint(checkpoint)
     folder = tmp_path / "out" / "results" / "lab__embedder" / revision
     assert {path.name for path in folder.iterdir()} >= {"SciFact.json", "model_meta.json"}
     meta = json.loads((folder / "model_meta.json").read_text(encoding="utf-8"))
@@ -183,7 +185,44 @@ def test_instructions_of_followir_move_documents(
     assert 0 < second <= 1
 
 
-def test_a_task_that_cannot_be_had_does_not_stop_the_others(
+def test_one_model_is_in_memory_at_a_time(
+    command: Command, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever comes next: a checkpoint, another one of the same run, a baseline. The sizes of one share a model."""
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    for seed, folder in enumerate(folders):
+        save_checkpoint(make_embedder(seed=seed, matryoshka_dims=[8]), folder)
+        tiny_tokenizer().save_pretrained(folder)
+    encoders: list[weakref.ref[Any]] = []
+    alive: list[tuple[str, int]] = []
+
+    def count(name: str) -> None:
+        alive.append((name, sum(each() is not None for each in encoders)))
+
+    load_encoder, lexical_search = models.load_encoder, lexical.LexicalSearch
+
+    def load_and_count(path: Path, options: Any) -> Any:
+        count(path.name)
+        encoder = load_encoder(path, options)
+        encoders.extend([weakref.ref(encoder), weakref.ref(encoder.model)])
+        return encoder
+
+    def search_and_count(kind: str) -> Any:
+        count(kind)
+        return lexical_search(kind)
+
+    monkeypatch.setattr(models, "load_encoder", load_and_count)
+    monkeypatch.setattr(lexical, "LexicalSearch", search_and_count)
+    words = ["eval", *folders[:2], "--tasks", beir, "--baseline", "bm25", folders[2], "--dimensions", 8, 32]
+    code, shown, _ = command(*words, "--output", tmp_path / "out", "--devices", "cpu")
+    assert (code, shown.count("following_lines")) == (0, 1)
+    assert alive == [("first", 0), ("second", 0), ("bm25", 0), ("third", 0)]
+    gc.collect()
+    count("afterwards")
+    assert alive[-1] == ("afterwards", 0)
+
+
+def test_a_task_whose_data_cannot_be_loaded_does_not_stop_the_others(
     command: Command, checkpoint: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load_data(self: Any, **kwargs: Any) -> None:
@@ -193,7 +232,7 @@ def test_a_task_that_cannot_be_had_does_not_stop_the_others(
     code, shown, said = command("eval", checkpoint, "--tasks", "NFCorpus", beir, "--output", tmp_path / "out")
     assert code == 1
     assert "following_lines" in shown
-    assert f"failed: {models.name_of_folder(checkpoint)} on NFCorpus: no hub" in said
+    assert f"failed: {revisions.name_of_folder(checkpoint)} on NFCorpus: no hub" in said
     assert "ConnectionError" in (tmp_path / "out" / "failures.log").read_text(encoding="utf-8")
 
 
@@ -228,7 +267,7 @@ def test_bad_input_gets_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "load_encoder", lambda *args: pytest.fail("found out after the model was loaded"))
+    monkeypatch.setattr(models, "load_encoder", lambda *args: pytest.fail("the model was loaded before the check"))
     code, shown, said = command("eval", *(word.replace("CHECKPOINT", str(checkpoint)) for word in words))
     assert (code, shown) == (1, "")
     assert sentence in said
@@ -257,7 +296,7 @@ def test_bad_recipes_get_one_sentence(text: str, sentence: str, command: Command
     assert sentence in said
 
 
-def test_an_adapter_without_its_base_is_told(command: Command, beir: Path, tmp_path: Path) -> None:
+def test_an_adapter_without_its_base_is_reported(command: Command, beir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     save_checkpoint(make_embedder(lora_dropout=0.0, base_model=str(tmp_path / "gone")), folder)
     tiny_tokenizer().save_pretrained(folder)

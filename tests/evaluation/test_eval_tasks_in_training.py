@@ -12,6 +12,7 @@ from llamafactory.train.tuner import run_exp
 from safetensors.torch import load_file
 
 from tests.e2e.contrastive_runs import LORA, recipe, write_data
+from tests.two_ranks import torchrun
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +49,8 @@ def test_a_misspelt_task_is_refused_before_anything_is_loaded(tiny_llama: Path, 
     options = recipe(tmp_path / "no model", write_data(tmp_path / "data"), tmp_path / "out", eval_tasks=["SciFatc"])
     with pytest.raises(ValueError, match=r"`eval_tasks`: SciFatc .*did you mean `SciFact`\?"):
         run_exp(options)
+
+
+@pytest.mark.process
+def test_the_other_ranks_wait_until_one_has_judged(tmp_path: Path) -> None:
+    torchrun("tests.evaluation.two_rank_judging", tmp_path)

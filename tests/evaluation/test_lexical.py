@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import mteb
 import pytest
 from datasets import Dataset
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from llamafactory_embed.evaluation.answers import words
 from llamafactory_embed.evaluation.lexical import LexicalSearch
-from llamafactory_embed.evaluation.words import words
+from llamafactory_embed.evaluation.local import load_path
+from llamafactory_embed.evaluation.models import LEXICAL
 from tests.embedders import PROSE
+from tests.evaluation.conftest import write_lines
 
 
 CORPUS = [*PROSE, "a a a rare rare word", "nothing in common"]
@@ -65,13 +70,36 @@ def test_tfidf_ranks_as_the_cosine_of_scikit_learns_vectors() -> None:
     plain.idf_ = vectorizer.idf_
     expected = (plain.transform(QUERIES) @ documents.T).toarray()
     for number, found in search("tfidf").items():
-        scores = [found[str(document)] for document in range(len(CORPUS))]
+        scores = [found.get(str(document), 0.0) for document in range(len(CORPUS))]
         length = sum(each * each for each in expected[int(number)]) ** 0.5
         own = sum(each * each for each in scores) ** 0.5
         if length:
             assert [score / own for score in scores] == pytest.approx([e / length for e in expected[int(number)]])
         else:
             assert own == 0
+
+
+@pytest.mark.parametrize("kind", LEXICAL)
+def test_a_document_that_shares_no_word_is_not_found(kind: str) -> None:
+    for number, found in search(kind).items():
+        shared = [str(n) for n, text in enumerate(CORPUS) if set(words(text)) & set(words(QUERIES[int(number)]))]
+        assert sorted(found) == sorted(shared)
+        assert number != "1" or 0 < len(shared) < len(CORPUS)
+    assert search(kind)["3"] == {}
+    candidates = search(kind, {"3": ["1", "0"]})["3"]
+    assert candidates == {"1": 0.0, "0": 0.0}  # candidates are scored in any case
+
+
+@pytest.mark.parametrize("kind", LEXICAL)
+def test_where_nothing_matches_the_score_is_nothing(kind: str, tmp_path: Path) -> None:
+    """Queries that share no word with any passage, and one that finds its own: trec_eval breaks ties by id."""
+    rows = [{"query": f"alpha{n} beta{n}", "positive": f"gamma{n} delta{n}"} for n in range(11)]
+    rows.append({"query": "omega", "positive": "omega psi"})
+    task = load_path(str(write_lines(tmp_path / "rows.jsonl", rows))).task
+    result = mteb.evaluate(LexicalSearch(kind), task, cache=None, co2_tracker=False, show_progress_bar=False)
+    ((scores,),) = result.task_results[0].scores.values()
+    for metric in ("ndcg_at_10", "mrr_at_10", "recall_at_100"):
+        assert scores[metric] == pytest.approx(1 / 12, abs=1e-5)
 
 
 def test_candidates_are_all_that_is_scored() -> None:

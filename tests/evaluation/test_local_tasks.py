@@ -1,4 +1,4 @@
-"""Files and folders become tasks of mteb: recognised by shape, judged by the real mteb, refused with a sentence."""
+"""Files and folders become tasks of mteb: recognised by shape, judged by the real mteb, or refused with a sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 from scipy.stats import spearmanr
 
 from llamafactory_embed.evaluation.local import load_path, split_path
-from llamafactory_embed.evaluation.local.reading import revision_of
+from llamafactory_embed.evaluation.revisions import revision_of_data
 from llamafactory_embed.evaluation.tasks import choose_tasks
 from tests.evaluation.conftest import write_beir, write_lines
 
@@ -108,7 +108,7 @@ def test_a_kind_can_be_named(tmp_path: Path) -> None:
         load_path(f"clusterin:{path}")
 
 
-def test_splits_and_kinds_are_told_from_paths(tmp_path: Path) -> None:
+def test_splits_and_kinds_are_read_from_paths(tmp_path: Path) -> None:
     assert split_path("a/b") == (None, "a/b", None)
     assert split_path("sts:a/b.csv") == ("sts", "a/b.csv", None)
     assert split_path("retrieval:a/b@dev") == ("retrieval", "a/b", "dev")
@@ -135,7 +135,7 @@ def test_retrieval_rows_have_a_corpus_of_all_passages(tmp_path: Path) -> None:
     assert sorted(texts.values()) == ["aab", "aac", "ccc", "ccd"]
 
 
-def test_bad_rows_are_told_with_their_lines(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_with_their_lines(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", [{"query": "a", "positive": "b"}, {"query": "a", "positive": ""}])
     with pytest.raises(ValueError, match=r"1 bad rows; repair them:\n.*rows.jsonl:2: `positive` is empty"):
         load_path(str(path))
@@ -158,16 +158,16 @@ def test_splits_of_a_collection(tmp_path: Path) -> None:
     folder = write_beir(tmp_path)
     (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "dev.tsv")
     assert load_path(str(folder)).task.dataset["default"]["test"]["relevant_docs"]
-    with pytest.raises(ValueError, match=r"no judgements for `tset`, only for dev"):
+    with pytest.raises(ValueError, match=r"no judgements for `tset`; it has dev; name one as .*@split"):
         load_path(f"{folder}@tset")
 
 
 def test_the_revision_is_that_of_the_content(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", labelled(20))
-    before = revision_of(str(path))
+    before = revision_of_data(str(path))
     assert load_path(str(path)).task.metadata.revision == load_path(str(path)).task.metadata.revision
     write_lines(path, labelled(21))
-    assert revision_of(str(path)) != before != revision_of(str(path), "an instruction")
+    assert revision_of_data(str(path)) != before != revision_of_data(str(path), "an instruction")
 
 
 @pytest.mark.parametrize(

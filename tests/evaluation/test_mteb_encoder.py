@@ -21,10 +21,12 @@ from llamafactory_embed import Encoder
 from llamafactory_embed.data.retrieval import beir as beir_files
 from llamafactory_embed.data.retrieval.entries import Entry
 from llamafactory_embed.evaluation import mteb_encoder
+from llamafactory_embed.evaluation.chunks import split_documents
+from llamafactory_embed.evaluation.in_training import rank_documents, retrieval_metrics
 from llamafactory_embed.evaluation.local import load_entry, load_path
-from llamafactory_embed.evaluation.models import name_of_folder, revision_of, wrap_encoder
+from llamafactory_embed.evaluation.models import wrap_encoder
 from llamafactory_embed.evaluation.options import EvaluationOptions
-from llamafactory_embed.evaluation.retrieval_metrics import rank_documents, retrieval_metrics
+from llamafactory_embed.evaluation.revisions import name_of_folder, revision_of_checkpoint
 from llamafactory_embed.loading.checkpoint import save_checkpoint
 from tests.embedders import PROSE, make_embedder
 from tests.evaluation.conftest import write_lines
@@ -264,13 +266,38 @@ def test_a_long_document_is_found_by_a_part_that_truncation_loses(tmp_path: Path
     assert best["chunk"] > best["truncate"] + 0.01
 
 
+def test_the_end_of_a_long_document_with_an_instruction_is_found(tmp_path: Path) -> None:
+    prompt = "Find the line that is alike"
+    needle = PROSE[5][:30]
+    corpus = [" ".join(PROSE[6:12]) + needle, *PROSE[:2]]
+    rows = write_lines(tmp_path / "rows.jsonl", [{"query": needle, "positive": text} for text in corpus])
+    task = load_entry(Entry("alike", str(rows), instructions=(prompt,), symmetric=True)).task
+    encoder = Encoder(make_embedder(document_max_length=48, query_max_length=48), tiny_tokenizer())
+    options = EvaluationOptions(
+        checkpoints=["x"], tasks=["x"], vectors=str(tmp_path / "vectors"), long_documents="chunk"
+    )
+    model = wrap_encoder(encoder, "a/b", "r", None, {}, options, frozenset({"alike"}))
+    split = task.dataset["default"]["test"]
+    model.index(split["corpus"], task_metadata=task.metadata)
+    found = model.search(split["queries"], top_k=10, task_metadata=task.metadata)
+    model.close()
+    parts = split_documents(encoder, split["corpus"]["text"], prompt)
+    vectors = encoder.encode(parts.texts, prompt=prompt, role="document")
+    similar = vectors @ encoder.encode(needle, prompt=prompt)
+    best = {
+        document: pytest.approx(similar[parts.owners == place].max(), abs=1e-5)
+        for place, document in enumerate(split["corpus"]["id"])
+    }
+    assert found == {split["queries"]["id"][0]: best}
+
+
 def mteb_dataset(texts: dict[str, str]) -> Any:
     from datasets import Dataset
 
     return Dataset.from_dict({"id": list(texts), "text": list(texts.values())})
 
 
-def test_a_run_that_broke_off_goes_on_where_it_was(wrap: Wrap, beir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_continues(wrap: Wrap, beir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mteb_encoder, "EMBEDDED_AT_ONCE", 5)
     encode = Encoder.encode
     asked: list[str] = []
@@ -327,12 +354,12 @@ def test_a_size_that_was_not_trained_is_refused(wrap: Wrap) -> None:
 def test_the_revision_changes_with_the_weights_and_not_with_the_card(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoint-10"
     save_checkpoint(make_embedder(seed=0), folder)
-    before = revision_of(folder)
+    before = revision_of_checkpoint(folder)
     (folder / "README.md").write_text("a card")
     (folder / "optimizer.pt").write_text("a state")
-    assert revision_of(folder) == before
+    assert revision_of_checkpoint(folder) == before
     save_checkpoint(make_embedder(seed=1), folder)
-    assert revision_of(folder) != before
+    assert revision_of_checkpoint(folder) != before
     assert name_of_folder(folder) == "run/checkpoint-10"
 
 
@@ -341,9 +368,9 @@ def test_the_revision_of_an_adapter_is_also_that_of_its_base(tmp_path: Path) -> 
     save_checkpoint(make_embedder(seed=0), base)
     folder = tmp_path / "adapter"
     save_checkpoint(make_embedder(lora_dropout=0.0, base_model=str(base)), folder)
-    before = revision_of(folder)
+    before = revision_of_checkpoint(folder)
     save_checkpoint(make_embedder(seed=1), base)
-    assert revision_of(folder) != before
+    assert revision_of_checkpoint(folder) != before
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ KEYS = ["SciFact-query", "SciFact", "Retrieval-query", "Retrieval", "query", "do
 
 
 def instructions(**changes: Any) -> Instructions:
-    return Instructions(**({"own": {}, "trained": {}, "use_defaults": True, "local_tasks": frozenset()} | changes))
+    return Instructions(**({"given": {}, "trained": {}, "use_defaults": True, "local_tasks": frozenset()} | changes))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -36,20 +36,20 @@ def test_queries_find_the_key_that_mteb_finds(count: int) -> None:
     for keys in itertools.combinations(KEYS, count):
         own = {key: f"text of {key}" for key in keys}
         name = get_prompt_name(own, Task(), PromptType.query)
-        found = instructions(own=own, use_defaults=False).find(Task(), "query")
+        found = instructions(given=own, use_defaults=False).find(Task(), "query")
         assert found == ("" if name is None else own[name])
 
 
 def test_a_key_without_a_role_is_not_for_documents() -> None:
     own = {"SciFact": "a", "Retrieval": "b", "query": "c"}
-    assert instructions(own=own).find(Task(), "document") == ""
-    assert instructions(own=own | {"Retrieval-document": "d", "document": "e"}).find(Task(), "document") == "d"
+    assert instructions(given=own).find(Task(), "document") == ""
+    assert instructions(given=own | {"Retrieval-document": "d", "document": "e"}).find(Task(), "document") == "d"
 
 
 def test_texts_of_one_kind_have_the_key_of_their_task() -> None:
     task = Task("STS12", "STS")
-    assert instructions(own={"STS": "a", "query": "b"}).find(task, None) == "a"
-    assert instructions(own={"STS": "a", "STS12": "b"}).find(task, None) == "b"
+    assert instructions(given={"STS": "a", "query": "b"}).find(task, None) == "a"
+    assert instructions(given={"STS": "a", "STS12": "b"}).find(task, None) == "b"
 
 
 def test_without_a_key_what_was_trained_comes_first_then_what_mteb_says() -> None:

@@ -14,8 +14,7 @@ import pytest
 import pytrec_eval
 
 from llamafactory_embed.data.packages import default_cache
-from llamafactory_embed.evaluation.minilm import LABEL, fetch_minilm
-from llamafactory_embed.evaluation.models import name_of_folder
+from llamafactory_embed.evaluation.models import MINILM_NAME, fetch_minilm, name_of_folder
 from tests.evaluation.conftest import write_lines
 
 
@@ -74,8 +73,8 @@ def test_minilm_and_words_find_the_tags_of_abstracts(
     assert (code, said.count("failed: ")) == (0, 0)
     (line,) = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["scores"]
     scores = line["scores"]
-    assert scores[LABEL] == pytest.approx(ndcg_of_trec_eval(semanlink, minilm), abs=1e-4)
-    assert min(scores[model] for model in (LABEL, "bm25", "tfidf")) > 0.15
+    assert scores[MINILM_NAME] == pytest.approx(ndcg_of_trec_eval(semanlink, minilm), abs=1e-4)
+    assert min(scores[model] for model in (MINILM_NAME, "bm25", "tfidf")) > 0.15
     assert scores[name_of_folder(checkpoint)] < 0.1  # random weights
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llamafactory_embed.evaluation.report import SECOND_SCORES, Summary, format_markdown, format_table
+from llamafactory_embed.evaluation.report import SECOND_SCORES, Summary, format_markdown, format_summary
 
 
 @dataclass
@@ -50,7 +50,7 @@ def test_means_are_those_of_models_that_were_run_on_everything() -> None:
         summary.add(Chosen(name, group, "ndcg" if name != "D" else "spearman"), "one", result(0.2))
     summary.add(Chosen("A", "", "ndcg"), "words", result(0.9))
     assert means(summary) == {("mean of 2", "ndcg"): pytest.approx({"one": 0.2})}  # local data are no benchmark
-    (row,) = [line for line in format_table(summary).splitlines() if line.startswith("B ")]
+    (row,) = [line for line in format_summary(summary).splitlines() if line.startswith("B ")]
     assert row.split() == ["B", "ndcg", "20.00", "-"]
 
 

@@ -10,8 +10,7 @@ from omegaconf import OmegaConf
 
 from llamafactory_embed.evaluation.groups import GROUPS
 from llamafactory_embed.evaluation.models import LEXICAL, MINILM
-from llamafactory_embed.evaluation.options import EvaluationOptions
-from llamafactory_embed.evaluation.recipe import options_of
+from llamafactory_embed.evaluation.options import EvaluationOptions, options_of
 from llamafactory_embed.evaluation.tasks import choose_tasks
 from tests.docs.option_pages import declared_options, explained_options
 

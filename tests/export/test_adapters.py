@@ -47,7 +47,7 @@ def test_an_adapter_that_cannot_travel_gets_one_sentence(tmp_path: Path) -> None
     trained = train(tmp_path / "lora")
     config = EmbeddingConfig.load(trained.folder)
     replace(config, merged_adapters=[str(tmp_path)]).save(trained.folder)
-    with pytest.raises(ValueError, match=r"lies upon .*, which others do not have: export merged weights"):
+    with pytest.raises(ValueError, match=r"was trained on top of .*, which others do not have: export merged weights"):
         export_adapter(trained.folder, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 
@@ -56,7 +56,7 @@ def test_an_adapter_that_cannot_travel_gets_one_sentence(tmp_path: Path) -> None
 @pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
 def test_llm2vec_layout(family: str, adapter: bool, pooling: str, tmp_path: Path) -> None:
-    """Loaded as `LLM2Vec.from_pretrained` does it: a bare decoder, PEFT's adapter upon it, padding on the left."""
+    """Loaded as `LLM2Vec.from_pretrained` does it: a bare decoder, PEFT's adapter on it, padding on the left."""
     trained = train(tmp_path, family, adapter, pooling=pooling)
     exported = tmp_path / "exported"
     export_llm2vec(trained.folder, exported)
@@ -81,7 +81,7 @@ def test_llm2vec_layout(family: str, adapter: bool, pooling: str, tmp_path: Path
     }  # fmt: skip
 
 
-def test_what_llm2vec_does_not_know_gets_one_sentence(tmp_path: Path) -> None:
+def test_what_llm2vec_does_not_support_gets_one_sentence(tmp_path: Path) -> None:
     for name, family, options, sentence in (
         (
             "causal",

@@ -1,4 +1,4 @@
-"""`llamafactory-embed export`: what it prints, its exit codes, the card, and the hub."""
+"""`llamafactory-embed export`: its output, its exit codes, the card, and the hub."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from transformers import AutoConfig, AutoModel
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.cli import main
-from llamafactory_embed.export import hub
+from llamafactory_embed.export import folder
 from llamafactory_embed.export.command import add_arguments
-from llamafactory_embed.export.weights import rope_as_before
+from llamafactory_embed.export.weights import rope_as_before, save_weights
+from llamafactory_embed.model.embedding import EmbeddingModel
+from tests.embedders import make_config
 from tests.export.checkpoints import TEXTS, Trained, train
+from tests.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,44 @@ def test_scaled_rotary_embeddings_keep_their_old_names() -> None:
     assert rope_as_before({"model_type": "gpt2"}) == {}
 
 
+PARTIAL = {"rope_theta": 1e4, "partial_rotary_factor": 0.5}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [4.0, 8.0]}
+
+
+def test_the_part_of_a_head_that_is_rotated_stands_beside_the_scaling() -> None:
+    default = {"model_type": "glm", "rope_parameters": {"rope_type": "default", **PARTIAL}}
+    assert rope_as_before(default) == PARTIAL
+    linear = {"rope_type": "linear", "factor": 2.0}
+    assert rope_as_before({"model_type": "glm", "rope_parameters": PARTIAL | linear}) == {
+        **PARTIAL, "rope_scaling": linear,
+    }  # fmt: skip
+    both = {"full_attention": {"rope_type": "default", **PARTIAL}, "sliding_attention": {"rope_theta": 5e3}}
+    assert rope_as_before({"rope_parameters": both}) == {**PARTIAL, "rope_local_base_freq": 5e3}
+
+
+def test_phi3_has_the_three_fields_that_its_older_code_accepts(tmp_path: Path) -> None:
+    """`Phi3Config._rope_scaling_validation` of transformers 4 refuses any other number of fields, and asks for `type`.
+    transformers 5 must read the same settings from both names: it lets the older one win."""
+    rope = PARTIAL | LONGROPE | {"original_max_position_embeddings": 32}
+    model = tiny_model(
+        "phi3", rope_parameters=rope, original_max_position_embeddings=32, max_position_embeddings=128,
+        num_attention_heads=4,
+    )  # fmt: skip
+    save_weights(EmbeddingModel(model, make_config()), tmp_path, torch.float32, "5GB")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["rope_scaling"] == {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [4.0, 8.0]}
+    assert {name: config[name] for name in PARTIAL} == PARTIAL
+    assert config["original_max_position_embeddings"] == 32
+    read_again = AutoConfig.from_pretrained(tmp_path).rope_parameters
+    written = {name: read_again[name] for name in model.config.rope_parameters}
+    assert written == model.config.rope_parameters
+    tokens = torch.arange(40)[None] % 100
+    with torch.no_grad():
+        expected = model.model(tokens).last_hidden_state
+        found = AutoModel.from_pretrained(tmp_path)(tokens).last_hidden_state
+    torch.testing.assert_close(found, expected)
+
+
 def test_the_card(exported: Path, trained: Trained) -> None:
     _, header, body = (exported / "README.md").read_text("utf-8").split("---\n", 2)
     values = yaml.safe_load(header)
@@ -110,7 +153,7 @@ def test_the_card(exported: Path, trained: Trained) -> None:
         ({"pooling": "eos"}, "vllm serve", "trust_remote_code"),
     ],
 )
-def test_who_cannot_take_it_is_said(
+def test_programs_that_cannot_load_the_folder_are_named(
     options: dict[str, Any], present: str, absent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = train(tmp_path, **options)
@@ -176,7 +219,7 @@ def test_a_dry_run_lists_the_files_and_sends_none(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in = Hub()
-    monkeypatch.setattr(hub, "HfApi", stand_in)
+    monkeypatch.setattr(folder, "HfApi", stand_in)
     target = tmp_path / "exported"
     words = ["export", str(trained.folder), str(target), "--push-to", "me/embedder", "--private"]
     assert main([*words, "--dry-run"]) == 0
@@ -200,7 +243,7 @@ def test_a_push_that_fails_keeps_the_export(
         def create_repo(self, repository: str, **options: Any) -> str:
             raise ConnectionError("no route")
 
-    monkeypatch.setattr(hub, "HfApi", Unreachable())
+    monkeypatch.setattr(folder, "HfApi", Unreachable())
     target = tmp_path / "exported"
     assert main(["export", str(trained.folder), str(target), "--push-to", "me/embedder"]) == 1
     assert f"The export is complete in {target}, but could not be pushed" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""An exported folder serves the embeddings that were trained, in every program that is at hand."""
+"""An exported folder serves the embeddings that were trained, in every program that is installed here."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_pooling(pooling: str, attention: str, skip_instruction: bool, tmp
     assert_same(tmp_path / "exported", trained)
 
 
-def test_dora_upon_a_merged_adapter(tmp_path: Path) -> None:
+def test_dora_on_top_of_a_merged_adapter(tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base")
     first: Any = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules="all-linear"))
     for name, parameter in first.named_parameters():
@@ -166,7 +166,7 @@ def test_vectors_of_any_length_and_dot_products(tmp_path: Path) -> None:
     assert loaded.similarity_fn_name == "dot"
 
 
-def test_weights_are_rounded_once_and_said_so(tmp_path: Path) -> None:
+def test_weights_are_rounded_once_and_the_difference_is_reported(tmp_path: Path) -> None:
     trained = train(tmp_path)
     exported = export_checkpoint(trained.folder, tmp_path / "exported", ExportOptions(dtype="bfloat16"))
     with safe_open(tmp_path / "exported" / "model.safetensors", framework="pt") as file:

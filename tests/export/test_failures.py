@@ -1,4 +1,4 @@
-"""An export that would not serve what was trained does not come into being, and nothing of a user's is lost."""
+"""An export that would not serve what was trained is not written, and nothing of the user's is lost."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_failed_replacement_leaves_the_earlier_export(
     assert [path.name for path in tmp_path.iterdir()] == ["exported"]
 
 
-def test_folders_that_are_no_exports_are_never_replaced(trained: Trained, tmp_path: Path) -> None:
+def test_folders_that_are_not_exports_are_never_replaced(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not an earlier export"):
         export_checkpoint(trained.folder, tmp_path, ExportOptions(overwrite=True))
@@ -136,7 +136,7 @@ def test_folders_that_are_no_exports_are_never_replaced(trained: Trained, tmp_pa
     assert (trained.folder / "adapter_model.safetensors").is_file()
 
 
-def test_what_is_no_checkpoint_gets_one_sentence(trained: Trained, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_checkpoint_gets_one_sentence(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not a checkpoint of an embedder: it holds no embedding_config\.json"):
         export_checkpoint(tmp_path, tmp_path / "exported")
 
@@ -164,7 +164,7 @@ def test_dequantizing_is_for_qlora(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="Dequantizing needs a CUDA device"):
         export_checkpoint(trained.folder, tmp_path / "exported", ExportOptions(dequantize=True))
     edit(trained.folder.parent / "base" / "config.json", set_quantization)
-    with pytest.raises(ValueError, match="quantized by gptq, which cannot be taken back"):
+    with pytest.raises(ValueError, match="quantized by gptq, which cannot be dequantized"):
         export_checkpoint(trained.folder, tmp_path / "exported")
     whole = train(tmp_path / "whole", adapter=False)
     with pytest.raises(ValueError, match="`--dequantize` is for checkpoints of QLoRA, and this one holds no adapter"):

@@ -42,7 +42,7 @@ def test_all_weights(tmp_path: Path) -> None:
         ({"export_legacy_format": True}, "as safetensors only"),
         ({"export_hub_model_id": "embedder"}, "must name its owner"),
         ({"model_name_or_path": "other"}, "is not the base model of .*, which was trained on .*base: name that"),
-        ({"adapter_name_or_path": ["{folder}/first", "{folder}/checkpoint"]}, "trained upon the base model alone"),
+        ({"adapter_name_or_path": ["{folder}/first", "{folder}/checkpoint"]}, "trained on the base model alone"),
         ({"adapter_name_or_path": "{folder}/first", "stage": "contrastive"}, "is not a checkpoint of an embedder"),
     ],
 )

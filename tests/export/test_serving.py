@@ -1,4 +1,4 @@
-"""Prompts, lengths and dimensions for sentence-transformers, and what it has no place for."""
+"""Prompts, lengths and dimensions for sentence-transformers, and what it cannot express."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_templates_without_an_instruction_are_prompts_of_all_texts() -> None:
     [
         ({}, {"query_task": "msmarc"}, r"`--query-task msmarc`: .* on quora, msmarco; did you mean `msmarco`\?"),
         ({}, {"dimensions": 12}, r"`--dimensions 12` was not trained; this model has 8, 32\."),
-        ({"query_template": "{text} =>"}, {}, r"`query_template: \{text\} =>` writes ' =>' behind the text"),
-        ({"document_template": "<{text}>"}, {}, r"`document_template: <\{text\}>` writes '>' behind the text"),
+        ({"query_template": "{text} =>"}, {}, r"`query_template: \{text\} =>` writes ' =>' after the text"),
+        ({"document_template": "<{text}>"}, {}, r"`document_template: <\{text\}>` writes '>' after the text"),
         ({"instructions": {"document": "Find"}}, {}, "A task of this checkpoint is named 'document'"),
     ],
 )
-def test_what_has_no_place_gets_one_sentence(
+def test_what_sentence_transformers_cannot_express_gets_one_sentence(
     options: dict[str, Any], arguments: dict[str, Any], sentence: str
 ) -> None:
     config = make_config(**({"instructions": TASKS, "matryoshka_dims": [8]} | options))

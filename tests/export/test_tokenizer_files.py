@@ -1,4 +1,4 @@
-"""EOS behind every text, for whoever reads the tokenizer's files, whatever post-processor there was."""
+"""EOS after every text, for every reader of the tokenizer's files, whatever post-processor there was."""
 
 from __future__ import annotations
 

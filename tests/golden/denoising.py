@@ -32,11 +32,11 @@ class FormulaNetwork:
     def head(self, states: Tensor) -> Tensor:
         return states
 
-    def states(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
+    def states(self, tokens: Tensor, real: Tensor, queried: Tensor) -> Tensor:
         raw = self.all_logits(tokens)
         if self.shift:
             raw = torch.cat([raw[:, :1], raw[:, :-1]], dim=1)
-        return raw[wanted]
+        return raw[queried]
 
     def all_logits(self, tokens: Tensor) -> Tensor:
         rows, length = tokens.shape

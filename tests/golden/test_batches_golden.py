@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llamafactory_embed.data.files import HubOptions
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.formats import parse_record
-from llamafactory_embed.data.retrieval.reader import HubOptions, tasks_of_entries
+from llamafactory_embed.data.retrieval.reader import tasks_of_entries
 from llamafactory_embed.data.retrieval.rows import RetrievalDataset, Row, Task, sees_own_passages_only
-from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler, SamplingOptions
+from llamafactory_embed.data.retrieval.sampler import BatchingOptions, GlobalBatchSampler
 
 from .case_files import GoldenCase, golden_cases
 
@@ -30,7 +31,7 @@ def test_batches_of_the_e5_data(case: GoldenCase, tmp_path: Path) -> None:
     data = case.data
     dataset = RetrievalDataset(read_tasks(data, tmp_path), num_negatives=1)
     for run in data["runs"]:
-        options = SamplingOptions(shuffle_rows=run["shuffle_individual_datasets"])
+        options = BatchingOptions(shuffle_rows=run["shuffle_individual_datasets"])
         sampler = GlobalBatchSampler(dataset, run["effective_batch_size"], options, run["seed"])
         batches = [[row for _, row in batch] for batch in sampler]
         assert batches == run["batches_of_ids"]

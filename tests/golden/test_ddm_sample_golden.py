@@ -33,9 +33,9 @@ class NoiseAtTheStart:
         self.network = network
         self.noise = noise  # [B]
 
-    def states(self, tokens: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
-        logits = self.network.head(self.network.states(tokens, real, wanted)).clone()
-        rows, columns = wanted.nonzero(as_tuple=True)
+    def states(self, tokens: Tensor, real: Tensor, queried: Tensor) -> Tensor:
+        logits = self.network.head(self.network.states(tokens, real, queried)).clone()
+        rows, columns = queried.nonzero(as_tuple=True)
         for index in (columns == 0).nonzero()[:, 0].tolist():
             best, wished = int(logits[index].argmax()), int(self.noise[rows[index]])
             logits[index, [best, wished]] = logits[index, [wished, best]]
@@ -114,8 +114,8 @@ def test_scores_of_every_call(case: GoldenCase, tmp_path: Path) -> None:
         network = load_network(case, sub, tmp_path / sub["model"].replace(":", "_"))
         for tokens, scores in zip(sub["xt_at_each_model_call"], expected, strict=False):
             logits = network.head(network.states(torch.tensor(tokens), torch.ones_like(source), ~source))
-            found = plain_score(make_guesses(logits / sub["logits_temp"]))
-            torch.testing.assert_close(found, torch.tensor(scores)[~source], atol=tolerance, rtol=0, msg=sub["name"])
-            compared += len(found)
+            ours = plain_score(make_guesses(logits / sub["logits_temp"]))
+            torch.testing.assert_close(ours, torch.tensor(scores)[~source], atol=tolerance, rtol=0, msg=sub["name"])
+            compared += len(ours)
     if compared == 0:
         nothing_to_compare("scores")

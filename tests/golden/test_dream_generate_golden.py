@@ -81,11 +81,11 @@ def test_times_and_chances(case: GoldenCase) -> None:
 
 @golden_cases("dream/generate")
 def test_shifted_logits(case: GoldenCase, tmp_path: Path) -> None:
-    found = [sub for sub in case.data["cases"] if "shifted_logits_at_step_0" in sub]
-    if not found:
+    with_logits = [sub for sub in case.data["cases"] if "shifted_logits_at_step_0" in sub]
+    if not with_logits:
         nothing_to_compare("shifted logits")
     tolerance = case.data["tolerance"]["shifted_logits"]
-    for sub in found:
+    for sub in with_logits:
         canvas = make_canvas(sub)
         network = network_of(case, sub, tmp_path, shift=True)
         logits = network.head(network.states(canvas.tokens, canvas.real, canvas.real))

@@ -12,9 +12,11 @@ import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from llamafactory_embed.data.prompts import PromptedText, parse_template
-from llamafactory_embed.data.tokenization import TokenizedText, pooled_tokens, shorten_documents, tokenize_texts
+from llamafactory_embed.data.tokenization import TokenizedText
+from llamafactory_embed.model.packed import pack_texts
 from llamafactory_embed.model.pooling import Pooling, build_pooler
 from tests.golden.case_files import GoldenCase, golden_cases, nothing_to_compare
+from tests.golden.llm2vec_texts import shorten_documents, tokenize_and_count
 
 
 POOLING_OF_MODE: dict[str, Pooling] = {
@@ -61,12 +63,8 @@ def render(case: GoldenCase, pairs: Sequence[Sequence[str]], eos_in_writing: boo
 
 
 def tokenize(case: GoldenCase, texts: list[PromptedText], skip_instruction: bool = True) -> list[TokenizedText]:
-    return tokenize_texts(
-        load_tokenizer(case),
-        texts,
-        max_length=case.data["config"]["max_length"],
-        skip_instruction=skip_instruction,
-        text_boundary="counted",
+    return tokenize_and_count(
+        load_tokenizer(case), texts, max_length=case.data["config"]["max_length"], skip_instruction=skip_instruction
     )
 
 
@@ -79,7 +77,10 @@ def embed(model: PreTrainedModel, rows: list[TokenizedText], pooling: Pooling) -
     """Each text alone through the model, then all of them packed through the pooler."""
     states = [model(input_ids=torch.tensor([row.token_ids])).last_hidden_state[0] for row in rows]
     pooler = build_pooler(pooling, hidden_size=states[0].shape[1], num_layers=1, causal=False)
-    return pooler([torch.cat(states)], [len(state) for state in states], pooled_tokens(rows))
+    (packed,) = pack_texts([row.token_ids for row in rows], 10**9, [row.pooled_from for row in rows])
+    in_order = [states[index] for index in packed.text_indices]
+    embeddings = pooler([torch.cat(in_order)], packed.lengths, packed.pooled_tokens)
+    return embeddings[torch.tensor(packed.text_indices).argsort()]
 
 
 def assert_embeddings(actual: torch.Tensor, expected: Any, case: GoldenCase) -> None:
@@ -148,12 +149,10 @@ def split_at_separator(string: str, separator: str) -> PromptedText:
 def test_embed_masks(case: GoldenCase) -> None:
     table = case.part("embed_mask_table")
     tokenizer, separator = load_tokenizer(case), case.data["separator"]
-    rows = tokenize_texts(
+    rows = tokenize_and_count(
         tokenizer,
         [split_at_separator(row["string"], separator) for row in table["rows"]],
         max_length=table["max_length"],
-        skip_instruction=True,
-        text_boundary="counted",
     )
     for row, golden in zip(rows, table["rows"], strict=True):
         assert tokenizer.convert_ids_to_tokens(row.token_ids) == golden["tokens"], golden["id"]

@@ -10,7 +10,7 @@ import torch
 from llamafactory_embed.sampling.canvas import Canvas
 from llamafactory_embed.sampling.loop import denoise, split_steps
 from llamafactory_embed.sampling.network import GuidedNetwork
-from llamafactory_embed.sampling.schedules import even_counts
+from llamafactory_embed.sampling.schedules import counts_in_equal_parts
 from llamafactory_embed.sampling.settings import SamplingSettings
 from tests.golden.case_files import GoldenCase, golden_cases
 from tests.golden.denoising import History, NoDraws, left_padded, network_of
@@ -48,6 +48,6 @@ def test_steps_and_counts_of_blocks(case: GoldenCase) -> None:
     for sub in case.data["cases"]:
         blocks = split_steps(sub["steps"], sub["gen_length"] // sub["block_length"])
         assert set(blocks) == {sub["steps_per_block"]}, sub["name"]
-        counts = [even_counts([sub["block_length"]], [step], [blocks[0]])[0] for step in range(blocks[0])]
+        counts = [counts_in_equal_parts([sub["block_length"]], [step], [blocks[0]])[0] for step in range(blocks[0])]
         # the cases write the counts of all blocks, or once those of one
         assert sub["tokens_per_step_in_each_block"][: len(counts)] == counts, sub["name"]

@@ -6,7 +6,12 @@ from typing import Any
 
 import torch
 
-from llamafactory_embed.train.embed.losses import info_nce, kl_distillation, own_passages_loss, repllama
+from llamafactory_embed.hparams.contrastive import ContrastiveOptions
+from llamafactory_embed.train.embed.losses.distillation import kl_distillation
+from llamafactory_embed.train.embed.losses.info_nce import find_own, info_nce
+from llamafactory_embed.train.embed.losses.own_passages import own_passages, repllama
+from llamafactory_embed.train.embed.losses.rows import EmbeddedRows
+from tests.embedders import make_rows
 from tests.golden.case_files import GoldenCase, golden_cases, nothing_to_compare
 
 
@@ -27,7 +32,10 @@ def test_hard_negative_nll(case: GoldenCase) -> None:
         for expected in batch["expected"]:
             queries, positives = leaf(batch["q"]), leaf(batch["positive"])
             negatives = None if batch.get("negative") is None else leaf(batch["negative"])
-            loss = info_nce(queries, positives, negatives, temperature=1 / expected["scale"])
+            options = ContrastiveOptions(loss_temperature=1 / expected["scale"])
+            # There may be fewer negatives than rows: each passage is a row of its own here.
+            passages = positives if negatives is None else torch.cat([positives, negatives])
+            loss = find_own(queries, passages.unsqueeze(1), torch.arange(len(queries)), options).mean()
             loss.backward()
             assert_golden(loss, expected["loss"], case)
             assert_golden(queries.grad, expected["grad_q"], case)
@@ -42,12 +50,8 @@ def test_repllama(case: GoldenCase) -> None:
         for expected in batch["expected"]:
             queries, positives = leaf(batch["q"]), leaf(batch["positive"])
             negatives = [leaf(values) for values in batch["negatives_list"]]  # K tensors [B, d]
-            loss = repllama(
-                queries,
-                positives,
-                torch.stack(negatives, dim=1),
-                divide_by_dimension=expected["scale_by_dim"],
-            )
+            rows = make_rows(queries, positives, torch.stack(negatives, dim=1).flatten(0, 1))
+            loss = repllama(rows, ContrastiveOptions(scale_by_dim=expected["scale_by_dim"])).mean()
             loss.backward()
             assert_golden(loss, expected["loss"], case)
             assert_golden(queries.grad, expected["grad_q"], case)
@@ -56,10 +60,9 @@ def test_repllama(case: GoldenCase) -> None:
                 assert_golden(negative.grad, gradient, case)
 
 
-def split_passages(passages: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """tDRO's interleaved passages [B * n, d] as positives [B, d] and negatives [B * (n - 1), d]."""
-    grouped = passages.unflatten(0, (-1, batch["passages_per_query"]))
-    return grouped[:, 0], grouped[:, 1:].flatten(0, 1)
+def reduce_rows(losses: torch.Tensor, reduction: str) -> torch.Tensor:
+    assert reduction in ("none", "mean")
+    return losses.mean() if reduction == "mean" else losses
 
 
 @golden_cases("tdro/contrastive")
@@ -67,18 +70,15 @@ def test_in_batch_and_own_passages(case: GoldenCase) -> None:
     for batch in case.data["subcases"]:
         for expected in batch["expected"]:
             queries, passages = leaf(batch["q"]), leaf(batch["p"])
-            shared = {"temperature": expected["temperature"], "similarity": "dot", "reduction": expected["reduction"]}
-            if expected["mode"] == "hard_negatives_only":
-                own = passages.unflatten(0, (-1, batch["passages_per_query"]))
-                loss = own_passages_loss(queries, own, **shared)
-            else:
-                only_own = expected.get("only_hard_negatives")
-                loss = info_nce(
-                    queries,
-                    *split_passages(passages, batch),
-                    own_passages_only=None if only_own is None else torch.tensor(only_own),
-                    **shared,
-                )
+            only_own = expected.get("only_hard_negatives")
+            rows = EmbeddedRows(
+                queries,
+                passages.unflatten(0, (-1, batch["passages_per_query"])),
+                own_passages_only=None if only_own is None else torch.tensor(only_own),
+            )
+            loss_function = own_passages if expected["mode"] == "hard_negatives_only" else info_nce
+            options = ContrastiveOptions(loss_temperature=expected["temperature"], similarity="dot")
+            loss = reduce_rows(loss_function(rows, options), expected["reduction"])
             loss.sum().backward()
             assert_golden(loss, expected["loss"], case)
             assert_golden(queries.grad, expected["grad_q_of_the_sum"], case)
@@ -95,9 +95,10 @@ def test_distillation(case: GoldenCase) -> None:
         queries, passages = leaf(batch["q"]), leaf(batch["p"])
         own = passages.unflatten(0, (-1, batch["passages_per_query"]))
         teacher = torch.tensor(expected["teacher_scores"], dtype=torch.float64).view(own.shape[:2])
-        shared = {"temperature": expected["temperature"], "similarity": "dot", "reduction": expected["reduction"]}
-        contrastive = info_nce(queries, *split_passages(passages, batch), **shared)
-        loss = contrastive + kl_distillation(queries, own, teacher, **shared)
+        rows = EmbeddedRows(queries, own, scores=teacher)
+        options = ContrastiveOptions(loss_temperature=expected["temperature"], similarity="dot")
+        losses = info_nce(rows, options) + kl_distillation(rows, options)
+        loss = reduce_rows(losses, expected["reduction"])
         loss.sum().backward()
         assert_golden(loss, expected["loss"], case)
         assert_golden(queries.grad, expected["grad_q_of_the_sum"], case)

@@ -12,14 +12,20 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
 from attention_patch import Backend
-from llamafactory_embed.loading.embedder import set_attention_dropout
+from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.model.embedding import EmbeddingModel
 from llamafactory_embed.model.packed import pack_texts
 from llamafactory_embed.model.pooling import build_pooler
-from llamafactory_embed.train.embed.losses import simcse
-from tests.embedders import make_config
+from llamafactory_embed.train.embed.contrastive.simcse import set_attention_dropout
+from llamafactory_embed.train.embed.losses.info_nce import info_nce
+from tests.embedders import make_config, make_rows
 from tests.golden.case_files import GoldenCase, golden_cases
 from tests.golden.test_losses_golden import assert_golden, leaf
+
+
+def loss_of_views(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """As the stage computes it: the second view is the positive."""
+    return info_nce(make_rows(first, second), ContrastiveOptions(loss_temperature=temperature)).mean()
 
 
 @golden_cases("llm2vec/simcse")
@@ -27,7 +33,7 @@ def test_loss(case: GoldenCase) -> None:
     views = case.part("fixed_embeddings")
     for expected in views["expected"]:
         first, second = leaf(views["view1"]), leaf(views["view2"])
-        loss = simcse(first, second, temperature=1 / expected["scale"])
+        loss = loss_of_views(first, second, 1 / expected["scale"])
         loss.backward()
         assert_golden(loss, expected["loss"], case)
         assert_golden(first.grad, expected["grad_view1"], case)
@@ -53,7 +59,7 @@ def test_lines_without_instruction_are_pooled_over_their_own_tokens(case: Golden
     torch.testing.assert_close(pooled, torch.tensor(batch["masked_mean"]), atol=5e-5, rtol=1e-4)
     if "loss_scale_20_masked_eval_mode" not in batch:
         return
-    loss = simcse(pooled, pooled, temperature=1 / 20)
+    loss = loss_of_views(pooled, pooled, 1 / 20)
     torch.testing.assert_close(loss, torch.tensor(batch["loss_scale_20_masked_eval_mode"]), atol=1e-5, rtol=0)
 
 

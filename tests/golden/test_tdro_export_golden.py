@@ -11,8 +11,13 @@ import torch
 
 from llamafactory_embed.data.retrieval.weights import task_shares
 from llamafactory_embed.hparams.tdro import TdroOptions
-from llamafactory_embed.train.embed.tdro.task_weights import TaskWeights, start_weights
-from llamafactory_embed.train.embed.tdro.weight_files import WeightTable, weight_tables, write_weight_files
+from llamafactory_embed.train.embed.tdro.task_weights import (
+    TaskWeights,
+    WeightTable,
+    start_weights,
+    weight_tables,
+    write_weight_files,
+)
 from tests.golden.case_files import GoldenCase, golden_cases
 
 

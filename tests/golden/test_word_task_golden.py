@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from llamafactory_embed.data.words.sentences import Sentence
+from llamafactory_embed.data.words.formats import Sentence
 from llamafactory_embed.data.words.tokenization import WordTokenizer
-from llamafactory_embed.train.embed.word_task.batches import collate_words, make_examples
+from llamafactory_embed.train.embed.word_task.data import collate_words, make_examples
 from llamafactory_embed.train.embed.word_task.tagger import WordTagger
 from tests.golden.case_files import GoldenCase, golden_cases
 
@@ -71,8 +71,9 @@ def check_scores(
         tagger.classifier.weight.copy_(torch.tensor(data["classifier_weight"]))
         tagger.classifier.bias.copy_(torch.tensor(data["classifier_bias"]))
         inputs = collate_words(examples)
-        states = tagger.word_states(inputs["sentences"])
-        scores = tagger(inputs["sentences"])
+        groups = tagger.group(inputs["sentences"])
+        states = tagger.word_states(groups)
+        scores = tagger(groups)
     places = [(row, start) for row, each in enumerate(examples) for start, _ in each.sentence.spans]
     wanted = torch.tensor([expected["logits"][row][position] for row, position in places])
     if expected.get("hidden_after_merge") is not None:

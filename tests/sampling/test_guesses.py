@@ -187,9 +187,9 @@ def test_revealed_positions_compete_for_the_lowest_places() -> None:
 def test_counts_add_up_to_all_positions() -> None:
     for width in (1, 5, 12, 33):
         for steps in (1, 2, 7, 40):
-            assert sum(schedules.even_counts([width], [step], [steps])[0] for step in range(steps)) == width
+            assert sum(schedules.counts_in_equal_parts([width], [step], [steps])[0] for step in range(steps)) == width
             masked = width
             for step in range(steps):
-                masked -= schedules.share_counts([masked], [step], [steps])[0]
+                masked -= schedules.counts_by_share([masked], [step], [steps])[0]
             assert masked == 0
             assert schedules.kept_counts([width], [steps - 1], [steps]) == [0]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+import attention_patch
 from llamafactory_embed.model import token_loss
 from llamafactory_embed.sampling.canvas import Canvas, blocks_from_start, blocks_of
 from llamafactory_embed.sampling.loop import Frame, split_steps
-from llamafactory_embed.sampling.network import LanguageModelNetwork
+from llamafactory_embed.sampling.network import LanguageModelNetwork, make_bidirectional
 from llamafactory_embed.sampling.sampler import Sampler
 from llamafactory_embed.sampling.settings import SamplingSettings
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -195,13 +199,97 @@ def test_a_block_that_is_the_whole_text_is_exact(family: str, shift: bool) -> No
     assert fast == plain
 
 
+GAPS = ((4, 12), (20, 28), (36, 44), (20, 28), (18, 31))  # from … to before …
+
+
+def texts_with_gaps() -> tuple[list[list[int]], list[list[bool]]]:
+    """Of several lengths; two have their gaps in the same columns."""
+    chance = torch.Generator().manual_seed(0)
+    texts = [torch.randint(3, 300, (length,), generator=chance).tolist() for length in (48, 48, 44, 48, 50)]
+    holes = [
+        [start <= index < stop for index in range(len(text))] for text, (start, stop) in zip(texts, GAPS, strict=True)
+    ]
+    return texts, holes
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize(
+    ("shift", "changes"),
+    [
+        (False, {"block_length": 4}),
+        (True, {"block_length": 5, "cache_refresh_steps": 2, "algorithm": "entropy", "temperature": 0.7}),
+        (True, {"block_length": 4, "confidence_threshold": 0.05, "cfg_scale": 0.5}),
+        (True, {"block_size": 4}),
+        (False, {"block_size": 4, "algorithm": "topk_low_score", "cache_refresh_steps": 3}),
+    ],
+)
+def test_a_text_under_a_cache_does_not_depend_on_its_batch(
+    family: str, cache: str, shift: bool, changes: dict[str, Any]
+) -> None:
+    """What a block leaves as it was is decided by the text's blocks, not by those of other texts."""
+    base = dataclasses.replace(GREEDY, steps=12, algorithm="low_confidence", cache=cache, seed=1)
+    settings = dataclasses.replace(base, **changes)
+    sampler = make_sampler(family, settings, shift, num_hidden_layers=3)
+    texts, holes = texts_with_gaps()
+    together = sampler.fill(texts, holes, range(len(texts)))
+    alone = [
+        sampler.fill([text], [hole], [number])[0] for number, (text, hole) in enumerate(zip(texts, holes, strict=True))
+    ]
+    assert together == alone
+    prompts = [text[:length] for text, length in zip(texts, (3, 7, 9, 14, 30), strict=True)]
+    alone = [sampler.complete([prompt], [number])[0] for number, prompt in enumerate(prompts)]
+    assert sampler.complete(prompts, range(len(prompts))) == alone
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_texts_whose_blocks_lie_in_the_same_columns_share_forwards(cache: str) -> None:
+    settings = dataclasses.replace(GREEDY, block_length=4, cache=cache)
+    texts, holes = texts_with_gaps()
+    rows = (1, 3)
+
+    def forwards(*numbers: int) -> int:
+        sampler = make_sampler(settings=settings)
+        sampler.fill([texts[number] for number in numbers], [holes[number] for number in numbers], numbers)
+        return sampler.forwards
+
+    assert forwards(*rows) == forwards(1) == forwards(3)
+    assert forwards(0, 1, 3) == forwards(0) + forwards(1)
+
+
+def test_watchers_are_told_which_texts_they_see() -> None:
+    """Also where the texts of a batch are denoised in groups."""
+    sampler = make_sampler(settings=dataclasses.replace(GREEDY, block_length=4, cache="dual"))
+    texts, holes = texts_with_gaps()
+    latest: dict[int, list[int]] = {}
+
+    def watch(frame: Frame) -> None:
+        for index, row in enumerate(frame.rows):
+            latest[row] = frame.canvas.text(index)
+
+    generated = sampler.fill(texts, holes, watch=watch)
+    assert [latest[row] for row in range(len(texts))] == [each.text for each in generated]
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_forwards_with_a_cache_ask_no_flash_kernel(cache: str) -> None:
+    """Such kernels know no keys outside the columns that are computed."""
+    settings = dataclasses.replace(DRAWN, block_length=4, cache=cache)
+    sampler = make_sampler("mistral", settings, sliding_window=6)
+    expected = tokens_of(sampler)
+    patch = make_bidirectional(sampler.model, "keep")
+    patch.backend = "flash_attention_2_of_torch"
+    sampler.model.config._attn_implementation = "patched_flash_attention_2_of_torch"
+    assert tokens_of(sampler) == expected
+
+
 def test_logits_under_a_cache_are_close_and_computed_for_few_columns() -> None:
     columns: list[int] = []
     canvas = Canvas.of_prompts(PROMPTS, 8, MASK)
     changed = canvas.tokens.clone()
     changed[:, 6] = torch.tensor([70, 71, 72])  # revealed in the block, columns 6 to 9
-    wanted = torch.zeros_like(canvas.masked)
-    wanted[:, 7:10] = True
+    queried = torch.zeros_like(canvas.masked)
+    queried[:, 7:10] = True
 
     def logits(cache: str) -> Tensor:
         model = tiny_model("llama", vocab_size=ROWS)
@@ -209,8 +297,8 @@ def test_logits_under_a_cache_are_close_and_computed_for_few_columns() -> None:
         network = LanguageModelNetwork(model, shift=False, cache=cache)
         network.enter_block(6, 10)
         with torch.inference_mode():
-            network.states(canvas.tokens, canvas.real, wanted)
-            return network.head(network.states(changed, canvas.real, wanted))
+            network.states(canvas.tokens, canvas.real, queried)
+            return network.head(network.states(changed, canvas.real, queried))
 
     exact, prefix, dual = logits("none"), logits("prefix"), logits("dual")
     assert columns == [14, 14, 14, 8, 14, 4]
@@ -221,13 +309,14 @@ def test_logits_under_a_cache_are_close_and_computed_for_few_columns() -> None:
     assert (prefix - exact).norm() < (dual - exact).norm()
 
 
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
-def test_a_prefix_cache_is_exact_in_block_diffusion(family: str, shift: bool) -> None:
-    """No block sees a later one, so what precedes a block does not change with it."""
+def test_a_cache_is_exact_in_block_diffusion(family: str, shift: bool, cache: str) -> None:
+    """No block sees a later one: what precedes a block does not change with it, and what follows does not matter."""
     settings = dataclasses.replace(DRAWN, block_size=4)
     plain, cached = (
-        make_sampler(family, each, shift) for each in (settings, dataclasses.replace(settings, cache="prefix"))
+        make_sampler(family, each, shift) for each in (settings, dataclasses.replace(settings, cache=cache))
     )
     aligned = [[0, 40, 41, 42], [0, 50, 51, 52]]
     for prompts in (aligned, PROMPTS, PROMPTS[1:2]):  # a prompt may end within a block, which it then belongs to
@@ -350,3 +439,66 @@ def test_guidance_of_zero_changes_nothing_and_of_more_does() -> None:
     cached = dataclasses.replace(GREEDY, cfg_scale=4.0, block_length=4, cache="dual", cache_refresh_steps=1)
     uncached = dataclasses.replace(cached, cache="none", cache_refresh_steps=None)
     assert tokens_of(make_sampler(settings=cached)) == tokens_of(make_sampler(settings=uncached))
+
+
+# --------------------------------------- several answers with one model ---------------------------------------
+
+
+def adapted_model() -> nn.Module:
+    return get_peft_model(tiny_model("llama", vocab_size=ROWS), LoraConfig(r=2, target_modules="all-linear")).eval()
+
+
+def test_an_answer_that_begins_does_not_disturb_one_that_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward at any moment of another answer's beginning sees the model patched."""
+    model = adapted_model()
+    canvas = Canvas.of_prompts(PROMPTS, 8, MASK)
+    network = LanguageModelNetwork(model, shift=True)
+
+    def states() -> Tensor:
+        with torch.inference_mode():
+            return network.states(canvas.tokens, canvas.real, canvas.masked)
+
+    expected, seen = states(), []
+    originals = {name: getattr(attention_patch, name) for name in ("_checked_attention_modules", "_implementation")}
+    for name, original in originals.items():  # what patching does step by step
+
+        def at_work_meanwhile(*args: Any, original: Any = original) -> Any:
+            seen.append(states())
+            return original(*args)
+
+        monkeypatch.setattr(attention_patch, name, at_work_meanwhile)
+    for cache in ("none", "prefix"):
+        LanguageModelNetwork(model, shift=True, cache=cache)
+        seen.append(states())
+    assert all(torch.equal(each, expected) for each in seen)
+
+
+def test_answers_in_several_threads_are_those_of_one() -> None:
+    """The first ones also find the model without a patch, all at the same time."""
+    prompts = [[0, 40, number] for number in range(50, 58)]
+
+    def answer(sampler: Sampler, number: int) -> list[int]:
+        return sampler.complete([prompts[number]], [number])[0].text
+
+    one_by_one = Sampler(adapted_model(), tiny_tokenizer(), DRAWN, MASK, shift=True)
+    expected = [answer(one_by_one, number) for number in range(len(prompts))]
+    sampler = Sampler(adapted_model(), tiny_tokenizer(), DRAWN, MASK, shift=True)
+    start = threading.Barrier(len(prompts))
+
+    def answer_at_once(number: int) -> list[list[int]]:
+        start.wait(60)
+        return [answer(sampler, number) for _ in range(3)]
+
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        assert list(threads.map(answer_at_once, range(len(prompts)))) == [[text] * 3 for text in expected]
+
+
+@pytest.mark.parametrize("before", ["causal", "bidirectional"])
+def test_a_model_that_was_patched_otherwise_is_patched_anew(before: str) -> None:
+    prompt = [list(range(20, 40))]
+    sampler = make_sampler("mistral", GREEDY, shift=True, sliding_window=4)
+    ignoring = dataclasses.replace(sampler, sliding_window="ignore")
+    expected = tokens_of(make_sampler("mistral", GREEDY, shift=True, sliding_window=None), prompt)
+    attention_patch.patch_attention(sampler.model, before)  # type: ignore[arg-type]
+    assert tokens_of(ignoring, prompt) == expected
+    assert tokens_of(sampler, prompt) != expected

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 from PIL import Image, ImageSequence
 
+from llamafactory_embed.data.documents import DocumentProcessor
+from llamafactory_embed.hparams.ddm import DiffusionTuningOptions
 from llamafactory_embed.hparams.sampling import SamplingOptions
-from llamafactory_embed.sampling import metrics as scores
 from llamafactory_embed.sampling import predict as module
-from llamafactory_embed.sampling.metrics import score_predictions
 from llamafactory_embed.sampling.pictures import DenoisingRecorder, draw_denoising
-from llamafactory_embed.sampling.predict import PREDICTIONS_NAME, predict
+from llamafactory_embed.sampling.predict import PREDICTIONS_NAME, predict, score_predictions, similarity
 from llamafactory_embed.sampling.rows import PredictionRow, parse_gaps, row_of_answer, rows_of_texts
 from llamafactory_embed.sampling.sampler import Sampler
 from llamafactory_embed.sampling.settings import SamplingSettings
+from llamafactory_embed.train.ddm.prediction import rows_of_answers, rows_of_documents
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -64,7 +65,8 @@ def run(rows: list[PredictionRow], folder: Path, options: SamplingOptions | None
 
 
 def read(folder: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (folder / PREDICTIONS_NAME).read_text("utf-8").splitlines()]
+    with (folder / PREDICTIONS_NAME).open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def prompts() -> list[PredictionRow]:
@@ -143,6 +145,55 @@ def test_gaps_are_filled_in_place(tmp_path: Path) -> None:
         assert line["predict"].endswith(tokenizer.decode(text[first + 3 :]))
 
 
+def rows_of_cut_documents(cutoff: int, options: SamplingOptions) -> list[PredictionRow]:
+    """Documents of 0 to 9 tokens besides BOS and EOS, as they come from the loader."""
+    text = "the house of the people and the state of things"
+    words = tiny_tokenizer()(text, add_special_tokens=False)["input_ids"]
+    documents = [tiny_tokenizer().decode(words[:length]) for length in range(1, 10)]
+    data_args = SimpleNamespace(cutoff_len=cutoff, template=None)
+    processor = DocumentProcessor(None, tiny_tokenizer(), None, data_args, line_by_line=False, packing=True)  # type: ignore[arg-type]
+    loaded = processor.preprocess_dataset({"_prompt": [[{"content": document}] for document in documents]})
+    examples = [
+        {"input_ids": tokens, "lengths": lengths}
+        for tokens, lengths in zip(loaded["input_ids"], loaded["lengths"], strict=True)
+    ]
+    return rows_of_documents(examples, options, MASK, 1)
+
+
+@pytest.mark.parametrize("task", ["infilling", "prompt", "unconditional"])
+@pytest.mark.parametrize("cutoff", [1, 2, 3, 4, 5, 6, 7, 32])
+def test_documents_of_any_length_are_predicted(
+    cutoff: int, task: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What remains of a document after a cut may be its EOS alone, in which nothing is missing."""
+    options = SamplingOptions(predict_task=task, gap_tokens=2, prompt_tokens=2, diffusion_steps=2)  # type: ignore[arg-type]
+    rows = rows_of_cut_documents(cutoff, options)
+    lonely = [number for number, row in enumerate(rows) if row.is_complete]
+    assert bool(lonely) == (task == "infilling" and cutoff < 32)
+    with caplog.at_level("WARNING"):
+        metrics = run(rows, tmp_path, options)
+    assert metrics["predict_samples"] == len(read(tmp_path)) == len(rows) - len(lonely)
+    warning = f"{len(lonely)} of {len(rows)} rows have no gap to fill and are left out."
+    assert (warning in caplog.text) == bool(lonely)
+
+
+def test_rows_that_are_left_out_change_no_text(tmp_path: Path) -> None:
+    """A row's number, which decides what it draws, is its place in the data."""
+    options = SamplingOptions(predict_task="infilling", gap_tokens=3, diffusion_steps=3)
+    texts = [row.tokens * 3 for row in prompts()]
+    filled = [rows_of_texts([text], options, MASK, 1)[0] for text in texts]
+    complete = PredictionRow([], [], [])
+    run(filled, tmp_path / "all", options)
+    run([filled[0], complete, *filled[2:]], tmp_path / "some", options)
+    everything = read(tmp_path / "all")
+    assert read(tmp_path / "some") == [everything[0], *everything[2:]]
+
+
+def test_rows_that_are_all_complete_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`predict_task: infilling` has nothing to fill: none of the 2 rows"):
+        run([PredictionRow([0], [0], [False])] * 2, tmp_path, SamplingOptions(predict_task="infilling"))
+
+
 def test_rows_of_plain_texts() -> None:
     text = [0, 10, 11, 12, 13, 14, 1]
     (row,) = rows_of_texts([text], SamplingOptions(prompt_tokens=3), MASK, 1)
@@ -163,6 +214,20 @@ def test_rows_of_conversations() -> None:
     assert row == PredictionRow(tokens, tokens, [index == 6 for index in range(8)])
 
 
+@pytest.mark.parametrize("task", ["prompt", "infilling"])
+def test_an_empty_answer_leaves_its_prompt(task: str, tmp_path: Path) -> None:
+    options = DiffusionTuningOptions(predict_task=task, gap_tokens=2, diffusion_steps=2)  # type: ignore[arg-type]
+    prompt, answer = [0, 40, 41], [50, 51, 52]
+    examples = [
+        {"input_ids": prompt + answer, "labels": [-100] * 3 + answer},
+        {"input_ids": prompt, "labels": [-100] * 3},
+    ]
+    rows = rows_of_answers(examples, options, 16, None)
+    assert [row.tokens for row in rows] == ([prompt, prompt] if task == "prompt" else [prompt + answer, prompt])
+    assert [row.is_complete for row in rows] == [False, task == "infilling"]
+    assert run(rows, tmp_path, options)["predict_samples"] == (2 if task == "prompt" else 1)
+
+
 def test_gaps_of_a_written_text() -> None:
     tokenizer = tiny_tokenizer()
     tokens, holes = parse_gaps("The [[3]] of [[1]]", tokenizer, MASK)
@@ -177,20 +242,20 @@ def test_gaps_of_a_written_text() -> None:
 
 
 def test_metrics_count_rows_with_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "SIMILARITY_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(module, "SIMILARITY_PACKAGES", ("no_such_package",))
     assert score_predictions(["a", "b"], ["", " "]) == {}
     assert score_predictions(["a ", "b", "c"], ["a", "x", ""]) == {"predict_exact_match": 50.0}
-    found = score_predictions(["so #### 12", "#### 3", "12"], ["#### 12.0", "#### 4", "12"])
-    assert found["predict_answer_match"] == 50.0
-    assert found["predict_exact_match"] == pytest.approx(100 / 3)
+    scores = score_predictions(["so #### 12", "#### 3", "12"], ["#### 12.0", "#### 4", "12"])
+    assert scores["predict_answer_match"] == 50.0
+    assert scores["predict_exact_match"] == pytest.approx(100 / 3)
 
 
 def test_similarity_is_the_hosts() -> None:
-    for name in scores.SIMILARITY_PACKAGES:
+    for name in module.SIMILARITY_PACKAGES:
         pytest.importorskip(name)
-    found = scores.similarity([("the cat sat down", "the cat sat down"), ("dogs", "a bird flew away")])
-    assert found["predict_rouge-1"] == pytest.approx(50, abs=0.1)
-    assert found["predict_bleu-4"] >= 50
+    scores = similarity([("the cat sat down", "the cat sat down"), ("dogs", "a bird flew away")])
+    assert scores["predict_rouge-1"] == pytest.approx(50, abs=0.1)
+    assert scores["predict_bleu-4"] >= 50
 
 
 # --------------------------------------------------- pictures ---------------------------------------------------

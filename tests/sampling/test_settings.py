@@ -43,15 +43,15 @@ def test_parallel_decoding_takes_an_algorithm_with_a_probability() -> None:
 
 
 def test_the_hosts_options_are_read() -> None:
-    found = settings(host={"max_new_tokens": 7, "repetition_penalty": 1.2})
-    assert (found.max_new_tokens, found.temperature, found.top_p, found.top_k) == (7, 0.95, 0.7, 50)
-    assert (found.repetition_penalty, found.seed) == (1.2, 5)
+    read = settings(host={"max_new_tokens": 7, "repetition_penalty": 1.2})
+    assert (read.max_new_tokens, read.temperature, read.top_p, read.top_k) == (7, 0.95, 0.7, 50)
+    assert (read.repetition_penalty, read.seed) == (1.2, 5)
     greedy = settings(host={"do_sample": False})
     assert (greedy.temperature, greedy.top_p, greedy.top_k) == (0.0, 1.0, 0)
 
 
 def test_a_request_changes_what_it_names() -> None:
-    found = settings().with_generation({"temperature": 0.2, "top_p": None, "max_new_tokens": 3})
-    assert (found.temperature, found.top_p, found.max_new_tokens) == (0.2, 0.7, 3)
+    read = settings().with_generation({"temperature": 0.2, "top_p": None, "max_new_tokens": 3})
+    assert (read.temperature, read.top_p, read.max_new_tokens) == (0.2, 0.7, 3)
     with pytest.raises(ValueError, match="`max_new_tokens` must be at least 1"):
         settings().with_generation({"max_new_tokens": 0})

@@ -19,10 +19,10 @@ from llamafactory.api.app import create_app
 from llamafactory.chat import ChatModel, chat_model
 from llamafactory.webui.chatter import WebChatModel
 
+from attention_patch import current_patch
 from llamafactory_embed.host.chat import WholeText
 from llamafactory_embed.sampling.sampler import HIDDEN
-from llamafactory_embed.sampling.stops import cut_at, stop_strings, without_begun_stop
-from llamafactory_embed.serve import chat as engine
+from llamafactory_embed.serve import steps
 from llamafactory_embed.serve.chat import DiffusionEngine
 from llamafactory_embed.stages import DDM_SFT
 from tests.patience import PATIENCE
@@ -119,6 +119,29 @@ def test_whole_texts_settle(fresh: ChatModel) -> None:
     assert texts[-1] == whole.response_text
 
 
+def test_answers_at_the_same_time_are_those_of_one_after_the_other(fresh: ChatModel) -> None:
+    """`MAX_CONCURRENT` above 1."""
+    one_by_one = [fresh.chat(QUESTION)[0].response_text for _ in range(6)]
+    fresh.engine.answers = 0
+    attention = current_patch(fresh.engine.model)
+
+    async def chat() -> str:
+        (response,) = await fresh.engine.chat(QUESTION)
+        return response.response_text
+
+    async def stream() -> str:
+        return "".join([piece async for piece in fresh.engine.stream_chat(QUESTION)])
+
+    async def at_once() -> list[str]:
+        fresh.engine.semaphore = asyncio.Semaphore(3)
+        return await asyncio.gather(*(request() for request in (chat, stream, chat, stream, stream, chat)))
+
+    together = asyncio.run(at_once())
+    fresh.engine.semaphore = asyncio.Semaphore(1)  # that one belonged to the loop above
+    assert together == one_by_one
+    assert current_patch(fresh.engine.model) is attention  # no answer has patched the shared model anew
+
+
 def test_a_listener_who_leaves_stops_the_denoising(fresh: ChatModel) -> None:
     async def leave() -> int:
         before = fresh.engine.sampler.forwards
@@ -150,7 +173,7 @@ def test_a_listener_who_is_cut_off_leaves_no_thread_waiting(fresh: ChatModel, mo
         return queues[-1]
 
     monkeypatch.setattr(fresh.engine.sampler, "complete", complete)
-    monkeypatch.setattr(engine, "queue", SimpleNamespace(Queue=make_queue))
+    monkeypatch.setattr(steps, "queue", SimpleNamespace(Queue=make_queue))
     threads = ThreadPoolExecutor()
 
     async def cut_off() -> None:
@@ -189,14 +212,6 @@ def test_a_request_may_name_where_answers_stop(fresh: ChatModel) -> None:
         fresh.engine.answers = 0
         pieces = list(fresh.stream_chat(QUESTION, stop=["", stop, "nowhere"], whole_texts=whole_texts))
         assert (pieces[-1] if whole_texts else "".join(pieces)) == before
-
-
-def test_a_stop_that_has_begun_is_held_back() -> None:
-    assert without_begun_stop("one #", ["###", "."]) == "one "
-    assert without_begun_stop("one ##", ["###", "#!"]) == "one "
-    assert without_begun_stop("one", ["###"]) == "one"
-    assert cut_at("one ### two. three", ["three", ".", "###"]) == "one "
-    assert stop_strings(None) == stop_strings("") == []
 
 
 def test_a_family_that_nobody_knows_is_refused(tmp_path: Path) -> None:

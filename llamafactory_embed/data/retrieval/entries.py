@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...hparams.suggestion import suggest
+from ..files import registered_entries
+from ..problems import broken_character
 from .formats import ROLES
 
 
@@ -25,12 +27,12 @@ HOST_KEYS = (
     "num_samples",
     "columns",
 )
-OWN_KEYS = ("task", "instruction", "symmetric", "own_passages_only")
+RETRIEVAL_KEYS = ("task", "instruction", "symmetric", "own_passages_only")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a data set lies and how it is to be read."""
+    """Where a data set lies and how to read it."""
 
     name: str
     location: str
@@ -38,7 +40,7 @@ class Entry:
     on_hub: bool = False
     task: str = ""
     instructions: tuple[str, ...] = ("",)
-    """Several are used in turn, by the number of the row, as LLM2Vec does with the E5 data."""
+    """Several take turns, by the number of the row, as LLM2Vec does with the E5 data."""
     symmetric: bool = False
     own_passages_only: bool | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -46,25 +48,15 @@ class Entry:
     split: str | None = None
     folder: str | None = None
     hub_files: str | None = None
-    """On the hub: the file, or the pattern of files, that belongs to this data set."""
+    """On the hub: the file, or the pattern of files, of this data set."""
     num_samples: int | None = None
 
 
 def find_entries(dataset_names: Sequence[str] | str, dataset_dir: str | dict[str, Any]) -> list[Entry]:
-    """Look data sets up in the host's registry, as its own stages do."""
-    from llamafactory.data.parser import get_dataset_list  # late: it imports the whole host
-
-    names = dataset_names.split(",") if isinstance(dataset_names, str) else list(dataset_names)
-    names = [name.strip() for name in names]
-    found = get_dataset_list(names, dataset_dir)
+    """Look data sets up in the host's registry."""
     folder = dataset_dir if isinstance(dataset_dir, str) else ""
-    entries = []
-    for name, attributes in zip(names, found, strict=True):
-        settings = attributes.entry
-        if settings is None:  # `dataset_dir: ONLINE`: the name is the whole entry
-            settings = {"hf_hub_url": name, "formatting": "retrieval"}
-        entries.append(make_entry(name, settings, folder))
-    return entries
+    registered = registered_entries(dataset_names, dataset_dir, "retrieval")
+    return [make_entry(name, settings, folder) for name, settings in registered]
 
 
 def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entry:
@@ -74,21 +66,24 @@ def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entr
         raise ValueError(
             f"Data set `{name}` has `formatting: {formatting}`; this stage reads `retrieval` (docs/data.md)."
         )
-    known = HOST_KEYS + OWN_KEYS
+    allowed = HOST_KEYS + RETRIEVAL_KEYS
     for key in settings:
-        if key not in known:
-            raise ValueError(f"Data set `{name}`: key `{key}` is not known{suggest(key, known)}")
+        if key not in allowed:
+            raise ValueError(f"Data set `{name}`: key `{key}` is not known{suggest(key, allowed)}")
     columns = settings.get("columns") or {}
     for role in columns:
         if role not in ROLES:
             raise ValueError(
-                f"Data set `{name}`: `columns` names a column for `{role}`; it can for {', '.join(ROLES)}"
+                f"Data set `{name}`: `columns` names a column for `{role}`; the roles are {', '.join(ROLES)}"
                 f"{suggest(role, ROLES)}"
             )
     instruction = settings.get("instruction") or ""
     instructions = tuple(instruction) if isinstance(instruction, list) else (instruction,)
     if not instructions or not all(isinstance(text, str) for text in instructions):
         raise ValueError(f"Data set `{name}`: `instruction` must be text or a list of texts.")
+    for text in instructions:
+        if broken := broken_character(text):
+            raise ValueError(f"Data set `{name}`: `instruction` holds {broken}.")
     for key in ("symmetric", "own_passages_only"):
         if not isinstance(settings.get(key, False), bool):
             raise ValueError(f"Data set `{name}`: `{key}` must be true or false, not {settings[key]!r}.")
@@ -115,4 +110,4 @@ def _find_location(name: str, settings: Mapping[str, Any], dataset_dir: str) -> 
         return settings["hf_hub_url"], True
     if "file_name" in settings:
         return os.path.normpath(os.path.join(dataset_dir, settings["file_name"])), False
-    raise ValueError(f"Data set `{name}` needs `file_name` or `hf_hub_url`; retrieval data is read from these.")
+    raise ValueError(f"Data set `{name}` needs `file_name` or `hf_hub_url`, from which retrieval data is read.")

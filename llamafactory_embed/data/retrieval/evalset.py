@@ -1,4 +1,4 @@
-"""Retrieval evaluation on rows: the queries, the corpus they search, and which passages answer them."""
+"""Retrieval evaluation on rows: the queries, the corpus they are searched in, and which passages answer them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RetrievalEval:
 
 
 def build_retrieval_eval(task: Task) -> RetrievalEval:
-    """The corpus is every positive and negative of the task (and its distractors), each text once.
+    """The corpus is every positive and negative of the task and, of a BEIR folder, all its passages, each text once.
 
     Rows that ask the same query are one query whose relevant passages are those of all of them.
     """
@@ -42,7 +42,7 @@ def build_retrieval_eval(task: Task) -> RetrievalEval:
         answers.update(corpus.setdefault(text, len(corpus)) for text in row.positives)
         for text in row.negatives:
             corpus.setdefault(text, len(corpus))
-    for text in task.distractors:
+    for text in task.corpus:
         corpus.setdefault(text, len(corpus))
     return RetrievalEval(
         task=task.name,

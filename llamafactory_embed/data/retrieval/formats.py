@@ -1,22 +1,22 @@
-"""From a record, as a file or a hub holds it, to a `Row`: the shapes of retrieval data, known by their columns."""
+"""From a record of a file or a hub to a `Row`: the shapes of retrieval data, recognised by their columns."""
 
 from __future__ import annotations
 
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...hparams.suggestion import nearest
-from .problems import BadRowError
+from ..problems import BadRowError, check_characters
 from .rows import Row
 
 
 Record = Mapping[str, Any]
 
-# What a column is for, and the names it goes by in public data sets; the first name found is used.
+# What a column is for, and its names in public data sets; the first that a record has is used.
 ROLES: dict[str, tuple[str, ...]] = {
     "query": ("query", "anchor", "question", "sentence1"),
     "positive": ("positive", "positives", "pos", "answer", "sentence2"),
@@ -34,8 +34,10 @@ KNOWN_COLUMNS = (
     + ", ".join(f"`{name}`" for name in (*PASSAGE_COLUMNS, *NLI_COLUMNS))
 )
 
-# MS MARCO with instructions (Weller et al. 2024): so many of the generated negatives are taken before sampling.
+# MS MARCO with instructions (Weller et al. 2024): up to this many generated negatives are taken before sampling.
 MOST_LEADING_NEGATIVES = 3
+
+LARGEST_SCORE = 3e38  # scores become float32
 
 # Labels of natural language inference, as numbers (the order of SNLI, MultiNLI and AllNLI) and as words.
 NLI_LABELS = {"0": "entailment", "1": "neutral", "2": "contradiction", "-1": "none", "-": "none", "": "none"}
@@ -43,7 +45,7 @@ NLI_LABELS = {"0": "entailment", "1": "neutral", "2": "contradiction", "-1": "no
 
 @dataclass(frozen=True, slots=True)
 class NliPair:
-    """One labelled pair; pairs of one premise become a row together, see `group_nli_pairs`."""
+    """One labelled pair; `group_nli_pairs` joins the pairs of a premise into a row."""
 
     premise: str
     hypothesis: str
@@ -89,9 +91,9 @@ def find_layout(columns: tuple[str, ...], named: tuple[tuple[str, str], ...]) ->
     """Recognise the shape of a record from its columns."""
     roles = {}
     for role, names in ROLES.items():
-        found = next((name for name in names if name in columns), None)
-        if found is not None:
-            roles[role] = found
+        present = next((name for name in names if name in columns), None)
+        if present is not None:
+            roles[role] = present
     for role, column in named:
         if column in columns:
             roles[role] = column
@@ -122,23 +124,25 @@ def find_layout(columns: tuple[str, ...], named: tuple[tuple[str, str], ...]) ->
     return layout
 
 
-def group_nli_pairs(pairs: Iterator[Row | NliPair], consecutive_only: bool = False) -> Iterator[Row]:
+def group_nli_pairs(
+    parsed: Iterable[tuple[Record, Row | NliPair]], consecutive_only: bool = False
+) -> Iterator[tuple[Record | None, Row]]:
     """Rows from labelled pairs: a premise with its entailments as positives and its contradictions as negatives.
 
-    A premise that entails nothing makes no row. Other rows pass unchanged. In a stream, where the whole is never
-    held, only pairs that follow each other are grouped.
+    A premise that entails nothing makes no row. Other rows pass unchanged, with their record. In a stream, where the
+    whole is never held, only pairs that follow each other are grouped.
     """
     groups: dict[tuple[str, str | None], list[NliPair]] = {}
-    for item in pairs:
+    for record, item in parsed:
         if isinstance(item, Row):
-            yield item
+            yield record, item
             continue
         key = (item.premise, item.instruction)
         if consecutive_only and key not in groups:
-            yield from _rows_of_groups(groups)
+            yield from ((None, row) for row in _rows_of_groups(groups))
             groups = {}
         groups.setdefault(key, []).append(item)
-    yield from _rows_of_groups(groups)
+    yield from ((None, row) for row in _rows_of_groups(groups))
 
 
 def _rows_of_groups(groups: Mapping[tuple[str, str | None], list[NliPair]]) -> Iterator[Row]:
@@ -204,8 +208,8 @@ def _passages(record: Record, column: str) -> list[tuple[str, float | None]]:
     value = record.get(column)
     if value is None:
         return []
-    if isinstance(value, Mapping):  # a struct of lists, as older Arrow files store a list of structs
-        value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+    if isinstance(value, Mapping):
+        value = _transpose(value, column)
     if not isinstance(value, (list, tuple)):
         raise BadRowError(f"`{column}` must be a list of passages, not {_type_name(value)}")
     passages: list[tuple[str, float | None]] = []
@@ -220,8 +224,16 @@ def _passages(record: Record, column: str) -> list[tuple[str, float | None]]:
         if not f"{title or ''}{text}".strip():
             raise BadRowError(f"a passage of `{column}` is empty")
         score = passage.get("ce_score")
-        passages.append((text if title is None else f"{title} {text}", None if score is None else _number(score)))
+        whole = check_characters(text if title is None else f"{title} {text}", column)
+        passages.append((whole, None if score is None else _number(score)))
     return passages
+
+
+def _transpose(columns: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """A struct of lists, as older Arrow files store a list of structs, as that list."""
+    if not all(isinstance(values, list) for values in columns.values()) or len(set(map(len, columns.values()))) > 1:
+        raise BadRowError(f"`{name}` must be a list of passages, not one of them")
+    return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
 
 
 def _text(record: Record, column: str) -> str:
@@ -232,13 +244,15 @@ def _text(record: Record, column: str) -> str:
         raise BadRowError(f"`{column}` must be text, not {_type_name(value)}")
     if not value.strip():
         raise BadRowError(f"`{column}` is empty")
-    return value
+    return check_characters(value, column)
 
 
 def _optional_text(record: Record, column: str | None) -> str | None:
     value = None if column is None else record.get(column)
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return check_characters(value, str(column))
     raise BadRowError(f"`{column}` must be text, not {_type_name(value)}")
 
 
@@ -265,9 +279,9 @@ def _scores(record: Record, column: str | None, count: int) -> tuple[float, ...]
 def _number(value: Any, column: str = "ce_score") -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST_SCORE:  # nor is nan
         raise BadRowError(f"`{column}` must be a number, not {value!r}")
     return number
 

@@ -1,4 +1,4 @@
-"""The data model of the retrieval stages: rows, tasks, and the example that a row becomes in one epoch."""
+"""The data model of the retrieval stages: rows, tasks, and the example drawn from a row in one epoch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from torch.utils.data import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +23,10 @@ class Row:
     """A teacher's score for each of (*positives, *negatives); a single one is the score of a scored pair."""
 
     instruction: str | None = None
-    """The row's own instruction; it goes before the task's."""
+    """The row's instruction, which replaces the task's."""
 
     leading_negatives: int = 0
-    """So many of the first negatives are taken before the others are sampled (MS MARCO with instructions)."""
+    """This many of the first negatives are taken before others are sampled (MS MARCO with instructions)."""
 
     file: str = ""
     line: int = 0
@@ -37,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """A data set with its instruction; in-batch negatives are meaningful inside one task."""
+    """A data set with its instruction; in-batch negatives only make sense within one task."""
 
     name: str
     rows: Sequence[Row]
@@ -47,16 +49,16 @@ class Task:
     """Query and passage are the same kind of text, so the instruction goes in front of both."""
 
     own_passages_only: bool = False
-    """A query is compared with its own passages only: in classification and clustering data, another row's
+    """Each query is compared with its row's passages only: in classification and clustering data, another row's
     positive may well be a right answer."""
 
-    distractors: tuple[str, ...] = ()
-    """Further passages of the evaluation corpus that belong to no row."""
+    corpus: tuple[str, ...] = ()
+    """Every passage of a BEIR folder, which evaluation searches whatever rows are left; empty elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What a row contributes to one batch: one positive and the chosen negatives."""
+    """What a row contributes to one batch: one positive and the negatives that were drawn."""
 
     task: str
     task_index: int
@@ -77,15 +79,15 @@ class Example:
 
 
 def sees_own_passages_only(task_name: str) -> bool:
-    """The naming rule of tDRO: its classification and clustering tasks are known by their names."""
+    """The naming rule of tDRO, which tells classification and clustering tasks by their names."""
     return "clustering" in task_name or "classification" in task_name
 
 
 def choose_negatives(row: Row, count: int, rng: random.Random) -> tuple[int, ...]:
     """The positions of `count` negatives of a row: leading ones first, the rest sampled.
 
-    Where a row has fewer, each is taken once before any is taken twice, so that all rows of a batch bring the same
-    number. A row without negatives brings none.
+    Where a row has fewer, each is taken once before any is taken twice, so that all rows of a batch bring equally
+    many. A row without negatives brings none.
     """
     if count <= 0 or not row.negatives:
         return ()
@@ -98,14 +100,14 @@ def choose_negatives(row: Row, count: int, rng: random.Random) -> tuple[int, ...
 
 
 def row_random(seed: int, epoch: int, row_index: int) -> random.Random:
-    """A row's own random stream in an epoch: the same in every process and worker, whatever was drawn before."""
+    """The random numbers of a row in an epoch: the same in every process and worker, in whatever order rows come."""
     return random.Random(f"{seed}/{epoch}/{row_index}")
 
 
-class RetrievalDataset:
-    """All rows of all tasks behind one index; an item is drawn anew in each epoch.
+class RetrievalDataset(Dataset[Example]):
+    """All rows of all tasks under one index; an item is drawn anew in each epoch.
 
-    The key is `(epoch, row_index)`, as `GlobalBatchSampler` yields it, so that workers need no state.
+    The key is `(epoch, row_index)`, as `GlobalBatchSampler` yields it.
     """
 
     def __init__(self, tasks: Sequence[Task], num_negatives: int = 0, seed: int = 42) -> None:
@@ -125,7 +127,7 @@ class RetrievalDataset:
         )
 
     def locate(self, index: int) -> tuple[int, Row]:
-        """The task's position and the row behind an index."""
+        """The task's position and the row with this index."""
         if not 0 <= index < len(self):
             raise IndexError(f"Row {index} of {len(self)}.")
         task_index = bisect.bisect_right(self._ends, index)

@@ -9,8 +9,10 @@ import random
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from .rows import RetrievalDataset, Task
 from .weights import share_out, task_shares
@@ -18,14 +20,17 @@ from .weights import share_out, task_shares
 
 logger = logging.getLogger(__name__)
 
-# A row that found its texts taken in so many batches is left out of the epoch; this keeps planning linear in time.
+# After this many batches that hold one of its texts, a row is left out of the epoch: planning takes linear time.
 MOST_BATCHES_TRIED = 32
+
+# A task may fall short by one batch, or by this part of its rows, before it is worth a warning.
+SMALL_SHORTFALL = 0.01
 
 TextsOfRow = Callable[[int], Iterable[str]]
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
+class BatchingOptions:
     """How rows are put into batches."""
 
     task_batching: Literal["homogeneous", "mixed"] = "homogeneous"
@@ -33,31 +38,20 @@ class SamplingOptions:
     task_weights: str | Mapping[str, float] = "proportional"
     sampling_temperature: float = 1.0
     shuffle_rows: bool = True
-    avoid_duplicates: bool = True
-    """Keep a text from occurring twice in a batch, where it would be its own negative."""
-    drop_incomplete: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """The batches of one epoch, each a sequence of row indices, and how many rows found no place."""
+    """Batches of row indices, and the number of rows left out of them."""
 
     batches: list[Sequence[int]]
     rows_left_out: int
 
 
-@dataclass
-class _Cut:
-    """Batches cut from a sequence of rows, with the rows that were left over."""
-
-    batches: list[Sequence[int]] = field(default_factory=list)
-    left_out: int = 0
-
-
 def plan_batches(
     sizes: Sequence[int],
     batch_size: int,
-    options: SamplingOptions,
+    options: BatchingOptions,
     shares: Sequence[float] | None,
     seed: int,
     texts_of: Sequence[TextsOfRow | None],
@@ -79,7 +73,7 @@ def plan_batches(
 def _plan_homogeneous(
     tasks: Sequence[range],
     batch_size: int,
-    options: SamplingOptions,
+    options: BatchingOptions,
     shares: Sequence[float] | None,
     rng: random.Random,
     texts_of: Sequence[TextsOfRow | None],
@@ -87,16 +81,16 @@ def _plan_homogeneous(
     """One task per batch: rows are shuffled task after task, cut into batches, and the batches shuffled (LLM2Vec)."""
     batches: list[Sequence[int]] = []
     left_out = 0
-    wanted: list[int | None] = [None] * len(tasks)  # None: one pass over the task
+    counts: list[int | None] = [None] * len(tasks)  # None: one pass over the task
     if shares is not None:
         used = [len(rows) for rows, share in zip(tasks, shares, strict=True) if share > 0]
-        wanted = list(share_out(max(1, sum(size // batch_size for size in used)), shares, rng))
-    for rows, task_texts, count in zip(tasks, texts_of, wanted, strict=True):
+        counts = list(share_out(max(1, sum(size // batch_size for size in used)), shares, rng))
+    for rows, task_texts, count in zip(tasks, texts_of, counts, strict=True):
         task_batches: list[Sequence[int]] = []
         while count is None or len(task_batches) < count:
-            cut = _cut_into_batches(_shuffled(rows, options, rng), batch_size, task_texts, options.drop_incomplete)
+            cut = _cut_into_batches(_shuffled(rows, options, rng), batch_size, task_texts)
             task_batches += cut.batches
-            left_out += cut.left_out
+            left_out += cut.rows_left_out
             if count is None or not cut.batches:
                 break
         batches += task_batches if count is None else task_batches[:count]
@@ -107,12 +101,12 @@ def _plan_homogeneous(
 def _plan_mixed(
     tasks: Sequence[range],
     batch_size: int,
-    options: SamplingOptions,
+    options: BatchingOptions,
     shares: Sequence[float] | None,
     rng: random.Random,
     texts_of: Sequence[TextsOfRow | None],
 ) -> Plan:
-    """Tasks mixed within a batch, as tDRO's second stage needs it."""
+    """Tasks mixed within a batch, as in tDRO's second stage."""
     total = len(tasks[-1]) + tasks[-1].start
     if shares is None:
         order: Iterable[int] = _shuffled(range(total), options, rng)
@@ -128,8 +122,7 @@ def _plan_mixed(
     if any(texts_of):
         starts = [rows.start for rows in tasks]
         texts = _TextsOfAnyTask(starts, texts_of)
-    cut = _cut_into_batches(order, batch_size, texts, options.drop_incomplete)
-    return Plan(cut.batches, cut.left_out)
+    return _cut_into_batches(order, batch_size, texts)
 
 
 @dataclass(frozen=True)
@@ -143,23 +136,21 @@ class _TextsOfAnyTask:
         return () if texts is None else texts(row)
 
 
-def _shuffled(rows: range, options: SamplingOptions, rng: random.Random) -> array[int]:
+def _shuffled(rows: range, options: BatchingOptions, rng: random.Random) -> array[int]:
     order = array("q", rows)
     if options.shuffle_rows:
         rng.shuffle(order)
     return order
 
 
-def _endless(rows: range, options: SamplingOptions, rng: random.Random) -> Iterator[int]:
+def _endless(rows: range, options: BatchingOptions, rng: random.Random) -> Iterator[int]:
     while True:
         yield from _shuffled(rows, options, rng)
 
 
-def _cut_into_batches(
-    order: Iterable[int], batch_size: int, texts_of: TextsOfRow | None, drop_incomplete: bool
-) -> _Cut:
-    """Cut a sequence into batches; a row of which a text is in the batch already waits for a later one."""
-    cut = _Cut()
+def _cut_into_batches(order: Iterable[int], batch_size: int, texts_of: TextsOfRow | None) -> Plan:
+    """Cut a sequence into full batches; a row waits for a later batch while one of its texts is in this one."""
+    plan = Plan([], 0)
     rows = iter(order)
     waiting: deque[tuple[int, int]] = deque()  # (row, batches tried)
     while True:
@@ -180,14 +171,13 @@ def _cut_into_batches(
             elif tried + 1 < MOST_BATCHES_TRIED:
                 still_waiting.append((row, tried + 1))
             else:
-                cut.left_out += 1
+                plan.rows_left_out += 1
         still_waiting.extend(waiting)
         waiting = still_waiting
-        if len(batch) == batch_size or (batch and not drop_incomplete):
-            cut.batches.append(batch)
-        else:
-            cut.left_out += len(batch) + len(waiting)
-            return cut
+        if len(batch) < batch_size:
+            plan.rows_left_out += len(batch) + len(waiting)
+            return plan
+        plan.batches.append(batch)
 
 
 class GlobalBatchSampler:
@@ -201,7 +191,7 @@ class GlobalBatchSampler:
         self,
         dataset: RetrievalDataset,
         batch_size: int,
-        options: SamplingOptions | None = None,
+        options: BatchingOptions | None = None,
         seed: int = 42,
         rank: int = 0,
         world_size: int = 1,
@@ -213,7 +203,7 @@ class GlobalBatchSampler:
         self.global_batch_size = batch_size
         self.batch_size = batch_size // world_size
         self.drop_last = True  # what the host's data loader asks of a batch sampler
-        self.options = options or SamplingOptions()
+        self.options = options or BatchingOptions()
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -231,14 +221,13 @@ class GlobalBatchSampler:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(len(batch) >= self.world_size for batch in self.plan().batches)
+        return len(self.plan().batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
+        start = self.rank * self.batch_size
         for batch in self.plan().batches:
-            part = len(batch) // self.world_size  # only the last batch of a task may be shorter, see `drop_incomplete`
-            if part:
-                yield [(epoch, row) for row in batch[self.rank * part : (self.rank + 1) * part]]
+            yield [(epoch, row) for row in batch[start : start + self.batch_size]]
 
     def plan(self) -> Plan:
         """The global batches of the current epoch."""
@@ -247,27 +236,26 @@ class GlobalBatchSampler:
             plan = plan_batches(
                 self.sizes, self.global_batch_size, self.options, self.shares, self.seed + self.epoch, texts_of
             )
-            if self.options.avoid_duplicates and plan.rows_left_out:
-                logger.info("Epoch %d: %d rows found no place in a full batch", self.epoch, plan.rows_left_out)
+            if plan.rows_left_out:
+                logger.info(
+                    "Epoch %d: %d rows are left out of full batches",
+                    self.epoch,
+                    plan.rows_left_out,
+                )
             self._plan = (self.epoch, plan)
         return self._plan[1]
 
     def _texts_of(self, task: Task) -> TextsOfRow | None:
         """The texts that a row brings into its batch in this epoch."""
-        if not self.options.avoid_duplicates or task.own_passages_only:
+        if task.own_passages_only:
             return None
         return lambda row: self.dataset[self.epoch, row].texts
 
     def _check(self) -> None:
-        """Refuse what would train on nothing, or on less than the recipe says."""
+        """Refuse what would train on nothing, and warn of what trains on less than the recipe says."""
         if self.options.task_batching == "mixed" and self.dataset.num_negatives:
-            without = [task.name for task in self.dataset.tasks if not task.rows[0].negatives]
-            if 0 < len(without) < len(self.dataset.tasks):
-                raise ValueError(
-                    f"`task_batching: mixed` needs negatives in all tasks or in none, and {', '.join(without)} have "
-                    "none; set `num_negatives: 0` or leave these out."
-                )
-        if self.options.task_batching == "homogeneous" and self.options.drop_incomplete:
+            refuse_mixing_uneven_tasks({task.name: bool(task.rows[0].negatives) for task in self.dataset.tasks})
+        if self.options.task_batching == "homogeneous":
             for task, size, share in zip(self.dataset.tasks, self.sizes, self.shares or self.sizes, strict=True):
                 if share > 0 and size < self.global_batch_size:
                     problem = f"task `{task.name}` has {size} rows, fewer than the global batch of "
@@ -280,3 +268,53 @@ class GlobalBatchSampler:
                 f"`per_device_train_batch_size`: no batch of {self.global_batch_size} rows without duplicate texts "
                 f"can be made of the {len(self.dataset)} rows; lower it."
             )
+        if self.rank == 0:
+            self._warn_of_missed_shares()
+
+    def _warn_of_missed_shares(self) -> None:
+        """Name the tasks that do not get the rows which the recipe gives them in the first epoch."""
+        due, placed = self._rows_due(), self._rows_placed()
+        for task, rows_due, rows in zip(self.dataset.tasks, due, placed, strict=True):
+            never = rows == 0 and rows_due > 0 and self.options.task_batching == "homogeneous"
+            if not never and rows_due - rows <= max(self.global_batch_size, SMALL_SHORTFALL * rows_due):
+                continue
+            if rows == 0 and rows_due < self.global_batch_size:
+                reason = f"its share is less than one of the {len(self)} batches"
+            else:
+                reason = (
+                    f"no text stands twice in a batch, and its {len(task.rows):,} rows have too few different ones"
+                )
+            logger.warning(
+                "Task `%s` fills %s rows of an epoch instead of %s (a share of %.3f instead of %.3f): %s.",
+                task.name,
+                f"{rows:,}",
+                f"{rows_due:,.0f}",
+                rows / sum(placed),
+                rows_due / sum(due),
+                reason,
+            )
+
+    def _rows_due(self) -> list[float]:
+        """How many rows of an epoch the recipe gives each task."""
+        whole = self.global_batch_size if self.options.task_batching == "homogeneous" else 1
+        usable = [size // whole * whole for size in self.sizes]
+        if self.shares is None:
+            return list(map(float, usable))
+        total = sum(size for size, share in zip(usable, self.shares, strict=True) if share > 0)
+        return [share * total for share in self.shares]
+
+    def _rows_placed(self) -> list[int]:
+        """How many rows of each task the plan holds."""
+        rows = np.concatenate([np.asarray(batch) for batch in self.plan().batches])
+        tasks = np.searchsorted(np.cumsum(self.sizes), rows, side="right")
+        return np.bincount(tasks, minlength=len(self.sizes)).tolist()
+
+
+def refuse_mixing_uneven_tasks(has_negatives: Mapping[str, bool]) -> None:
+    """Rows of one batch must bring the same number of negatives."""
+    without = [name for name, has in has_negatives.items() if not has]
+    if 0 < len(without) < len(has_negatives):
+        raise ValueError(
+            f"`task_batching: mixed` needs negatives in all tasks or in none, and {', '.join(without)} have none; set "
+            "`num_negatives: 0` or leave these out."
+        )

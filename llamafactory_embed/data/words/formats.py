@@ -1,15 +1,14 @@
-"""Words with labels in files: columns as CoNLL-2003 has them, CoNLL-U, and records with lists."""
+"""Sentences of labelled words from files: columns as in CoNLL-2003, CoNLL-U, and records with lists."""
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...hparams.suggestion import suggest
-from ..retrieval.problems import BadRowError
-from .sentences import Sentence
+from ..files import open_text
+from ..problems import BadRowError, check_characters
 
 
 COLUMN_FILES = (".conll", ".txt", ".bio", ".iob", ".iob2", ".tsv")
@@ -19,16 +18,28 @@ CONLL_2003 = ("word", "pos", "chunk", "ner")
 CONLL_U = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 DOCUMENT_START = "-DOCSTART-"
 
-# How the public data sets call the lists of their records.
+# What public data sets call the lists of their records.
 WORD_COLUMNS = ("words", "tokens", "form")
 LABEL_COLUMNS = "{}", "{}_tags", "{}_labels"
 
-Located = Sentence | tuple[str, int, BadRowError]
+
+@dataclass(frozen=True)
+class Sentence:
+    """Words and their labels, with the file and line they come from."""
+
+    words: tuple[str, ...]
+    labels: tuple[str, ...]
+    """As many as words; empty where there are none and words are only to be labelled."""
+    file: str
+    line: int
+
+
+LocatedSentence = Sentence | tuple[str, int, BadRowError]
 
 
 @dataclass(frozen=True)
 class WordColumns:
-    """Which column holds the words and which the labels. `labels` is None where none are needed."""
+    """Which column holds the words and which the labels; `labels` is None where none are needed."""
 
     labels: str | None
     names: tuple[str, ...] | None = None
@@ -40,40 +51,38 @@ class WordColumns:
         return (self.roles or {}).get(role, role)
 
 
-def read_columns(path: str, shown_as: str, columns: WordColumns) -> Iterator[Located]:
-    """One word a line, its columns parted by tabs or spaces; an empty line ends a sentence."""
+def read_columns(path: str, shown_as: str, columns: WordColumns) -> Iterator[LocatedSentence]:
+    """One word a line, its columns separated by tabs or spaces; an empty line ends a sentence."""
     names = columns.names or CONLL_2003
     word = _find_column(names, (columns.of("words"), "word", "words", "token", "form"), shown_as)
     label = None if columns.labels is None else _find_column(names, (columns.of(columns.labels),), shown_as)
     yield from _read_lines(path, shown_as, names, word, label, is_conll_u=False)
 
 
-def read_conll_u(path: str, shown_as: str, columns: WordColumns) -> Iterator[Located]:
+def read_conll_u(path: str, shown_as: str, columns: WordColumns) -> Iterator[LocatedSentence]:
     """Universal Dependencies: the syntactic words; ranges (`3-4`) and empty nodes (`5.1`) are none."""
     label = None if columns.labels is None else _find_column(CONLL_U, (columns.of(columns.labels),), shown_as)
     yield from _read_lines(path, shown_as, CONLL_U, CONLL_U.index("form"), label, is_conll_u=True)
 
 
-def _find_column(names: Sequence[str], wanted: Sequence[str], shown_as: str) -> int:
-    for name in wanted:
-        if name in names:
-            return names.index(name)
-    raise ValueError(f"`{shown_as}` has no column `{wanted[0]}`: {unknown_column(wanted[0], names)}")
+def _find_column(columns: Sequence[str], names: Sequence[str], shown_as: str) -> int:
+    for name in names:
+        if name in columns:
+            return columns.index(name)
+    raise ValueError(f"`{shown_as}` has no column `{names[0]}`: {_columns_and_hint(names[0], columns)}")
 
 
-def unknown_column(name: str, known: Sequence[str]) -> str:
-    """What to write instead."""
-    return f"its columns are {', '.join(known)}{suggest(name, known)}"
+def _columns_and_hint(name: str, columns: Sequence[str]) -> str:
+    return f"its columns are {', '.join(columns)}{suggest(name, columns)}"
 
 
 def _read_lines(
     path: str, shown_as: str, names: Sequence[str], word: int, label: int | None, is_conll_u: bool
-) -> Iterator[Located]:
+) -> Iterator[LocatedSentence]:
     words: list[str] = []
     labels: list[str] = []
     start = 1
-    opener = gzip.open if path.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8-sig") as file:
+    with open_text(path) as file:
         for line, text in enumerate(file, start=1):
             text = text.rstrip("\r\n")
             if not text.strip():
@@ -110,15 +119,25 @@ def parse_record(
     if not words:
         raise BadRowError("the list of words is empty")
     if not all(isinstance(word, str) and word.strip() for word in words):
-        raise BadRowError("a word is no text, or an empty one")
+        raise BadRowError("a word is not text, or is empty")
+    for word in words:
+        check_characters(word, "words")
     if columns.labels is None:
         return Sentence(tuple(words), (), file, line)
     labels = _list_of(record, [columns.of(columns.labels), *label_columns(columns.labels)])
     if len(labels) != len(words):
         raise BadRowError(f"there are {len(words)} words and {len(labels)} labels")
-    if label_names is not None:
-        labels = [label_names[label] if isinstance(label, int) else label for label in labels]
-    return Sentence(tuple(words), tuple(map(str, labels)), file, line)
+    return Sentence(tuple(words), tuple(_label(label, label_names) for label in labels), file, line)
+
+
+def _label(label: Any, names: Sequence[str] | None) -> str:
+    if isinstance(label, bool) or not isinstance(label, int | float | str):
+        raise BadRowError(f"the label {label!r} is neither text nor a number")
+    if names is None or isinstance(label, str):
+        return check_characters(str(label), "labels")
+    if label not in range(len(names)):
+        raise BadRowError(f"the label {label!r} is not one of the numbers 0 to {len(names) - 1}")
+    return names[int(label)]
 
 
 def label_columns(task: str) -> list[str]:
@@ -133,4 +152,4 @@ def _list_of(record: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
             if not isinstance(value, list):
                 raise BadRowError(f"`{name}` must be a list")
             return value
-    raise BadRowError(f"there is no column `{names[0]}`: {unknown_column(names[0], list(record)).rstrip('.')}")
+    raise BadRowError(f"there is no column `{names[0]}`: {_columns_and_hint(names[0], list(record)).rstrip('.')}")

@@ -1,4 +1,4 @@
-"""Words → tokens, and from which of them each word is read."""
+"""Words → tokens, and the tokens at which each word is read."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from ..tokenization import find_special_tokens
-
-
-NO_WORD = -1
+from ..tokenization import filler_token, find_special_tokens, refuse_unreadable
 
 
 @dataclass(frozen=True)
 class TokenizedSentence:
-    """Tokens of one sentence. Word `words[i]` is read at the tokens `spans[i]`, the first of which is its own."""
+    """Tokens of one sentence. The word with the number `words[i]` is read at the tokens of `spans[i]`."""
 
     token_ids: list[int]
     words: list[int]
@@ -26,7 +23,7 @@ class TokenizedSentence:
 
 @dataclass(frozen=True)
 class WordTokenizer:
-    """Tokenizes word by word, so that a token never belongs to two of them."""
+    """Tokenizes word by word, so that no token belongs to two words."""
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
@@ -57,7 +54,7 @@ class WordTokenizer:
             for sentence in sentences
             for position, word in enumerate(sentence)
         ]
-        pieces = iter(self.tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
+        pieces = iter(self._encode(flat) if flat else [])
         shift = 1 if self.read_at == "next_token" else 0
         tokenized = []
         for sentence in sentences:
@@ -70,8 +67,16 @@ class WordTokenizer:
                 if start < end:
                     words.append(word)
                     spans.append((len(leading) + start - shift, len(leading) + end - shift))
-            tokenized.append(TokenizedSentence([*leading, *body[:room], *trailing], words, spans))
+            token_ids = [*leading, *body[:room], *trailing] or [filler_token(self.tokenizer)]
+            tokenized.append(TokenizedSentence(token_ids, words, spans))
         return tokenized
+
+    def _encode(self, words: list[str]) -> list[list[int]]:
+        try:
+            return self.tokenizer(words, add_special_tokens=False)["input_ids"]
+        except Exception:  # whatever the tokenizer makes of it: is one of the words the reason?
+            refuse_unreadable(words, "Word", range(len(words)))
+            raise
 
     def _special_tokens(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         special = find_special_tokens(self.tokenizer, append_eos=False)
@@ -90,7 +95,7 @@ class WordTokenizer:
 
 
 def tells_words_by_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a word alone looks to the tokenizer like a part of one: byte-level tokenizers know `a` and ` a`, those
-    of SentencePiece and WordPiece mark the beginning themselves."""
+    """Whether a word without a space before it looks to the tokenizer like a part of one. Byte-level tokenizers
+    distinguish `a` and ` a`; those of SentencePiece and WordPiece mark the beginning of words themselves."""
     first, *_, last = tokenizer("a a", add_special_tokens=False)["input_ids"]
     return first != last

@@ -1,4 +1,4 @@
-"""Data of one's own as tasks of mteb, without any hub: known by their shape."""
+"""Local data as tasks of mteb, without any hub: recognised by their shape."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from ...data.retrieval import beir
 from ...data.retrieval.entries import Entry
 from ...hparams.suggestion import suggest
+from ..revisions import name_of_data
 from .answers import is_answers_folder, make_answers_task
-from .labels import make_classification_task, make_clustering_task
-from .pairs import make_sts_task
-from .reading import LocalTask, columns_of, is_label_folder, name_of
+from .labelled import make_classification_task, make_clustering_task, make_sts_task
+from .reading import LocalTask, columns_of, is_label_folder
 from .retrieval import make_beir_task, make_rows_task
 
 
@@ -38,7 +38,7 @@ def load_path(word: str) -> LocalTask:
         raise ValueError(f"{word} begins with `{kind}:`, which is no kind of data{suggest(kind, KINDS)}")
     if not os.path.exists(path):
         raise ValueError(f"there is no file or folder {path}.")
-    name = name_of(Path(path))
+    name = name_of_data(Path(path))
     kind = kind or kind_of(path)
     if kind == "answers":
         return make_answers_task(name, path)

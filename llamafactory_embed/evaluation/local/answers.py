@@ -1,10 +1,10 @@
-"""Questions judged by whether a passage that is found holds one of their answers (Acc@k), as tDRO evaluates MKQA."""
+"""Questions judged by whether a retrieved passage holds one of their answers (Acc@k), as tDRO evaluates MKQA."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mteb.abstasks import AbsTaskRetrieval
@@ -12,38 +12,16 @@ from mteb.models import SearchProtocol
 from mteb.models.search_wrappers import SearchEncoderWrapper
 
 from ...data.retrieval import beir
-from ..words import words
+from ..answers import DEPTHS, accuracy_at, words
 from .reading import LocalTask, make_task
 from .retrieval import texts_with_ids
 
 
-DEPTHS = (1, 5, 10, 20, 50, 100)
 MAIN_DEPTH = 100
 
 
-def holds_answer(passage: str, answers: Iterable[str]) -> bool:
-    """Whether the words of an answer stand in the passage, in their order and next to each other.
-
-    Case, accents and punctuation do not matter. In scripts without spaces every character is a word."""
-    text = f" {' '.join(words(passage))} "
-    return any(f" {' '.join(found)} " in text for answer in answers if (found := words(answer)))
-
-
-def accuracy_at(
-    ranking: Sequence[Sequence[str]], answers: Sequence[Sequence[str]], depths: Sequence[int] = DEPTHS
-) -> dict[int, float]:
-    """Acc@k: the share of questions for which one of the first k passages holds an answer.
-
-    `ranking[i]` are the passages found for question i, best first, and `answers[i]` the answers that count."""
-    first = []
-    for passages, right in zip(ranking, answers, strict=True):
-        place = next((place for place, text in enumerate(passages) if holds_answer(text, right)), None)
-        first.append(place)
-    return {depth: sum(place is not None and place < depth for place in first) / len(first) for depth in depths}
-
-
 class AnswerTask(AbsTaskRetrieval):
-    """A retrieval task without judgements: relevant is what holds an answer."""
+    """A retrieval task without judgements: a passage that holds an answer is relevant."""
 
     k_values = DEPTHS
     answers: Mapping[str, Sequence[str]]
@@ -63,11 +41,11 @@ class AnswerTask(AbsTaskRetrieval):
         about |= {"encode_kwargs": encode_kwargs, "num_proc": None}
         corpus, queries = data_split["corpus"], data_split["queries"]
         search.index(corpus, **about)
-        found = search.search(queries, top_k=max(DEPTHS), **about)
+        results = search.search(queries, top_k=max(DEPTHS), **about)
         texts = dict(zip(corpus["id"], corpus["text"], strict=True))
         names = list(queries["id"])
         ranking = [
-            [texts[key] for key, _ in sorted(found[name].items(), key=lambda pair: (-pair[1], pair[0]))]
+            [texts[key] for key, _ in sorted(results[name].items(), key=lambda pair: (-pair[1], pair[0]))]
             for name in names
         ]
         accuracy = accuracy_at(ranking, [self.answers[name] for name in names])

@@ -1,29 +1,25 @@
-"""What all local tasks share: names, revisions, records, and how data become a task of mteb."""
+"""What all local tasks share: records, and how data become a task of mteb."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from mteb.abstasks import AbsTask
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from ...data.retrieval import files
-from ...data.retrieval.problems import BadRowError, BadRows
-
-
-BLOCK = 1 << 20  # bytes
+from ...data import files
+from ...data.problems import BadRowError, BadRows
+from ..revisions import revision_of_data
 
 
 @dataclass(frozen=True)
 class LocalTask:
-    """A task of mteb whose data are held."""
+    """A task of mteb whose data are in memory."""
 
-    task: Any
+    task: AbsTask
     source: str
 
     @property
@@ -32,32 +28,24 @@ class LocalTask:
         return self.task.metadata.name
 
 
-def name_of(path: Path) -> str:
-    """A task's name from its path: letters, digits, dots, dashes and underscores."""
-    stem = path.resolve().name
-    if path.is_file():
-        stem = stem.removesuffix(".gz").rsplit(".", 1)[0]
-    return re.sub(r"[^\w.-]+", "_", stem)
-
-
 def make_task(
-    base: type,
+    base: type[AbsTask],
     name: str,
     source: str,
     dataset: Any,
     *,
     kind: Any,
     main_score: str,
-    prompt: Any = None,
+    prompt: Any = None,  # mteb's own type is a TypedDict
     split: str = "test",
     **attributes: Any,
 ) -> LocalTask:
-    """A task of one of mteb's classes around data that are there. Its revision is a digest of the files and of the
-    instruction, so that results are found again only for the very same data."""
+    """A task of one of mteb's classes around data in memory. Its revision is a digest of the files and of the
+    instruction, so that results are reused only for the very same data."""
     metadata = TaskMetadata(
         name=name,
         description=f"Local data: {source}",
-        dataset={"path": source, "revision": revision_of(source, repr(prompt))},
+        dataset={"path": source, "revision": revision_of_data(source, repr(prompt))},
         type=kind,
         category="t2t",
         modalities=["text"],
@@ -76,18 +64,6 @@ def make_task(
     return LocalTask(task, source)
 
 
-def revision_of(path: str, more: str = "") -> str:
-    """A digest of a file, or of all files of a folder."""
-    digest = hashlib.blake2b(more.encode(), digest_size=10)
-    paths = [path] if os.path.isfile(path) else sorted(str(each) for each in Path(path).rglob("*") if each.is_file())
-    for each in paths:
-        digest.update(os.path.relpath(each, path).encode())
-        with open(each, "rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def columns_of(path: str) -> list[str]:
     """The columns of the first record that can be read."""
     for _, _, record in files.read_records(path):
@@ -97,9 +73,10 @@ def columns_of(path: str) -> list[str]:
 
 
 def read_fields(path: str, fields: dict[str, tuple[str, ...]]) -> Iterator[dict[str, Any]]:
-    """Records with some fields, each under the first of its names that the record has; bad rows are told together."""
-    known = "; ".join(f"{field} ({', '.join(names)})" for field, names in fields.items())
-    bad_rows = BadRows(known_columns=known, can_skip=False)
+    """Records with some fields, each under the first of its names that the record has. Bad rows are reported
+    together."""
+    columns = "; ".join(f"{field} ({', '.join(names)})" for field, names in fields.items())
+    bad_rows = BadRows(known_columns=columns, can_skip=False)
     for file, line, record in files.read_records(path):
         try:
             if isinstance(record, BadRowError):

@@ -20,14 +20,14 @@ WEIGHTS = "pooler.safetensors"
 
 
 class TextTransformer(Transformer):
-    """The language model. With `prompt_length` it tells the pooling, for each text, how many tokens stand before it:
-    special tokens and those of the prompt that hold nothing of the text."""
+    """The language model. `prompt_length` passes on to the pooling how many tokens stand before each text: special
+    tokens and those of the prompt that hold nothing of the text."""
 
     def _can_flatten_inputs(self) -> bool:
         return False  # the pooling below reads padded batches
 
     def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Tokenize as ever, then count."""
+        """Tokenize as before, then count."""
         features: dict[str, Any] = super().preprocess(inputs, prompt=prompt, **kwargs)
         lengths = features["attention_mask"].sum(dim=1).tolist()
         before = [self._count_before(text, prompt or "", n) for text, n in zip(inputs, lengths, strict=True)]
@@ -127,8 +127,8 @@ class TextPooling(Module):
 
     @staticmethod
     def _counting(mask: Tensor, before: Tensor) -> Tensor:
-        """Which tokens count: those of the text and what stands behind it."""
-        position = mask.cumsum(dim=1) - 1  # of a token in its text, also behind padding on the left
+        """Which tokens count: those of the text and what stands after it."""
+        position = mask.cumsum(dim=1) - 1  # of a token in its text, also after padding on the left
         counts = mask & (position >= before.to(mask.device)[:, None])
         return counts | (mask & ~counts.any(dim=1, keepdim=True))
 

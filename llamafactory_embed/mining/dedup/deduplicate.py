@@ -12,14 +12,14 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ...data.files import HubOptions
+from ...data.problems import BadRows
 from ...data.retrieval import beir
 from ...data.retrieval.entries import Entry
-from ...data.retrieval.files import LocatedRecord, read_records
-from ...data.retrieval.formats import KNOWN_COLUMNS, NliPair
-from ...data.retrieval.problems import BadRows
-from ...data.retrieval.reader import HubOptions, parse_records, records_of_entry
+from ...data.retrieval.formats import KNOWN_COLUMNS, NliPair, Record
+from ...data.retrieval.reader import is_beir, parse_records, records_of_entry
 from ...data.retrieval.rows import Row
-from ..data_source import find_source, is_beir
+from ..data_source import find_source
 from .matchers import make_matchers
 from .options import DedupOptions
 
@@ -115,23 +115,15 @@ def read_test_queries(options: DedupOptions) -> list[TestQuery]:
 
 def _beir_queries(folder: str) -> Iterator[tuple[str, str]]:
     """All queries of the collection, whatever split judges them."""
-    for file, line, record in read_records(os.path.join(folder, beir.QUERIES)):
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise ValueError(f"{file}:{line}: every line is a JSON object with `_id` and `text`.")
-        yield f"{file}:{line}", record["text"]
+    file = os.path.join(folder, beir.QUERIES)
+    return ((f"{file}:{query.line}", query.text) for query in beir.read_texts(file))
 
 
-def _queries(entry: Entry, bad_rows: BadRows) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _queries(entry: Entry, bad_rows: BadRows) -> Iterator[tuple[str, str, Record]]:
     """Where, query and whole record of every row; of labelled pairs (NLI), the premise is the query."""
-    latest: dict[str, Any] = {}
-
-    def note(records: Iterator[LocatedRecord]) -> Iterator[LocatedRecord]:
-        for file, line, record in records:
-            latest["record"] = record
-            yield file, line, record
-
-    for parsed in parse_records(note(records_of_entry(entry, HubOptions(), streaming=True)), entry, bad_rows):
-        yield f"{parsed.file}:{parsed.line}", _query(parsed), latest["record"]
+    records = records_of_entry(entry, HubOptions(), streaming=True)
+    for record, parsed in parse_records(records, entry, bad_rows):
+        yield f"{parsed.file}:{parsed.line}", _query(parsed), record
 
 
 def _query(parsed: Row | NliPair) -> str:

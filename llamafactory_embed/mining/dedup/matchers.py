@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Protocol
 
-from ...evaluation.words import words
+from ...evaluation.answers import words
 from ..text_hash import text_hash
 from .minhash import MinHashTable
 from .options import DedupOptions

@@ -31,6 +31,8 @@ def rows_of_answers(
     rows = []
     for number, example in enumerate(examples):
         prompt, answer = split_labels(example["input_ids"], example["labels"])
+        if not answer:  # an empty one has no label to be found by
+            prompt = list(example["input_ids"])
         if special is not None:
             prompt = [special.bos, *prompt, special.sep]
         if len(prompt) > cutoff_len and options.predict_task != "unconditional":

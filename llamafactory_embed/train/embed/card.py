@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...data.retrieval.reader import StreamedTask
 from ...data.retrieval.rows import Task
+from ...data.retrieval.stream import StreamedTask
 from ...model.embedding_config import EmbeddingConfig
 from ..card import metrics_section, property_table, write_page
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
+
 from ...encoder.encoder import Encoder
-from ...evaluation.recipe import TRAINING_RESULTS
+from ...evaluation.options import TRAINING_RESULTS
 from .trainer import EmbeddingTrainer
 
 
 if TYPE_CHECKING:
     from llamafactory.hparams import TrainingArguments
+
+
+LONGEST_EVALUATION = timedelta(days=30)
 
 
 def find_eval_tasks(names: Sequence[str] | None, dataset_dir: Any) -> list[Any]:
@@ -30,17 +37,35 @@ def find_eval_tasks(names: Sequence[str] | None, dataset_dir: Any) -> list[Any]:
 def judge(trainer: EmbeddingTrainer, tasks: Sequence[Any], training_args: TrainingArguments) -> dict[str, float]:
     """Main scores of the tasks, on the main process; what engines have cut into shards is read back from the
     checkpoint. The results are those of `llamafactory-embed eval`, in `mteb` below `output_dir`."""
-    if not tasks or not trainer.is_world_process_zero():
+    if not tasks:
         return {}
-    from ...evaluation.run import evaluate_encoder
-
-    output = Path(training_args.output_dir)
     if trainer.is_sharded and not training_args.do_train:
         raise ValueError(
             "`eval_tasks` of a model in shards needs its checkpoint: run `llamafactory-embed eval` on it."
         )
+    with all_ranks_wait():
+        return _judge_here(trainer, tasks, Path(training_args.output_dir)) if trainer.is_world_process_zero() else {}
+
+
+@contextmanager
+def all_ranks_wait() -> Iterator[None]:
+    """Let no rank leave the block before the last one does. What they do together afterwards, such as collecting
+    shards for a push to the hub, would wait for a rank that is judging for hours. NCCL gives up after half an hour;
+    gloo waits as long as it is told to."""
+    if not dist.is_initialized():
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=LONGEST_EVALUATION)
+    yield  # a rank that fails ends the others: its connections close
+    dist.barrier(group)
+    dist.destroy_process_group(group)
+
+
+def _judge_here(trainer: EmbeddingTrainer, tasks: Sequence[Any], output: Path) -> dict[str, float]:
+    from ...evaluation.run import evaluate_encoder
+
     encoder = (
-        Encoder(output, device=training_args.device)
+        Encoder(output, device=trainer.args.device)
         if trainer.is_sharded
         else Encoder(trainer.embedding_model, trainer.processing_class)
     )

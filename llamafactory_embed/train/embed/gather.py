@@ -1,12 +1,15 @@
-"""Tensors of all ranks, with gradients that flow back to the rank each part came from."""
+"""What all ranks hold: tensors with gradients that flow back to the rank each part came from, and plain values."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -20,7 +23,8 @@ def rank() -> int:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors [n, …] of all ranks, in rank order. Every rank must bring the same shape.
+    """Concatenate the tensors [n, …] of all ranks, in rank order. Every rank must bring the same shape, on the device
+    that it trains on: NCCL knows no other.
 
     In backward the gradients that all ranks have for a part are summed. With DDP's averaging that makes the mean of
     the ranks' losses, whose rows may refer to any rank's part, exactly the loss of one process with the joined batch.
@@ -28,6 +32,15 @@ def gather(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor
     return _Gather.apply(tensor)
+
+
+def gather_values(value: T) -> list[T]:
+    """The values of all ranks, in rank order: anything that can be pickled and is small, whatever its device."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 class _Gather(torch.autograd.Function):

@@ -81,7 +81,7 @@ def cached_backward(
 
 def split_batches(batches: Sequence[PackedBatch], count: int) -> list[PackedBatch]:
     """Cut packed batches further until there are `count`: engines that gather parameters in every forward (FSDP,
-    ZeRO-3) wait for ever if one rank runs fewer forwards than another."""
+    ZeRO-3) wait forever if one rank runs fewer forwards than another."""
     result = list(batches)
     while len(result) < count:
         largest = max(range(len(result)), key=lambda index: len(result[index].lengths))
@@ -91,13 +91,5 @@ def split_batches(batches: Sequence[PackedBatch], count: int) -> list[PackedBatc
             raise ValueError(
                 f"One process has {len(result)} texts for {count} forwards of another: raise `max_tokens_per_batch`."
             )
-        result[largest : largest + 1] = [_slice(batch, 0, texts // 2), _slice(batch, texts // 2, texts)]
+        result[largest : largest + 1] = batch.split([texts // 2, texts - texts // 2])
     return result
-
-
-def _slice(batch: PackedBatch, first: int, last: int) -> PackedBatch:
-    start, end = sum(batch.lengths[:first]), sum(batch.lengths[:last])
-    pooled_tokens = None if batch.pooled_tokens is None else batch.pooled_tokens[start:end]
-    return PackedBatch(
-        batch.token_ids[start:end], batch.lengths[first:last], batch.text_indices[first:last], pooled_tokens
-    )

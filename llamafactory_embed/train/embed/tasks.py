@@ -7,18 +7,25 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ...data.retrieval.reader import HubOptions, StreamedTask, load_tasks, stream_tasks
+from llamafactory.extras import logging
+
+from ...data.files import HubOptions
+from ...data.retrieval.reader import load_tasks
 from ...data.retrieval.rows import Row, Task
-from ...hparams.contrastive import RetrievalDataOptions
-from ...hparams.embedding import EmbeddingOptions
+from ...data.retrieval.stream import StreamedTask, stream_tasks
+from ...hparams.contrastive import ContrastiveOptions, RetrievalDataOptions
+from ...hparams.tdro import TdroOptions
 from ...model.embedding_config import EmbeddingConfig
+from .losses.rows import Similarity
 
 
 if TYPE_CHECKING:
     from llamafactory.hparams import DataArguments, ModelArguments, TrainingArguments
 
+
+logger = logging.get_logger(__name__)
 
 AnyTask = Task | StreamedTask
 
@@ -30,7 +37,7 @@ def load_train_and_eval_tasks(
     training_args: TrainingArguments,
 ) -> tuple[Sequence[AnyTask], list[Task]]:
     """Rows of `dataset` and `eval_dataset`, or a part of each task (`val_size`), before any model is loaded. With
-    `streaming` the rows to train on are a stream; those to evaluate on, whose texts are a corpus, are held."""
+    `streaming` the rows to train on are a stream; rows to evaluate on are held, as their texts are a corpus."""
     hub = HubOptions(model_args.cache_dir, model_args.hf_hub_token)
 
     def load(names: list[str] | None, num_negatives: int) -> list[Task]:
@@ -47,14 +54,18 @@ def load_train_and_eval_tasks(
         )
 
     tasks: Sequence[AnyTask] = []
-    eval_tasks = load(data_args.eval_dataset, num_negatives=0)  # negatives only enlarge the corpus: none is missed
+    eval_tasks = load(data_args.eval_dataset, num_negatives=0)  # negatives only enlarge the corpus
     if training_args.do_train or not eval_tasks:
         if data_args.streaming:
             streams = stream_tasks(
-                data_args.dataset, data_args.dataset_dir, skip_bad_rows=options.skip_bad_rows, hub=hub
+                data_args.dataset,
+                data_args.dataset_dir,
+                skip_bad_rows=options.skip_bad_rows,
+                num_negatives=options.num_negatives,
+                hub=hub,
             )
             if data_args.val_size > 0:
-                eval_tasks = [take_rows(task, int(data_args.val_size)) for task in streams]
+                eval_tasks = [hold_out(task, int(data_args.val_size)) for task in streams]
                 streams = [skip_rows(task, int(data_args.val_size)) for task in streams]
             tasks = streams
         else:
@@ -82,9 +93,14 @@ def split_tasks(tasks: list[Task], val_size: float, seed: int) -> tuple[list[Tas
 
 
 def take_rows(task: StreamedTask, count: int) -> Task:
-    """A stream's first rows, held."""
+    """The first rows of a stream, held."""
     rows = list(itertools.islice(task.open_rows(), count))
     return Task(task.name, rows, task.instruction, task.symmetric, task.own_passages_only)
+
+
+def hold_out(task: StreamedTask, count: int) -> Task:
+    """A stream's first rows to evaluate on, with the whole corpus of its BEIR folders."""
+    return dataclasses.replace(take_rows(task, count), corpus=task.read_corpus())
 
 
 def skip_rows(task: StreamedTask, count: int) -> StreamedTask:
@@ -104,19 +120,31 @@ class _RowsAfter:
 
 
 def first_rows(task: AnyTask, count: int) -> Sequence[Row]:
-    """A look at a task."""
+    """The first rows of a task, held or streamed."""
     return task.rows[:count] if isinstance(task, Task) else take_rows(task, count).rows
 
 
 def embedding_config(
-    options: EmbeddingOptions, cutoff_len: int, model_args: ModelArguments, tasks: Sequence[AnyTask], **more: Any
+    options: ContrastiveOptions | TdroOptions,
+    cutoff_len: int,
+    model_args: ModelArguments,
+    tasks: Sequence[AnyTask],
+    similarity: Similarity,
+    matryoshka_dims: list[int] | None = None,
 ) -> EmbeddingConfig:
     """What the checkpoint will remember; `load_embedding_model_for_training` adds which adapters were merged."""
+    if options.similarity == "dot" and options.normalize_embeddings:
+        logger.warning_rank0(
+            "`similarity: dot` trains the lengths of embeddings as well as their directions, but "
+            "`normalize_embeddings: true` evaluates and serves them with unit length: set it to false, or use "
+            "`similarity: cosine`."
+        )
     return EmbeddingConfig.from_options(
         options,
         cutoff_len,
         instructions={task.name: task.instruction for task in tasks},
         symmetric_tasks=[task.name for task in tasks if task.symmetric],
         base_model=model_args.model_name_or_path,
-        **more,
+        similarity=similarity,
+        matryoshka_dims=matryoshka_dims,
     )

@@ -1,17 +1,17 @@
-"""What the workflows of embedders have in common: from rows to batches, and from a trainer to its results."""
+"""What the workflows of embedders share: from rows to batches, and from a trainer to its results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from ...data.batches import GivenRows
 from ...data.retrieval.rows import RetrievalDataset, Task
-from ...data.retrieval.sampler import GlobalBatchSampler, SamplingOptions
-from ...data.retrieval.stream import StreamedBatches
+from ...data.retrieval.sampler import BatchingOptions, GlobalBatchSampler
+from ...data.retrieval.stream import StreamedBatches, StreamedBatchSampler
 from ...hparams.contrastive import RetrievalDataOptions
 from .card import write_model_card
 from .contrastive.trainer import ContrastiveTrainer
-from .streaming import StreamedBatchSampler, StreamedExamples
 from .tasks import AnyTask
 
 
@@ -29,12 +29,12 @@ def make_batches(
     data_args: DataArguments,
     training_args: TrainingArguments,
     finetuning_args: FinetuningArguments,
-) -> tuple[RetrievalDataset | StreamedExamples | None, GlobalBatchSampler | StreamedBatchSampler | None]:
+) -> tuple[RetrievalDataset | GivenRows | None, GlobalBatchSampler | StreamedBatchSampler | None]:
     """The rows to train on, and this rank's part of the global batches."""
     if not tasks:
         return None, None
     batch_size = training_args.per_device_train_batch_size * training_args.world_size
-    sampling = SamplingOptions(
+    batching = BatchingOptions(
         task_batching=task_batching,
         task_weights=options.dataset_weights,
         sampling_temperature=options.dataset_sampling_temperature,
@@ -45,14 +45,14 @@ def make_batches(
     held = [task for task in tasks if isinstance(task, Task)]
     if held:
         dataset = RetrievalDataset(held, num_negatives=options.num_negatives, seed=training_args.seed)
-        return dataset, GlobalBatchSampler(dataset, batch_size, sampling, seed, rank, world_size)
+        return dataset, GlobalBatchSampler(dataset, batch_size, batching, seed, rank, world_size)
 
     streams = [task for task in tasks if not isinstance(task, Task)]
     batches = StreamedBatches(
-        streams, batch_size, sampling, options.num_negatives, seed, rank, world_size, data_args.buffer_size
+        streams, batch_size, batching, options.num_negatives, seed, rank, world_size, data_args.buffer_size
     )
     count = training_args.max_steps * training_args.gradient_accumulation_steps
-    return StreamedExamples(count * batch_size), StreamedBatchSampler(batches, count)
+    return GivenRows(count * batch_size), StreamedBatchSampler(batches, count)
 
 
 def evaluate_and_publish(
@@ -62,7 +62,7 @@ def evaluate_and_publish(
     training_args: TrainingArguments,
     more_metrics: Callable[[], dict[str, float]] = dict,
 ) -> None:
-    """Evaluate if the recipe says so, and write the model card of what was trained."""
+    """Evaluate if the recipe says so, and write the model card after a training."""
     metrics: dict[str, float] = {}
     if training_args.do_eval and trainer.retrieval_evals:
         metrics = trainer.evaluate()

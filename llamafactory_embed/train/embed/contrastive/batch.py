@@ -1,8 +1,7 @@
-"""Examples → one step's batch: packed texts, and which of them belong together."""
+"""Examples → one step's batch: tokenized texts, and which of them belong together."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,27 +11,48 @@ from torch import Tensor
 
 from ....data.embedding_tokenizer import EmbeddingTokenizer
 from ....data.retrieval.rows import Example
-from ....model.packed import PackedBatch, pack_texts
+from ....files import digest
+from ....model.packed import PackedBatch, cut_batch, pack_texts
+from ..gather import rank
+from ..losses.rows import EmbeddedRows
 
 
 @dataclass(frozen=True)
 class ContrastiveBatch:
-    """B rows with K negatives each. The texts are the B queries, the B positives, then the negatives row by row."""
+    """B rows with K negatives each. The texts are the B queries, the B positives, then the negatives row by row.
 
-    packed: list[PackedBatch]
+    The tokens of all texts are one tensor, cut into forwards only when they run: each tensor of a batch that a data
+    worker has finished takes a file descriptor until the batch's turn comes, and a batch may have hundreds of
+    forwards.
+    """
+
+    texts: PackedBatch
+    max_tokens: int  # of one forward
     rows: int
     negatives_per_row: int
-    document_ids: Tensor  # [B + B * K], equal for equal texts, on every rank
+    passage_ids: Tensor  # [B, 1 + K], equal for equal texts, on every rank
     own_passages_only: Tensor  # [B] bool
     scores: Tensor | None  # [B, 1 + K] of a teacher, or [B, 1] of scored pairs
     task_indices: Tensor  # [B]
 
-    def split(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Embeddings [2B + B*K, d] → queries [B, d], positives [B, d] and negatives [B, K, d]."""
+    @property
+    def packed(self) -> list[PackedBatch]:
+        """The texts, one packed batch for each forward."""
+        return cut_batch(self.texts, self.max_tokens)
+
+    def with_embeddings(self, embeddings: Tensor) -> EmbeddedRows:
+        """Embeddings [2B + B*K, d] of the texts → the rows as losses see them."""
         queries, positives, negatives = embeddings.split([self.rows, self.rows, self.rows * self.negatives_per_row])
-        if self.negatives_per_row == 0:
-            return queries, positives, None
-        return queries, positives, negatives.view(self.rows, self.negatives_per_row, -1)
+        negatives = negatives.view(self.rows, self.negatives_per_row, embeddings.shape[-1])
+        device = embeddings.device
+        return EmbeddedRows(
+            queries,
+            torch.cat([positives.unsqueeze(1), negatives], dim=1),
+            passage_ids=self.passage_ids.to(device),
+            scores=None if self.scores is None else self.scores.to(device),
+            own_passages_only=self.own_passages_only.to(device),
+            first_row=rank() * self.rows,
+        )
 
 
 class ContrastiveCollator:
@@ -49,22 +69,23 @@ class ContrastiveCollator:
         instructions = [example.passage_instruction for example in examples]
         instructions += [example.passage_instruction for example in examples for _ in range(negatives_per_row)]
 
-        texts = self.tokenizer.queries(
+        tokenized = self.tokenizer.queries(
             [example.query for example in examples], [example.query_instruction for example in examples]
         )
-        texts += self.tokenizer.documents(documents, instructions)
-        packed = pack_texts([text.token_ids for text in texts], self.max_tokens, [text.pooled_from for text in texts])
+        tokenized += self.tokenizer.documents(documents, instructions)
+        (texts,) = pack_texts([text.token_ids for text in tokenized], None, [text.pooled_from for text in tokenized])
+        passages = [[example.positive, *example.negatives] for example in examples]
         batch = ContrastiveBatch(
-            packed=packed,
+            texts=texts,
+            max_tokens=self.max_tokens,
             rows=len(examples),
             negatives_per_row=negatives_per_row,
-            document_ids=torch.tensor([text_id(text) for text in documents]),
+            passage_ids=torch.tensor([[text_id(text) for text in row] for row in passages]),
             own_passages_only=torch.tensor([example.own_passages_only for example in examples]),
             scores=self._scores(examples),
             task_indices=torch.tensor([example.task_index for example in examples]),
         )
-        # `input_ids` is what the Trainer counts tokens by.
-        return {"input_ids": torch.cat([each.token_ids for each in packed]), "batch": batch}
+        return {"input_ids": texts.token_ids, "batch": batch}  # `input_ids` is what the Trainer counts tokens by
 
     @staticmethod
     def _count_negatives(examples: Sequence[Example]) -> int:
@@ -87,4 +108,4 @@ class ContrastiveCollator:
 
 def text_id(text: str) -> int:
     """A 63-bit number that equal texts share on every rank (Python's own hash differs between processes)."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(digest(text), "big") >> 1

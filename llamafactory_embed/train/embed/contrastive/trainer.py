@@ -22,12 +22,12 @@ from ..trainer import EmbeddingTrainer
 from .batch import ContrastiveBatch
 
 
-# The loss of one micro-batch as a function of its embeddings [2B + B*K, d]; called once in every micro-batch.
 Objective = Callable[[Tensor, ContrastiveBatch], Tensor]
+"""The loss of one micro-batch as a function of its embeddings [2B + B*K, d]; called once in every micro-batch."""
 
 
 class ContrastiveTrainer(EmbeddingTrainer):
-    """Plain or cached steps; `evaluate` searches the held-out tasks."""
+    """The host's trainer with plain steps or GradCache's; `evaluate` searches the held-out tasks."""
 
     def __init__(
         self,
@@ -116,9 +116,11 @@ class ContrastiveTrainer(EmbeddingTrainer):
         return split_batches(batches, int(count))
 
     def _checked(self, loss: Tensor) -> Tensor:
-        """A loss that can teach nothing has a cause: name it at the first step instead of after a day."""
+        """Stop at the first step, not after a day, if the loss is not a number."""
         if self.state.global_step == 0 and not math.isfinite(value := float(loss.detach())):
-            cause = f"`loss_temperature: {self.options.loss_temperature}` may be too small for "
-            cause += "`fp16: true`" if self.args.fp16 else "this model"
-            raise ValueError(f"The loss of the first step is {value}: {cause}; raise it or use `bf16: true`.")
+            precision = "`fp16: true`" if self.args.fp16 else "this model"
+            raise ValueError(
+                f"The loss of the first step is {value}: `loss_temperature: {self.options.loss_temperature}` may be "
+                f"too small for {precision}; raise it or use `bf16: true`."
+            )
         return loss

@@ -10,14 +10,16 @@ from llamafactory.model import load_tokenizer
 from ....data.embedding_tokenizer import EmbeddingTokenizer
 from ....data.retrieval.evalset import build_retrieval_eval
 from ....hparams.contrastive import ContrastiveOptions
-from ....loading.embedder import load_embedding_model_for_training, set_attention_dropout
+from ....loading.embedder import load_embedding_model_for_training
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
 from ..eval_tasks import find_eval_tasks, judge
+from ..losses import LOSSES
 from ..tasks import AnyTask, embedding_config, first_rows, load_train_and_eval_tasks
 from ..workflow import PLOTTED, evaluate_and_publish, make_batches
 from .batch import ContrastiveCollator
 from .objective import ContrastiveObjective
+from .simcse import refuse_equal_views, set_attention_dropout
 from .trainer import ContrastiveTrainer
 
 
@@ -56,7 +58,7 @@ def run_contrastive(
         data_args.cutoff_len,
         model_args,
         tasks or eval_tasks,
-        similarity=options.similarity,
+        similarity=LOSSES[options.contrastive_loss].similarity or options.similarity,
         matryoshka_dims=options.matryoshka_dims,
     )
     model = load_embedding_model_for_training(tokenizer, config, model_args, finetuning_args, training_args)
@@ -90,8 +92,8 @@ def run_contrastive(
 
 
 def check_contrast(options: ContrastiveOptions, tasks: Sequence[AnyTask], training_args: TrainingArguments) -> None:
-    """Refuse what could only give a loss of 0: a query that has nothing but its positive to choose from."""
-    if options.contrastive_loss != "info_nce" or not tasks:
+    """Refuse data and options whose loss can only be 0: a query must have more to choose from than its positive."""
+    if not LOSSES[options.contrastive_loss].in_batch or not tasks:
         return
     others = training_args.per_device_train_batch_size - 1
     if options.cross_device_negatives:
@@ -101,11 +103,7 @@ def check_contrast(options: ContrastiveOptions, tasks: Sequence[AnyTask], traini
     if others == 0 and not has_negatives:
         raise ValueError(
             "`per_device_train_batch_size: 1` without negatives leaves a query nothing to be compared with, and a "
-            "loss of 0: raise it, or use data with negatives and `num_negatives` of at least 1."
+            "loss of 0: raise it, or use data with negatives and set `num_negatives` to at least 1."
         )
-    is_plain_text = all(row.positives == (row.query,) for rows in looked_at for row in rows)
-    if options.simcse_dropout is None and is_plain_text:
-        raise ValueError(
-            "The data are plain texts, each its own positive, which a model without dropout cannot tell apart: set "
-            "`simcse_dropout` (LLM2Vec uses 0.3), or use rows of query and positive."
-        )
+    if options.simcse_dropout is None:
+        refuse_equal_views([row for rows in looked_at for row in rows])

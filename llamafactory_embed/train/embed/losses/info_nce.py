@@ -1,6 +1,7 @@
 """InfoNCE: find the query's positive among all positives and negatives of the batch.
 
-van den Oord et al. 2018; with in-batch and hard negatives as in Karpukhin et al. 2020 (DPR), LLM2Vec and tDRO.
+van den Oord et al. 2018; with in-batch and hard negatives as in Karpukhin et al. 2020 (DPR), LLM2Vec and tDRO. With
+two views of a text as query and positive it is SimCSE (Gao et al. 2021).
 """
 
 from __future__ import annotations
@@ -9,108 +10,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .similarity import Reduction, Similarity, reduce_rows, similarity_matrix
+from ....hparams.contrastive import ContrastiveOptions
+from .rows import EmbeddedRows, rows_of_all_ranks, similarity_matrix
 
 
-def info_nce(
-    queries: Tensor,
-    positives: Tensor,
-    negatives: Tensor | None = None,
-    *,
-    temperature: float,
-    similarity: Similarity = "cosine",
-    targets: Tensor | None = None,
-    negative_owners: Tensor | None = None,
-    own_passages_only: Tensor | None = None,
-    duplicates: Tensor | None = None,
-    false_negative_margin: float | None = None,
-    both_directions: bool = False,
-    all_queries: Tensor | None = None,
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """Cross entropy of softmax(similarity / temperature) against each query's positive.
+def info_nce(rows: EmbeddedRows, options: ContrastiveOptions) -> Tensor:
+    """Cross entropy of softmax(similarity / temperature) against each query's positive, [B]; candidates are the
+    passages of all rows, with `cross_device_negatives` those of other ranks too."""
+    everyone = rows_of_all_ranks(rows) if options.cross_device_negatives else rows
+    return contrast(rows, everyone, options)
 
-    Shapes: queries [B, d]; positives [P, d] and negatives [N, d] of the whole batch, of all ranks if there are more
-    (gathered with their gradients by the caller). Candidates are the positives, then the negatives; their order does
-    not matter to the result.
 
-    - `targets` [B]: the positive of each query; by default query i has positive i.
-    - `negative_owners` [N]: the positive beside which each negative stands in its row; by default the same number of
-      negatives for each positive, one after the other. Only read where own negatives are treated differently:
-    - `own_passages_only` [B], bool: these queries see their own positive and negatives only. tDRO does this for
-      classification and clustering, where another row's passage is often as right as the own one.
-    - `duplicates` [B, P + N], bool: candidates whose text is that of the query's positive; always left out.
-    - `false_negative_margin` m: a candidate of another row is left out if its similarity exceeds the positive's by
-      more than m (similarities before the temperature). Own hard negatives stay: they were chosen to be hard.
-    - `both_directions`: the mean of this and of finding the query of each positive, among `all_queries` [P, d], of
-      which number j belongs to positive j; by default the given queries.
+def contrast(rows: EmbeddedRows, everyone: EmbeddedRows, options: ContrastiveOptions) -> Tensor:
+    """The loss of `rows` [B] among `everyone`, who include them.
 
-    The own positive is never left out.
+    With `both_directions` it is the mean of finding each query's positive and of finding each positive's query; rows
+    that see only their own passages also ignore other rows' queries.
     """
-    if targets is None:
-        targets = torch.arange(len(queries), device=queries.device)
-    candidates = positives if negatives is None else torch.cat([positives, negatives])
-    similarities = similarity_matrix(queries, candidates, similarity)  # [B, P + N]
+    own_row = torch.arange(len(rows.queries), device=rows.queries.device) + rows.first_row - everyone.first_row  # [B]
+    own_only = rows.own_passages_only
+    ids = everyone.passage_ids
+    losses = find_own(rows.queries, everyone.passages, own_row, options, ids=ids, own_only=own_only)
+    if not options.both_directions:
+        return losses
 
-    left_out = torch.zeros_like(similarities, dtype=torch.bool)
-    if own_passages_only is not None or false_negative_margin is not None:
-        owners = candidate_owners(len(positives), len(candidates), negative_owners, queries.device)  # [P + N]
-        foreign = owners != targets.unsqueeze(1)  # [B, P + N]
-        if false_negative_margin is not None:
-            left_out |= foreign & exceeds_target(similarities, targets, false_negative_margin)
-        if own_passages_only is not None:
-            left_out |= foreign & own_passages_only.unsqueeze(1)
-    if duplicates is not None:
-        left_out |= duplicates
-    losses = cross_entropy_without(similarities / temperature, targets, left_out)  # [B]
-
-    if both_directions:
-        if all_queries is None:
-            all_queries = queries
-            own_query = torch.arange(len(queries), device=queries.device)
-            same_positive = None if duplicates is None else duplicates[:, targets]  # [B, B]
-        else:
-            own_query = targets
-            same_positive = None if duplicates is None else duplicates[:, : len(positives)]  # [B, P]
-        backward = info_nce(
-            positives[targets],
-            all_queries,
-            temperature=temperature,
-            similarity=similarity,
-            targets=own_query,
-            duplicates=same_positive,
-            false_negative_margin=false_negative_margin,
-            reduction="none",
-        )
-        averaged = (losses + backward) / 2
-        # Other rows' queries are no negatives for a row whose other rows' passages are none.
-        losses = averaged if own_passages_only is None else torch.where(own_passages_only, losses, averaged)
-    return reduce_rows(losses, reduction)
+    queries = everyone.queries.unsqueeze(1)  # [P, 1, d]
+    ids = None if ids is None else ids[:, :1]  # a query is known by the text of its positive
+    both = (losses + find_own(rows.passages[:, 0], queries, own_row, options, ids=ids)) / 2
+    return both if own_only is None else torch.where(own_only, losses, both)
 
 
-def candidate_owners(
-    num_positives: int, num_candidates: int, negative_owners: Tensor | None, device: torch.device
+def find_own(
+    anchors: Tensor,
+    candidates: Tensor,
+    own_row: Tensor,
+    options: ContrastiveOptions,
+    *,
+    ids: Tensor | None = None,
+    own_only: Tensor | None = None,
 ) -> Tensor:
-    """The positive beside which each candidate stands, [P + N]."""
-    own = torch.arange(num_positives, device=device)
-    if negative_owners is None:
-        negatives_each, rest = divmod(num_candidates - num_positives, num_positives)
-        if rest:
-            raise ValueError(
-                f"{num_candidates - num_positives} negatives cannot be shared out to {num_positives} positives: "
-                "say which belongs to which in `negative_owners`."
-            )
-        negative_owners = own.repeat_interleave(negatives_each)
-    return torch.cat([own, negative_owners])
+    """Cross entropy of finding, for each anchor [B, d], the first candidate of its row `own_row` [B] among the
+    candidates [P, C, d] of P rows, [B]. Some candidates are left out, never the one to find:
 
+    - those whose text, by their `ids` [P, C], is that of the one to find;
+    - all of other rows, for anchors marked in `own_only` [B]. tDRO does this for classification and clustering, where
+      another row's passage is often as right as the own one;
+    - those of other rows that are more similar than the one to find by more than `false_negative_margin`. Hard
+      negatives of the own row stay: they were chosen to be hard.
+    """
+    rows, each, _ = candidates.shape
+    owners = torch.arange(rows, device=anchors.device).repeat_interleave(each)  # [P * C]
+    others = owners != own_row.unsqueeze(1)  # [B, P * C]
+    targets = own_row * each  # [B]
+    similarities = similarity_matrix(anchors, candidates.flatten(0, 1), options.similarity)  # [B, P * C]
 
-def exceeds_target(similarities: Tensor, targets: Tensor, margin: float) -> Tensor:
-    """Which candidates are more similar to the query than its positive by more than the margin, [B, N]."""
-    similarities = similarities.detach()
-    return similarities > similarities.gather(1, targets.unsqueeze(1)) + margin
-
-
-def cross_entropy_without(scores: Tensor, targets: Tensor, left_out: Tensor) -> Tensor:
-    """Cross entropy of each row [B, N] over the candidates that are not left out; the target never is."""
+    left_out = torch.zeros_like(others)
+    if ids is not None:
+        left_out |= ids.flatten() == ids[own_row, :1]
+    if own_only is not None:
+        left_out |= others & own_only.unsqueeze(1)
+    if options.false_negative_margin is not None:
+        limits = similarities.gather(1, targets.unsqueeze(1)) + options.false_negative_margin
+        left_out |= others & (similarities > limits)
     left_out = left_out.scatter(1, targets.unsqueeze(1), False)
-    return F.cross_entropy(scores.masked_fill(left_out, -torch.inf), targets, reduction="none")
+    scores = (similarities / options.loss_temperature).masked_fill(left_out, -torch.inf)
+    return F.cross_entropy(scores, targets, reduction="none")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ....data.retrieval.rows import Example
 from ....hparams.contrastive import ComparisonOptions
+from ....model.packed import PackedBatch
 from ..contrastive.batch import ContrastiveBatch, ContrastiveCollator, text_id
-from ..losses import own_passages_loss
+from ..losses.own_passages import own_passages
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class TdroBatch(ContrastiveBatch):
 
     example_ids: Tensor  # [B], equal for examples of the same texts and instructions
     reference_losses: Tensor | None = None  # [B], filled in by the trainer
+
+
+ReferenceFunction = Callable[[TdroBatch, Sequence[PackedBatch]], Tensor]
+"""A batch and the forwards of its texts → the reference's losses of its rows, [B]."""
 
 
 class TdroCollator(ContrastiveCollator):
@@ -36,7 +41,7 @@ class TdroCollator(ContrastiveCollator):
 
 
 def example_id(example: Example) -> int:
-    """A number for what a query is compared with, as drawn in one epoch."""
+    """A number for a query with what it is compared with, as drawn in one epoch."""
     texts = (example.query_instruction, example.passage_instruction, *example.texts)
     return text_id("\x1f".join(texts))
 
@@ -44,9 +49,4 @@ def example_id(example: Example) -> int:
 def query_losses(embeddings: Tensor, batch: ContrastiveBatch, options: ComparisonOptions) -> Tensor:
     """Each query's cross entropy over its own positive and hard negatives: embeddings [2B + B*K, d] → [B]. Losses of
     different tasks can be compared because no other row's passages take part."""
-    queries, positives, negatives = batch.split(embeddings.float())
-    assert negatives is not None
-    passages = torch.cat([positives.unsqueeze(1), negatives], dim=1)  # [B, 1 + K, d]
-    return own_passages_loss(
-        queries, passages, temperature=options.loss_temperature, similarity=options.similarity, reduction="none"
-    )
+    return own_passages(batch.with_embeddings(embeddings.float()), options)

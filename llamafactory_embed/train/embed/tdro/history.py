@@ -1,4 +1,4 @@
-"""Weights, losses and measures of the tasks, update by update."""
+"""Weights, losses and measures of the tasks, update by update; a picture and a table of them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ....files import whole_file, write_text
 from .measure import UpdateMeasure
-from .weight_files import replace_text
+from .task_weights import TaskWeights
 
 
 HISTORY_NAME = "task_weights.jsonl"
@@ -23,10 +24,14 @@ query in the update has a weight only."""
 
 LOGGED = ("weight", "loss", "reference_loss", "measure")
 
+PICTURE_NAME = "task_weights.png"
+LINE_HEIGHT = 0.2  # inches of the picture for a task's name
+RECENT = 100  # updates over which the table averages losses and measures
+
 
 @dataclass
 class WeightHistory:
-    """One entry an update; the file in `folder` grows with them, if there is a folder."""
+    """An entry for each update, also appended to the file in `folder`, if there is a folder."""
 
     tasks: Sequence[str]
     folder: Path | None
@@ -34,7 +39,7 @@ class WeightHistory:
     _is_begun: bool = False
 
     def add(self, step: int, learning_rate: float, weights: Tensor, measure: UpdateMeasure) -> None:
-        """Note an update."""
+        """Add an update."""
         present = (measure.counts > 0).tolist()
 
         def by_task(values: Tensor) -> dict[str, float]:
@@ -56,7 +61,7 @@ class WeightHistory:
             self._append(self.folder, entry)
 
     def _append(self, folder: Path, entry: Entry) -> None:
-        if not self._is_begun:  # what an earlier run has left there is another history
+        if not self._is_begun:  # replace what an earlier run has left there
             folder.mkdir(parents=True, exist_ok=True)
             self.save(folder)
             self._is_begun = True
@@ -67,7 +72,7 @@ class WeightHistory:
     def save(self, folder: Path) -> None:
         """Write all entries."""
         lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries)
-        replace_text(folder / HISTORY_NAME, "".join(lines))
+        write_text(folder / HISTORY_NAME, "".join(lines))
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint's entries."""
@@ -76,8 +81,8 @@ class WeightHistory:
         self._is_begun = False
 
     def means_after(self, step: int) -> dict[str, float]:
-        """Means over the updates after a step, as loggers want them: `loss/<task>` and so on; the weight is the
-        latest."""
+        """Means over the updates after a step under the names that loggers get (`loss/<task>`, …); of the weight, the
+        latest value."""
         recent = list(itertools.takewhile(lambda entry: entry["step"] > step, reversed(self.entries)))
         if not recent:
             return {}
@@ -88,3 +93,75 @@ class WeightHistory:
                 if values:
                     means[f"{name}/{task}"] = sum(values) / len(values)
         return means
+
+
+def draw_weights(path: Path, history: WeightHistory) -> None:
+    """A line for each task, its name at the line's end."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    steps = [entry["step"] for entry in history.entries]
+    figure = Figure(figsize=(10, max(4.0, 0.28 * len(history.tasks))), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    last = history.entries[-1]["weight"]
+    heaviest_first = sorted(history.tasks, key=lambda task: -last[task])
+    for task in heaviest_first:
+        axes.plot(steps, [entry["weight"][task] for entry in history.entries], linewidth=1.4)
+    axes.set_xlabel("update")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("weight of the task")
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.0)
+
+    bottom, top = axes.get_ylim()
+    line_height = LINE_HEIGHT / figure.get_figheight() * (top - bottom)
+    heights = spread([last[task] for task in heaviest_first], bottom, top, line_height)
+    for task, height, line in zip(heaviest_first, heights, axes.lines, strict=True):
+        axes.annotate(
+            f"{task}  {last[task]:.3f}",
+            xy=(steps[-1], last[task]),
+            xytext=(1.02, (height - bottom) / (top - bottom)),
+            textcoords="axes fraction",
+            color=line.get_color(),
+            verticalalignment="center",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "relpos": (0, 0.5)},
+            annotation_clip=False,
+        )
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def spread(values: Sequence[float], bottom: float, top: float, line_height: float) -> list[float]:
+    """Heights near the falling `values`, one line of text apart, or less where there is no room for that."""
+    distance = min(line_height, (top - bottom) / len(values))
+    heights: list[float] = []
+    for number, value in enumerate(values):
+        lowest = bottom + distance * (len(values) - number - 0.5)  # leaves room for those below
+        highest = heights[-1] - distance if heights else top - distance / 2
+        heights.append(min(max(value, lowest), highest))
+    return heights
+
+
+def closing_table(history: WeightHistory, sizes: Sequence[int], weights: TaskWeights, start: Sequence[float]) -> str:
+    """The tasks, heaviest first, with what moved their weights."""
+    recent = history.means_after(history.entries[-1]["step"] - RECENT)
+    width = max(len("task"), *map(len, history.tasks))
+    columns = ("rows", "loss", "reference", "measure", "start", "weight", "mean", "epochs")
+    lines = [f"{'task':<{width}}" + "".join(f"{column:>11}" for column in columns)]
+    all_rows = sum(sizes)
+    order = weights.current.argsort(descending=True, stable=True).tolist()
+    for number in order:
+        task = history.tasks[number]
+        averages = [recent.get(f"{name}/{task}") for name in ("loss", "reference_loss", "measure")]
+        cells = [f"{value:>11.4f}" if value is not None else f"{'':>11}" for value in averages]
+        weight = float(weights.current[number])
+        lines.append(
+            f"{task:<{width}}{sizes[number]:>11}{''.join(cells)}{start[number]:>11.4f}{weight:>11.4f}"
+            f"{float(weights.mean[number]):>11.4f}{weight * all_rows / sizes[number]:>11.2f}"
+        )
+    updates = min(RECENT, len(history.entries))
+    lines.append(f"loss, reference and measure: means of the last {updates} of {weights.updates} updates")
+    return "\n".join(lines)

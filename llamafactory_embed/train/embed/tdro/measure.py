@@ -15,22 +15,26 @@ from torch import Tensor
 from ....hparams.tdro import TaskMeasure
 
 
-# A reference loss below this (after the norm) says nothing, and a ratio to it would say too much; it counts as 1.
 SMALLEST_REFERENCE = 1e-4
+"""A query's reference loss below this, after the norm, counts as 1: a ratio to it would dominate all others."""
+
+SMALLEST_MEAN_REFERENCE = torch.finfo(torch.float32).eps
+"""A task's mean reference loss below this counts as 1: losses are computed in float32, which rounds it to 0."""
 
 
 def measure_queries(losses: Tensor, reference: Tensor | None, measure: TaskMeasure, norm: float) -> Tensor:
     """What each query of a micro-batch says about its task: losses [B] and reference losses [B] → [B], at least 0.
 
-    `norm` is the p of the norm that reference losses are divided by, 0 for none; the whole micro-batch, of all
-    ranks, must be given at once.
+    `norm` is the p of the norm that reference losses are divided by, 0 for none; it is taken over the micro-batch of
+    all ranks, which must be given at once.
     """
     if measure == "loss":
         return losses.clamp(min=0)
     assert reference is not None
     if measure == "difference":
         return (losses - reference).clamp(min=0)
-    scaled = reference / torch.linalg.vector_norm(reference, norm) if norm else reference
+    length = torch.linalg.vector_norm(reference, norm) if norm else torch.ones(())
+    scaled = reference / length if length > 0 else reference  # all 0
     scaled = torch.where(scaled < SMALLEST_REFERENCE, 1.0, scaled)
     return ((losses if measure == "ratio" else losses - reference) / scaled).clamp(min=0)
 
@@ -48,11 +52,12 @@ def mean_by_task(sums: Tensor, counts: Tensor) -> Tensor:
 def robust_loss(losses: Tensor, tasks: Tensor, weights: Tensor, all_tasks: Tensor | None = None) -> Tensor:
     """The mean of the losses [B], each weighted with its task's weight [G].
 
-    `all_tasks` are those of the queries of all ranks, if the losses are one rank's only: then the sum of what the
-    ranks compute is the loss of the joined batch.
+    `all_tasks` are those of the queries of all ranks if the losses are only one rank's: the sum over ranks is then the
+    loss of the joined batch.
     """
     total = weights[tasks if all_tasks is None else all_tasks].sum()
-    return (losses * weights[tasks]).sum() / total
+    smallest = torch.finfo(total.dtype).tiny  # without it, a batch whose tasks have all lost their weight is 0 / 0
+    return (losses * weights[tasks]).sum() / total.clamp(min=smallest)
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,8 @@ class UpdateMeasure:
 class MeasureAccumulator:
     """Collects the micro-batches of an update.
 
-    The measures are the means of those of the micro-batches, as in the released program, where a task that is missing
-    in one of them counts as 0 there. `paper_ratio` compares means over the whole update instead, so that it does not
+    Measures are means over micro-batches, as in the released program, and a task that is missing in one counts as 0
+    there. `paper_ratio` compares means over the whole update instead, so that it does not
     depend on how a batch is cut.
     """
 
@@ -104,12 +109,11 @@ class MeasureAccumulator:
 
     def finish(self) -> UpdateMeasure:
         """The measures of the update; the next micro-batch begins another."""
+        losses, reference = (mean_by_task(sums, self._counts) for sums in (self._losses, self._reference))
         if self.measure == "paper_ratio":
-            smallest = torch.finfo(torch.float64).tiny
-            measures = torch.where(self._counts > 0, self._losses / self._reference.clamp(min=smallest), 0.0)
+            measures = losses / torch.where(reference < SMALLEST_MEAN_REFERENCE, 1.0, reference)
         else:
             measures = self._measures / self._micro_batches
-        reference = mean_by_task(self._reference, self._counts) if self._has_reference else None
-        found = UpdateMeasure(measures, self._counts, mean_by_task(self._losses, self._counts), reference)
+        update = UpdateMeasure(measures, self._counts, losses, reference if self._has_reference else None)
         self._clear()
-        return found
+        return update

@@ -1,5 +1,5 @@
-"""The reference's losses of a whole run, computed once: the reference then takes no memory while the proxy trains, and
-the next run on the same data takes no time for it."""
+"""The reference's losses of a whole run, computed once: the reference takes no memory while the proxy trains, and the
+next run on the same data takes no time for it."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ....data.batches import EvenEpochs
 from ....data.retrieval.rows import Example, RetrievalDataset
 from ....data.retrieval.sampler import GlobalBatchSampler
+from ....files import whole_file
 from ....hparams.contrastive import ComparisonOptions
 from ....model.embedding_config import EmbeddingConfig
-from ..gather import gather, rank, world_size
-from ..trainer import EvenEpochs
-from .batch import TdroBatch, TdroCollator, example_id
-from .reference import ReferenceFunction
+from ....model.packed import PackedBatch
+from ..gather import gather_values, rank
+from .batch import ReferenceFunction, TdroBatch, TdroCollator, example_id
 
 
 if TYPE_CHECKING:
     from llamafactory.hparams import TrainingArguments
 
 
-# What of an embedder's configuration changes its losses: not how it is described or served.
+# Parts of an embedder's configuration that do not change its losses.
 CONFIG_LEFT_OUT = ("instructions", "symmetric_tasks", "base_model", "merged_adapters", "normalize", "matryoshka_dims")
 
 
 class CachedReference:
-    """Losses by example; what is not known is an example of another run."""
+    """Losses by example; an example without one belongs to another run."""
 
     def __init__(self, losses: dict[int, float]) -> None:
         self.losses = losses
 
-    def __call__(self, batch: TdroBatch) -> Tensor:
+    def __call__(self, batch: TdroBatch, forwards: Sequence[PackedBatch]) -> Tensor:
         return torch.tensor([self.losses[number] for number in batch.example_ids.tolist()])
 
 
 def cache_path(
     folder: str | Path, models: Iterable[str], config: EmbeddingConfig, options: ComparisonOptions, dtype: Any
 ) -> Path:
-    """The file for a reference made of these models: another reference, prompt, length or temperature has another."""
+    """The file for a reference made of these models; another reference, prompt, length or temperature has another."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in CONFIG_LEFT_OUT}
     identity = [
         [fingerprint(model) for model in models],
@@ -64,13 +64,13 @@ def cache_path(
 
 
 def fingerprint(model: str) -> list[Any]:
-    """What tells a model from another: its name, and of a folder its files with their sizes and times."""
+    """What tells one model from another: its name, and of a folder its files with their sizes and times."""
     if not os.path.isdir(model):
         return [model]
     names = sorted(name for name in os.listdir(model) if name.endswith((".json", ".safetensors", ".bin")))
     stats = [os.stat(os.path.join(model, name)) for name in names]
-    found = [[name, each.st_size, each.st_mtime_ns] for name, each in zip(names, stats, strict=True)]
-    return [os.path.abspath(model), *found]
+    files = [[name, each.st_size, each.st_mtime_ns] for name, each in zip(names, stats, strict=True)]
+    return [os.path.abspath(model), *files]
 
 
 def examples_of_run(
@@ -98,34 +98,35 @@ def fill_cache(
     batch_size: int,
     load: Callable[[], ReferenceFunction],
 ) -> CachedReference:
-    """Read the losses that the file holds, compute those that are missing (loading the reference only if there are
-    any), and write them all back."""
-    known = read_losses(path)
+    """Read the losses that the file holds, compute those that are missing on any rank (the reference is loaded only if
+    there are some), and write them all back."""
+    losses = read_losses(path)
     missing: dict[int, Example] = {}
     for example in examples:
         number = example_id(example)
-        if number not in known:
+        if number not in losses:
             missing.setdefault(number, example)
-    if int(gather(torch.tensor([len(missing)])).sum()) == 0:
-        return CachedReference(known)
+    if any(gather_values(bool(missing))):
+        computed = compute_losses(missing, collator, batch_size, load())
+        for part in gather_values(computed):
+            losses.update(part)
+        if rank() == 0:
+            write_losses(path, losses)
+    return CachedReference(losses)
 
-    reference = load()
-    todo = sorted(missing.items(), key=lambda item: len(item[1].negatives))
-    groups = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
-    found: dict[int, float] = {}
+
+def compute_losses(
+    examples: Mapping[int, Example], collator: TdroCollator, batch_size: int, reference: ReferenceFunction
+) -> dict[int, float]:
+    """The reference's losses of numbered examples."""
+    order = sorted(examples.items(), key=lambda item: len(item[1].negatives))
+    groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    losses: dict[int, float] = {}
     for group in tqdm(groups, desc="Losses of the reference", disable=rank() != 0):
-        losses = reference(collator([example for _, example in group])["batch"])
-        found.update(zip((number for number, _ in group), losses.tolist(), strict=True))
-
-    parts: list[dict[int, float]] = [found]
-    if world_size() > 1:
-        parts = [{} for _ in range(world_size())]
-        dist.all_gather_object(parts, found)
-    for part in parts:
-        known.update(part)
-    if rank() == 0:
-        write_losses(path, known)
-    return CachedReference(known)
+        batch: TdroBatch = collator([example for _, example in group])["batch"]
+        values = reference(batch, batch.packed).tolist()
+        losses.update(zip((number for number, _ in group), values, strict=True))
+    return losses
 
 
 def read_losses(path: Path) -> dict[int, float]:
@@ -136,10 +137,8 @@ def read_losses(path: Path) -> dict[int, float]:
     return dict(zip(tensors["examples"].tolist(), tensors["losses"].tolist(), strict=True))
 
 
-def write_losses(path: Path, losses: dict[int, float]) -> None:
-    """Write to a temporary name, then rename."""
+def write_losses(path: Path, losses: Mapping[int, float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
     numbers, values = torch.tensor(list(losses)), torch.tensor(list(losses.values()))
-    save_file({"examples": numbers, "losses": values}, temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        save_file({"examples": numbers, "losses": values}, temporary)

@@ -1,16 +1,22 @@
-"""The weights of the tasks and how they follow the measures: exponentiated gradient ascent (Ma et al. 2024)."""
+"""The weights of the tasks: how they follow the measures (exponentiated gradient ascent, Ma et al. 2024), and their
+files, which are those of tDRO: `dataset_weights` of the contrastive stage reads them, and tDRO reads ours."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....data.retrieval.weights import read_weights
+from ....files import write_json
 from ....hparams.tdro import TdroOptions
+
+
+WeightTable = dict[str, dict[str, Any]]
 
 
 def clip_gradient(gradient: Tensor, options: TdroOptions) -> Tensor:
@@ -26,7 +32,7 @@ def clip_gradient(gradient: Tensor, options: TdroOptions) -> Tensor:
 
 
 def learning_rate(options: TdroOptions, updates: int, total_updates: int) -> float:
-    """The step size after so many updates of the run's total."""
+    """The step size after `updates` of `total_updates`."""
     warmup, least = options.tdro_warmup_steps, options.tdro_min_lr_ratio
     if options.tdro_scheduler == "constant":
         return options.tdro_lr
@@ -39,7 +45,7 @@ def learning_rate(options: TdroOptions, updates: int, total_updates: int) -> flo
 
 
 def start_weights(source: str, tasks: Sequence[str]) -> list[float]:
-    """The weights that a run starts from (`tdro_start_weights`): all alike, or those of a file, which must have one
+    """The weights that a run starts from (`tdro_start_weights`): equal ones, or those of a file, which must have one
     for each task and for no other."""
     if source == "uniform":
         return [1 / len(tasks)] * len(tasks)
@@ -55,8 +61,8 @@ def start_weights(source: str, tasks: Sequence[str]) -> list[float]:
 
 
 class TaskWeights:
-    """Task weights [G] with their mean, their moving average and the state of their optimizer. Kept in double
-    precision on the CPU: every rank has the same ones, computed from the same gathered losses."""
+    """Task weights [G] with their mean, their moving average and their optimizer, in double precision on the CPU: all
+    ranks compute the same ones from the same gathered losses."""
 
     def __init__(self, start: Sequence[float], options: TdroOptions) -> None:
         self.options = options
@@ -86,7 +92,7 @@ class TaskWeights:
                 return torch.optim.Adagrad(parameters, options.tdro_lr, maximize=True)
 
     def update(self, measures: Tensor, total_updates: int) -> float:
-        """Step along the measures [G] of the tasks; returns the step size."""
+        """Step along the measures [G] of the tasks and return the step size."""
         rate = learning_rate(self.options, self.updates, total_updates)
         self._optimizer.param_groups[0]["lr"] = rate
         self.log_weights.grad = clip_gradient(measures.double(), self.options)
@@ -101,7 +107,7 @@ class TaskWeights:
         return rate
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs to go on as if it had not been interrupted."""
+        """What a resumed run needs to go on as if it had not been interrupted."""
         return {
             "current": self.current,
             "moving_average": self.moving_average,
@@ -117,3 +123,48 @@ class TaskWeights:
         self.updates = state["updates"]
         self.log_weights.copy_(state["log_weights"])
         self._optimizer.load_state_dict(state["optimizer"])
+
+
+def weight_table(weights: Mapping[str, float], sizes: Mapping[str, int]) -> WeightTable:
+    """Weights by task as a table of tDRO. `epoch` is how often a row of the task is seen while as many rows are drawn
+    as the file's tasks have: weight * (rows of the file's tasks) / (rows of the task)."""
+    rows = sum(sizes[task] for task in weights)
+    return {
+        "domain_ids": {task: number for number, task in enumerate(weights)},
+        "domain_weights": dict(weights),
+        "size": {task: sizes[task] for task in weights},
+        "epoch": {task: weight * rows / sizes[task] for task, weight in weights.items()},
+    }
+
+
+def heaviest(weights: Mapping[str, float], percent: int) -> dict[str, float]:
+    """The heaviest tasks, `percent` of all rounded down, with equal weights."""
+    count = len(weights) * percent // 100
+    return {task: 1 / count for task in sorted(weights, key=lambda task: -weights[task])[:count]}
+
+
+def weight_tables(
+    tasks: Sequence[str], sizes: Sequence[int], weights: TaskWeights, percents: Sequence[int]
+) -> dict[str, WeightTable]:
+    """The tables of a run by file name."""
+    rows = dict(zip(tasks, sizes, strict=True))
+
+    def by_task(values: Any) -> dict[str, float]:
+        return dict(zip(tasks, values.tolist(), strict=True))
+
+    current = by_task(weights.current)
+    tables = {
+        "curr_weights.json": weight_table(current, rows),
+        "mean_weights.json": weight_table(by_task(weights.mean), rows),
+        "ema_weights.json": weight_table(by_task(weights.moving_average), rows),
+    }
+    for percent in percents:
+        tables[f"top{percent}_weights.json"] = weight_table(heaviest(current, percent), rows)
+    return tables
+
+
+def write_weight_files(folder: str | Path, tables: Mapping[str, WeightTable]) -> None:
+    """Write the tables, except those without a task: nothing could be trained on them."""
+    for name, table in tables.items():
+        if table["domain_ids"]:
+            write_json(Path(folder) / name, table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....files import whole_file
 from ....hparams.tdro import TdroOptions
 from ..contrastive.batch import ContrastiveBatch
 from ..contrastive.trainer import ContrastiveTrainer
 from ..gather import gather, world_size
-from .batch import TdroBatch, query_losses
+from .batch import ReferenceFunction, TdroBatch, query_losses
 from .history import WeightHistory
 from .measure import MeasureAccumulator, robust_loss
-from .reference import ReferenceFunction
-from .task_weights import TaskWeights
-from .weight_files import weight_tables, write_weight_files
+from .task_weights import TaskWeights, weight_tables, write_weight_files
 
 
 STATE_NAME = "task_weights.pt"
@@ -51,18 +49,18 @@ class TdroTrainer(ContrastiveTrainer):
         self.history = WeightHistory(tasks, folder)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The reference first, so that its forward lies between no forward of the proxy and its backward."""
+        """The reference comes first: no forward of the proxy may wait for its backward meanwhile."""
         if self.reference is not None:
             batch: TdroBatch = inputs["batch"]
-            packed = self._equal_forwards(batch.packed)
+            forwards = self._equal_forwards(batch.packed)
             with self.compute_loss_context_manager():
-                losses = self.reference(dataclasses.replace(batch, packed=packed))
+                losses = self.reference(batch, forwards)
             inputs = inputs | {"batch": dataclasses.replace(batch, reference_losses=losses)}
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _robust_loss(self, embeddings: Tensor, batch: ContrastiveBatch) -> Tensor:
-        """Measure a micro-batch, move the weights if it completes the update, and weight its losses with them (so that
-        only the last micro-batch of an update sees the new weights, as in tDRO)."""
+        """Measure a micro-batch, move the weights if it completes the update, and weight its losses with them: as in
+        tDRO, only the last micro-batch of an update sees the new weights."""
         assert isinstance(batch, TdroBatch)
         losses = query_losses(embeddings, batch, self.options)  # [B]
         tasks = batch.task_indices.to(losses.device)  # [B]
@@ -76,15 +74,15 @@ class TdroTrainer(ContrastiveTrainer):
         return world_size() * robust_loss(losses, tasks, weights, all_tasks)
 
     def _update_weights(self) -> None:
-        measured = self.measures.finish()
-        rate = self.weights.update(measured.measures, self.state.max_steps)
-        self.history.add(self.weights.updates, rate, self.weights.current, measured)
+        measure = self.measures.finish()
+        rate = self.weights.update(measure.measures, self.state.max_steps)
+        self.history.add(self.weights.updates, rate, self.weights.current, measure)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """With the losses of the proxy: weight, loss and measure of every task since the entry before."""
+        """Add weight, loss and measure of every task since the entry before to the proxy's loss."""
         if "loss" in logs:
-            before = [entry["step"] for entry in self.state.log_history if "loss" in entry]
-            logs |= self.history.means_after(before[-1] if before else 0)
+            steps = [entry["step"] for entry in self.state.log_history if "loss" in entry]
+            logs |= self.history.means_after(steps[-1] if steps else 0)
         super().log(logs, start_time)
 
     def write_checkpoint(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
@@ -92,9 +90,8 @@ class TdroTrainer(ContrastiveTrainer):
         tables = weight_tables(self.tasks, self.sizes, self.weights, self.options.tdro_top_percents)
         write_weight_files(folder, tables)
         self.history.save(folder)
-        temporary = folder / f"{STATE_NAME}.tmp"
-        torch.save({"tasks": list(self.tasks), **self.weights.state_dict()}, temporary)
-        os.replace(temporary, folder / STATE_NAME)
+        with whole_file(folder / STATE_NAME) as temporary:
+            torch.save({"tasks": list(self.tasks), **self.weights.state_dict()}, temporary)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -103,7 +100,7 @@ class TdroTrainer(ContrastiveTrainer):
         path = Path(checkpoint, STATE_NAME)
         if not path.is_file():
             raise ValueError(
-                f"`resume_from_checkpoint: {checkpoint}` is no checkpoint of `stage: tdro`: it has no {path.name}."
+                f"`resume_from_checkpoint: {checkpoint}` is not a checkpoint of `stage: tdro`: it has no {path.name}."
             )
         state = torch.load(path, weights_only=True)
         if state["tasks"] != list(self.tasks):

@@ -12,18 +12,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ....data.words.sentences import Sentence
+from ....data.words.formats import Sentence
 from ....evaluation.word_metrics import CUT, word_metrics
 from ....loading.weights import load_backbone_weights, part_of_state_dict, save_backbone
 from ...trainer import WrappedModelTrainer
-from .batches import NO_LABEL, WordExample, collate_words
+from ..gather import gather_values
+from .data import NO_LABEL, WordExample, collate_words
 from .record import WordTaskRecord, load_classifier, save_classifier
-from .tagger import WordTagger
+from .tagger import SentenceGroup, WordTagger
 
 
 @dataclass(frozen=True)
 class WordEval:
-    """Sentences to judge by, and the same as the model gets them."""
+    """Sentences to evaluate on, and the same as the model gets them."""
 
     sentences: list[Sentence]
     examples: list[WordExample]
@@ -54,7 +55,9 @@ class WordTaskTrainer(WrappedModelTrainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """This micro-batch's part of the step's loss, with its graph."""
-        scores = model(inputs["sentences"], inputs["states"])  # [W, labels]
+        states = inputs["states"]
+        groups = self._equal_forwards(self.tagger.group(inputs["sentences"])) if states is None else []
+        scores = model(groups, states)  # [W, labels]
         labels = inputs["labels"]
         total = nn.functional.cross_entropy(scores.float(), labels, ignore_index=NO_LABEL, reduction="sum")
         words = (labels != NO_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
@@ -69,6 +72,18 @@ class WordTaskTrainer(WrappedModelTrainer):
         if self.accelerator.num_processes > 1:
             dist.all_reduce(words)
         return words
+
+    def _equal_forwards(self, groups: list[SentenceGroup]) -> list[SentenceGroup]:
+        """As many forwards on every rank as on the one that runs most, where the engine needs that."""
+        if not self.is_in_lockstep or self.accelerator.num_processes == 1:
+            return groups
+        count = torch.tensor(len(groups), device=self.args.device)
+        dist.all_reduce(count, op=dist.ReduceOp.MAX)
+        return self.add_forwards(groups, int(count))
+
+    def add_forwards(self, forwards: list[SentenceGroup], count: int) -> list[SentenceGroup]:
+        """The same with forwards of nothing."""
+        return [*forwards, *(SentenceGroup.filler(forwards[0]) for _ in range(count - len(forwards)))]
 
     # ---------------------------------------------- evaluation ----------------------------------------------
 
@@ -89,8 +104,8 @@ class WordTaskTrainer(WrappedModelTrainer):
 
     @torch.no_grad()
     def label(self, data: WordEval) -> tuple[list[list[str]], float]:
-        """The label of every word, without dropout, and the mean loss where the labels are known. Ranks share the
-        sentences, unless each of them is needed for every forward."""
+        """The label of every word, without dropout, and the mean loss over words whose label is known. Ranks share the
+        sentences, unless the engine needs all of them in every forward."""
         ranks = 1 if self.is_sharded else self.args.world_size
         rank = 0 if self.is_sharded else self.args.process_index
         was_training = self.model.training
@@ -100,26 +115,26 @@ class WordTaskTrainer(WrappedModelTrainer):
         total, words = 0.0, 0
         size = self.args.per_device_eval_batch_size
         for start in tqdm(range(0, len(own), size), desc="Labelling", disable=self.args.disable_tqdm, leave=False):
-            chosen = own[start : start + size]
-            inputs = self._prepare_inputs(collate_words([data.examples[index] for index in chosen]))
-            scores = self.model(inputs["sentences"], inputs["states"]).float()
-            labels = inputs["labels"]
+            batch = own[start : start + size]
+            inputs = self._prepare_inputs(collate_words([data.examples[index] for index in batch]))
+            labels, states = inputs["labels"], inputs["states"]
+            groups = self.tagger.group(inputs["sentences"]) if states is None else []
+            scores = self.model(groups, states).float()
             total += float(nn.functional.cross_entropy(scores, labels, ignore_index=NO_LABEL, reduction="sum"))
             words += int((labels != NO_LABEL).sum())
-            counts = [len(data.examples[index].labels) for index in chosen]
-            for index, found in zip(chosen, scores.argmax(dim=-1).split(counts), strict=True):
-                numbers[index] = found.tolist()
+            counts = [len(data.examples[index].labels) for index in batch]
+            for index, predicted in zip(batch, scores.argmax(dim=-1).split(counts), strict=True):
+                numbers[index] = predicted.tolist()
         self.model.train(was_training)
         if ranks > 1:
-            parts: list[Any] = [None] * ranks
-            dist.all_gather_object(parts, (numbers, total, words))
-            numbers = {index: found for part in parts for index, found in part[0].items()}
+            parts = gather_values((numbers, total, words))
+            numbers = {index: labels for part in parts for index, labels in part[0].items()}
             total, words = sum(part[1] for part in parts), sum(part[2] for part in parts)
         named = [self._named(data, index, numbers[index]) for index in range(len(data.examples))]
         return named, total / max(1, words)
 
     def _named(self, data: WordEval, index: int, numbers: Sequence[int]) -> list[str]:
-        """Numbers of the words that were read → a label of every word."""
+        """Label numbers of the words that were read → a label of every word."""
         labels = [CUT] * len(data.sentences[index].words)
         for word, number in zip(data.examples[index].sentence.words, numbers, strict=True):
             labels[word] = self.record.labels[number]

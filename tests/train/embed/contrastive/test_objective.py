@@ -27,14 +27,16 @@ def test_embeddings_come_in_the_order_of_the_rows(model) -> None:
     examples = make_examples(4, 2)
     batch = collate(model, examples)
     with torch.no_grad():
-        queries, positives, negatives = batch.split(model(batch.packed))
+        rows = batch.with_embeddings(model(batch.packed))
         tokenizer = make_tokenizer(model)
         for row, example in enumerate(examples):
             alone = collate(model, [example])
-            query, positive, own_negatives = alone.split(model(alone.packed))
-            torch.testing.assert_close(queries[row], query[0], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(positives[row], positive[0], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(negatives[row], own_negatives[0], atol=1e-5, rtol=1e-5)
+            own = alone.with_embeddings(model(alone.packed))
+            torch.testing.assert_close(rows.queries[row], own.queries[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(rows.passages[row], own.passages[0], atol=1e-5, rtol=1e-5)
+            assert rows.passage_ids is not None
+            assert own.passage_ids is not None
+            assert torch.equal(rows.passage_ids[row], own.passage_ids[0])
     assert tokenizer.queries(["a"], "b")[0].token_ids != tokenizer.documents(["a"])[0].token_ids
 
 
@@ -59,13 +61,27 @@ def test_a_negative_that_is_another_rows_positive_text_is_left_out_for_that_row(
     torch.testing.assert_close(loss, F.cross_entropy(scores, torch.arange(3)))
 
 
+def test_matryoshka_is_the_sum_over_prefixes(model) -> None:
+    """Cosines normalize the prefix anew, dot products leave it as it is."""
+    batch = collate(model, make_examples(5, 1))
+    embeddings = torch.randn(15, 8, generator=torch.Generator().manual_seed(0))
+    for similarity in ("cosine", "dot"):
+        losses = []
+        for dim in (8, 3):
+            prefix = embeddings[:, :dim] if similarity == "dot" else F.normalize(embeddings[:, :dim], dim=1)
+            losses.append(F.cross_entropy(prefix[:5] @ prefix[5:].T / 0.1, torch.arange(5)))
+        options = ContrastiveOptions(loss_temperature=0.1, similarity=similarity, matryoshka_dims=[8, 3])
+        torch.testing.assert_close(ContrastiveObjective(options)(embeddings, batch), torch.stack(losses).sum())
+
+
 @pytest.mark.parametrize(
     ("options", "negatives", "sentence"),
     [
         ({"contrastive_loss": "repllama"}, 0, "`num_negatives` to at least 1"),
         ({"contrastive_loss": "kl_distillation"}, 1, "needs data with a `score` column"),
         ({"contrastive_loss": "cosent"}, 0, "needs data with a `score` column"),
-        ({"matryoshka_dims": [64]}, 1, "`matryoshka_dims` must lie between 1 and the embedding's size 8"),
+        ({"matryoshka_dims": [64]}, 1, r"`matryoshka_dims` must lie between 1 and the embedding's size 8, not \[64\]"),
+        ({"matryoshka_dims": [0, 8]}, 1, "`matryoshka_dims` must lie between 1 and the embedding's size 8"),
     ],
 )
 def test_data_that_do_not_suit_the_loss_are_refused(model, options, negatives, sentence) -> None:
@@ -78,3 +94,14 @@ def test_data_that_do_not_suit_the_loss_are_refused(model, options, negatives, s
 def test_uneven_negatives_in_a_batch_are_refused(model) -> None:
     with pytest.raises(ValueError, match="different numbers of negatives"):
         collate(model, [*make_examples(2, 1), *make_examples(2, 0)])
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "cosent", "angle"])
+def test_rows_without_negatives_are_a_batch(model, loss) -> None:
+    batch = collate(
+        model, [dataclasses.replace(each, scores=(row / 4,)) for row, each in enumerate(make_examples(4, 0))]
+    )
+    embeddings = torch.randn(8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    value = ContrastiveObjective(ContrastiveOptions(contrastive_loss=loss))(embeddings, batch)
+    assert value > 0
+    assert (torch.autograd.grad(value, embeddings)[0].abs().sum(dim=1) > 0).all()

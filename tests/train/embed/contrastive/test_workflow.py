@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,13 @@ import yaml
 from llamafactory_embed import Encoder
 from llamafactory_embed.data.retrieval.evalset import build_retrieval_eval
 from llamafactory_embed.data.retrieval.reader import load_tasks
-from llamafactory_embed.data.retrieval.rows import Row
+from llamafactory_embed.data.retrieval.rows import RetrievalDataset, Row
 from llamafactory_embed.evaluation.in_training import evaluate_retrieval
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.loading import backbone as loading
+from llamafactory_embed.model.embedding_config import EmbeddingConfig
 from llamafactory_embed.train import workflow as train_workflow
+from llamafactory_embed.train.embed import tasks as tasks_module
 from llamafactory_embed.train.embed.contrastive import workflow
 from llamafactory_embed.train.embed.tasks import first_rows, load_train_and_eval_tasks
 from tests.e2e.contrastive_runs import LATENT, LORA, RunResult, perform, recipe, write_data
@@ -210,6 +213,33 @@ def test_without_an_evaluation_only_the_loss_is_drawn(run: Run, monkeypatch: pyt
     assert drawn == ["loss"]
 
 
+@pytest.mark.parametrize(
+    ("options", "similarity"),
+    [
+        ({}, "cosine"),
+        ({"similarity": "dot", "normalize_embeddings": False}, "dot"),
+        ({"contrastive_loss": "repllama", "dataset": "with_negatives"}, "dot"),
+        ({"contrastive_loss": "cosent", "dataset": "scored", "num_negatives": 0, "similarity": "dot"}, "cosine"),
+    ],
+)
+def test_the_checkpoint_says_how_its_loss_compares_texts(
+    options: dict[str, Any], similarity: str, run: Run, tmp_path: Path
+) -> None:
+    run("out", **options, max_steps=1)
+    assert EmbeddingConfig.load(tmp_path / "out").similarity == similarity
+    assert f"| compared by | {similarity} |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_lengths_that_are_trained_but_not_served_are_warned_of(
+    normalized: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(tasks_module.logger, "warning_rank0", warnings.append)
+    run("out", similarity="dot", normalize_embeddings=normalized, max_steps=1)
+    assert [text[:17] for text in warnings] == (["`similarity: dot`"] if normalized else [])
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Held-out rows
 # ---------------------------------------------------------------------------------------------------------------
@@ -281,6 +311,22 @@ def test_a_stream_is_trained_as_held_rows_are(run: Run) -> None:
     first_pass, second_pass = shuffled[:4], shuffled[4:]
     assert sorted(first_pass) != pytest.approx(sorted(held), abs=1e-5)
     assert sorted(first_pass) != pytest.approx(sorted(second_pass), abs=1e-5)
+
+
+def test_a_data_worker_gets_no_data_set(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where processes are not forked, as from Python 3.14 on, it would be pickled anew in every epoch."""
+    alone = run("alone", max_steps=3).losses
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    monkeypatch.setattr(RetrievalDataset, "__reduce__", refuse_to_be_pickled, raising=False)
+    try:
+        assert run("forkserver", max_steps=3, dataloader_num_workers=1).losses == alone
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
+def refuse_to_be_pickled(self: RetrievalDataset) -> Any:
+    raise AssertionError("a data worker got the data set")
 
 
 def test_streams_begin_again_and_are_resumed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llamafactory_embed.train.embed.losses import (
-    angle,
-    cosent,
-    info_nce,
-    kl_distillation,
-    margin_mse,
-    matryoshka,
-    own_passages_loss,
-    repllama,
-    simcse,
-)
-from llamafactory_embed.train.embed.losses.angle import angle_similarity
+from llamafactory_embed.hparams.contrastive import ContrastiveOptions
+from llamafactory_embed.train.embed.losses import LOSSES, Loss
+from llamafactory_embed.train.embed.losses import rows as rows_module
+from llamafactory_embed.train.embed.losses.distillation import kl_distillation, margin_distillation
+from llamafactory_embed.train.embed.losses.info_nce import contrast, info_nce
+from llamafactory_embed.train.embed.losses.own_passages import own_passages, repllama
+from llamafactory_embed.train.embed.losses.ranking import angle, angle_similarity, cosent
+from llamafactory_embed.train.embed.losses.rows import EmbeddedRows
+from tests.embedders import make_rows
 
 
+REPOSITORY = Path(__file__).parents[4]
 ROWS, NEGATIVES, SIZE = 5, 3, 6
 
 
@@ -59,98 +60,113 @@ def info_nce_by_loops(
     return torch.stack(losses)
 
 
+def options(temperature: float = 0.1, **more: Any) -> ContrastiveOptions:
+    return ContrastiveOptions(loss_temperature=temperature, **more)
+
+
+def in_batch(
+    queries: Tensor,
+    positives: Tensor,
+    negatives: Tensor | None = None,
+    *,
+    passage_ids: Tensor | None = None,
+    own_passages_only: Tensor | None = None,
+    **more: Any,
+) -> Tensor:
+    """InfoNCE of each row, by default at temperature 0.1."""
+    rows = make_rows(queries, positives, negatives, passage_ids=passage_ids, own_passages_only=own_passages_only)
+    return info_nce(rows, options(**more))
+
+
+def random_ids(rows: int, seed: int) -> Tensor:
+    """Numbers for the passages of each row, several of them equal."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 6, (rows, 1 + NEGATIVES), generator=generator)
+
+
+def test_every_loss_of_the_recipe_has_its_line() -> None:
+    assert list(LOSSES) == list(get_args(get_type_hints(ContrastiveOptions)["contrastive_loss"]))
+
+
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
 def test_info_nce_equals_loops(temperature: float) -> None:
     inputs = batch()
-    losses = info_nce(*inputs, temperature=temperature, reduction="none")
-    torch.testing.assert_close(losses, info_nce_by_loops(*inputs, temperature))
-    torch.testing.assert_close(info_nce(*inputs, temperature=temperature), losses.mean())
+    torch.testing.assert_close(in_batch(*inputs, temperature=temperature), info_nce_by_loops(*inputs, temperature))
 
 
 def test_uniform_similarities_cost_the_logarithm_of_the_candidates() -> None:
     ones = torch.ones(ROWS, SIZE, dtype=torch.float64)
     negatives = torch.ones(ROWS * NEGATIVES, SIZE, dtype=torch.float64)
-    candidates = ROWS * (1 + NEGATIVES)
-    assert float(info_nce(ones, ones, negatives, temperature=0.02)) == pytest.approx(math.log(candidates))
-    assert float(info_nce(ones, ones, temperature=0.02, both_directions=True)) == pytest.approx(math.log(ROWS))
-    assert float(repllama(ones, ones, negatives.view(ROWS, NEGATIVES, SIZE))) == pytest.approx(math.log(1 + NEGATIVES))
+
+    def expect(losses: Tensor, candidates: int) -> None:
+        torch.testing.assert_close(losses, torch.full_like(losses, math.log(candidates)))
+
+    expect(in_batch(ones, ones, negatives, temperature=0.02), ROWS * (1 + NEGATIVES))
+    expect(in_batch(ones, ones, temperature=0.02, both_directions=True), ROWS)
+    expect(repllama(make_rows(ones, ones, negatives), options()), 1 + NEGATIVES)
 
 
 def test_two_candidates_cost_the_softplus_of_their_margin() -> None:
     query, positive, negative = random(1, SIZE, seed=1), random(1, SIZE, seed=2), random(1, SIZE, seed=3)
     margin = float((query @ negative.T - query @ positive.T) / 0.7)
-    expected = math.log1p(math.exp(margin))
-    assert float(info_nce(query, positive, negative, temperature=0.7, similarity="dot")) == pytest.approx(expected)
+    loss = in_batch(query, positive, negative, temperature=0.7, similarity="dot")
+    assert float(loss) == pytest.approx(math.log1p(math.exp(margin)))
 
 
 def test_a_single_candidate_costs_nothing_and_teaches_nothing() -> None:
     query, positive, _ = batch(rows=1)
-    loss = info_nce(query.requires_grad_(), positive, temperature=0.05)
+    loss = in_batch(query.requires_grad_(), positive, temperature=0.05)
     assert loss.item() == 0
     assert torch.autograd.grad(loss, query)[0].abs().max() == 0
 
 
-def test_info_nce_does_not_depend_on_the_order_of_candidates() -> None:
+def test_info_nce_does_not_depend_on_the_order_of_rows_and_of_negatives() -> None:
     queries, positives, negatives = batch()
-    similar = {"temperature": 0.1, "false_negative_margin": 0.1}
     own_only = torch.tensor([True, False, True, False, False])
-    duplicates = random(ROWS, ROWS * (1 + NEGATIVES), seed=7) > 1
-    losses = info_nce(
-        queries, positives, negatives, own_passages_only=own_only, duplicates=duplicates, reduction="none", **similar
+    ids = random_ids(ROWS, seed=7)
+    losses = in_batch(
+        queries, positives, negatives, passage_ids=ids, own_passages_only=own_only, false_negative_margin=0.1
     )
 
     generator = torch.Generator().manual_seed(5)
-    rows, columns = torch.randperm(ROWS, generator=generator), torch.randperm(len(negatives), generator=generator)
-    places = rows.argsort()  # where positive i went
-    shuffled = info_nce(
-        queries,
+    rows, columns = torch.randperm(ROWS, generator=generator), torch.randperm(NEGATIVES, generator=generator)
+    shuffled = in_batch(
+        queries[rows],
         positives[rows],
-        negatives[columns],
-        targets=places,
-        negative_owners=places[columns // NEGATIVES],
-        own_passages_only=own_only,
-        duplicates=torch.cat([duplicates[:, rows], duplicates[:, ROWS + columns]], dim=1),
-        reduction="none",
-        **similar,
+        negatives.view(ROWS, NEGATIVES, SIZE)[rows][:, columns].flatten(0, 1),
+        passage_ids=torch.cat([ids[rows, :1], ids[rows][:, 1 + columns]], dim=1),
+        own_passages_only=own_only[rows],
+        false_negative_margin=0.1,
     )
-    torch.testing.assert_close(shuffled, losses)
+    torch.testing.assert_close(shuffled, losses[rows])
+    assert not torch.allclose(losses, in_batch(queries, positives, negatives), atol=1e-3)
 
 
 def test_a_rank_with_gathered_candidates_computes_its_rows_of_the_joined_batch() -> None:
-    queries, positives, negatives = batch(rows=6)
-    options: dict[str, Any] = {
-        "temperature": 0.1,
-        "false_negative_margin": 0.05,
-        "both_directions": True,
-        "own_passages_only": torch.tensor([False, True, False, False, True, False]),
-        "duplicates": random(6, 6 * (1 + NEGATIVES), seed=8) > 1.5,
-    }
-    joined = info_nce(queries, positives, negatives, reduction="none", **options)
-    for rows in (slice(0, 3), slice(3, 6)):
-        local = {name: value[rows] if isinstance(value, Tensor) else value for name, value in options.items()}
-        part = info_nce(
-            queries[rows],
-            positives,
-            negatives,
-            targets=torch.arange(6)[rows],
-            all_queries=queries,
-            reduction="none",
-            **local,
-        )
-        torch.testing.assert_close(part, joined[rows])
+    everyone = make_rows(
+        *batch(rows=6),
+        passage_ids=random_ids(6, seed=8),
+        own_passages_only=torch.tensor([False, True, False, False, True, False]),
+    )
+    settings = options(false_negative_margin=0.05, both_directions=True)
+    joined = info_nce(everyone, settings)
+    for first in (0, 3):
+        part = slice(first, first + 3)
+        fields = {name: value[part] for name, value in vars(everyone).items() if isinstance(value, Tensor)}
+        own = EmbeddedRows(**fields, first_row=first)
+        torch.testing.assert_close(contrast(own, everyone, settings), joined[part])
 
 
 def test_own_passages_only() -> None:
     queries, positives, negatives = batch()
     own_only = torch.tensor([True, False, False, True, True])
-    losses = info_nce(queries, positives, negatives, temperature=0.1, own_passages_only=own_only, reduction="none")
+    losses = in_batch(queries, positives, negatives, own_passages_only=own_only)
     expected = info_nce_by_loops(
         queries, positives, negatives, 0.1, lambda row, owner, similarity, own: owner == row or not own_only[row]
     )
     torch.testing.assert_close(losses, expected)
 
-    passages = torch.cat([positives.unsqueeze(1), negatives.view(ROWS, NEGATIVES, SIZE)], dim=1)
-    alone = own_passages_loss(queries, passages, temperature=0.1, reduction="none")
+    alone = own_passages(make_rows(queries, positives, negatives), options())
     torch.testing.assert_close(losses[own_only], alone[own_only])
 
 
@@ -165,97 +181,75 @@ def test_false_negatives_of_other_rows_are_left_out_by_margin() -> None:
         0.1,
         lambda row, owner, similarity, own: owner == row or similarity <= own + 0.15,
     )
-    losses = info_nce(queries, positives, negatives, temperature=0.1, false_negative_margin=0.15, reduction="none")
+    losses = in_batch(queries, positives, negatives, false_negative_margin=0.15)
     torch.testing.assert_close(losses, expected)
-    assert (losses < info_nce(queries, positives, negatives, temperature=0.1, reduction="none") - 1e-6).any()
+    assert (losses < in_batch(queries, positives, negatives) - 1e-6).any()
 
     # within the margin nothing changes: no cosine exceeds another by more than 2
-    unchanged = info_nce(queries, positives, negatives, temperature=0.1, false_negative_margin=2.0)
-    torch.testing.assert_close(unchanged, info_nce(queries, positives, negatives, temperature=0.1))
+    unchanged = in_batch(queries, positives, negatives, false_negative_margin=2.0)
+    torch.testing.assert_close(unchanged, in_batch(queries, positives, negatives))
 
 
 def test_duplicates_are_left_out_but_never_the_own_positive() -> None:
     queries, positives, _ = batch()
     positives[3] = positives[0]
-    duplicates = (positives.unsqueeze(1) == positives).all(dim=-1)  # true on the diagonal, too
-    losses = info_nce(queries, positives, temperature=0.1, duplicates=duplicates, reduction="none")
-    without = info_nce(queries[:3], positives[[0, 1, 2, 4]], temperature=0.1, reduction="none")
-    torch.testing.assert_close(losses[0], without[0])
+    ids = torch.tensor([[10], [11], [12], [10], [14]])
+    losses = in_batch(queries, positives, passage_ids=ids)
+    without = in_batch(queries[:3], positives[:3])
+    fewer = info_nce_by_loops(queries[:3], positives[[0, 1, 2, 4]], queries.new_zeros(0, SIZE), 0.1)
+    torch.testing.assert_close(losses[0], fewer[0])
+    assert losses[0] > without[0]
     assert losses.isfinite().all()
-    everything = torch.ones_like(duplicates)
-    assert info_nce(queries, positives, temperature=0.1, duplicates=everything).abs() < 1e-12
+    everything = torch.ones(ROWS, 1, dtype=torch.long)
+    assert in_batch(queries, positives, passage_ids=everything).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("margin", [None, 0.1])
 def test_both_directions_is_the_mean_of_the_two(margin: float | None) -> None:
     queries, positives, negatives = batch()
-    options: dict[str, Any] = {"temperature": 0.1, "false_negative_margin": margin}
-    forward = info_nce(queries, positives, negatives, **options)
-    backward = info_nce(positives, queries, **options)
-    both = info_nce(queries, positives, negatives, both_directions=True, **options)
+    forward = in_batch(queries, positives, negatives, false_negative_margin=margin)
+    backward = in_batch(positives, queries, false_negative_margin=margin)
+    both = in_batch(queries, positives, negatives, both_directions=True, false_negative_margin=margin)
     torch.testing.assert_close(both, (forward + backward) / 2)
 
     # rows that see their own passages only are not compared with other rows' queries either
-    own_only = torch.ones(ROWS, dtype=torch.bool)
-    alone = info_nce(queries, positives, negatives, own_passages_only=own_only, **options)
-    both = info_nce(queries, positives, negatives, own_passages_only=own_only, both_directions=True, **options)
-    torch.testing.assert_close(both, alone)
+    own_only = torch.tensor([True, True, False, True, True])
+    alone = in_batch(queries, positives, negatives, own_passages_only=own_only, false_negative_margin=margin)
+    both = in_batch(
+        queries, positives, negatives, own_passages_only=own_only, both_directions=True, false_negative_margin=margin
+    )
+    torch.testing.assert_close(both[own_only], alone[own_only])
+    torch.testing.assert_close(both[2], (forward[2] + backward[2]) / 2)
 
 
 def test_both_directions_leave_out_the_queries_of_equal_positives() -> None:
     queries, positives, _ = batch()
     positives[3] = positives[0]
-    duplicates = (positives.unsqueeze(1) == positives).all(dim=-1)
-    order = torch.tensor([2, 0, 4, 1, 3])  # positives in another order than the queries
-    losses = info_nce(
-        queries,
-        positives[order],
-        temperature=0.1,
-        targets=order.argsort(),
-        duplicates=duplicates[:, order],
-        both_directions=True,
-        reduction="none",
-    )
-    forward = info_nce(queries, positives, temperature=0.1, duplicates=duplicates, reduction="none")
-    backward = info_nce(positives, queries, temperature=0.1, duplicates=duplicates, reduction="none")
+    ids = torch.tensor([[10], [11], [12], [10], [14]])
+    losses = in_batch(queries, positives, passage_ids=ids, both_directions=True)
+    forward = in_batch(queries, positives, passage_ids=ids)
+    backward = in_batch(positives, queries, passage_ids=ids)
     torch.testing.assert_close(losses, (forward + backward) / 2)
-
-
-def test_negatives_that_cannot_be_shared_out_need_owners() -> None:
-    queries, positives, negatives = batch()
-    with pytest.raises(ValueError, match="14 negatives cannot be shared out to 5 positives"):
-        info_nce(queries, positives, negatives[:-1], temperature=0.1, false_negative_margin=0.1)
+    assert not torch.allclose(backward, in_batch(positives, queries), atol=1e-3)
 
 
 def test_cosines_ignore_lengths_and_dot_products_do_not() -> None:
     queries, positives, negatives = batch()
     scaled = (3 * queries, 0.5 * positives, 7 * negatives)
-    torch.testing.assert_close(
-        info_nce(*scaled, temperature=0.1), info_nce(queries, positives, negatives, temperature=0.1)
-    )
+    torch.testing.assert_close(in_batch(*scaled), in_batch(queries, positives, negatives))
     unit = [F.normalize(tensor, dim=-1) for tensor in (queries, positives, negatives)]
-    torch.testing.assert_close(info_nce(*unit, temperature=0.1, similarity="dot"), info_nce(*scaled, temperature=0.1))
-    assert not torch.allclose(
-        info_nce(*scaled, temperature=0.1, similarity="dot"), info_nce(*unit, temperature=0.1, similarity="dot")
-    )
+    torch.testing.assert_close(in_batch(*unit, similarity="dot"), in_batch(*scaled))
+    assert not torch.allclose(in_batch(*scaled, similarity="dot"), in_batch(*unit, similarity="dot"))
 
 
 def test_half_precision_and_autocast_cost_no_precision() -> None:
     inputs = [tensor.bfloat16() for tensor in batch()]
-    exact = info_nce(*(tensor.double() for tensor in inputs), temperature=0.002)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = info_nce(*inputs, temperature=0.002)
-        own = own_passages_loss(inputs[0], inputs[2].view(ROWS, NEGATIVES, SIZE), temperature=0.002)
-    torch.testing.assert_close(loss.double(), exact, atol=1e-3, rtol=1e-4)
-    exact = own_passages_loss(inputs[0].double(), inputs[2].double().view(ROWS, NEGATIVES, SIZE), temperature=0.002)
-    torch.testing.assert_close(own.double(), exact, atol=1e-3, rtol=1e-4)
-
-
-def test_simcse_is_info_nce_on_two_views() -> None:
-    first, second, _ = batch()
-    losses = simcse(first, second, temperature=0.05, reduction="none")
-    no_negatives = first.new_zeros(0, SIZE)
-    torch.testing.assert_close(losses, info_nce_by_loops(first, second, no_negatives, 0.05))
+    exact = [tensor.double() for tensor in inputs]
+    for loss in (info_nce, own_passages):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = loss(make_rows(*inputs), options(0.002))
+        expected = loss(make_rows(*exact), options(0.002))
+        torch.testing.assert_close(losses.double(), expected, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("divide", [False, True])
@@ -264,16 +258,16 @@ def test_repllama_uses_raw_dot_products(divide: bool) -> None:
     grouped = negatives.view(ROWS, NEGATIVES, SIZE)
     scores = torch.stack([grouped[row] @ queries[row] for row in range(ROWS)])
     scores = torch.cat([(queries * positives).sum(1, keepdim=True), scores], dim=1) / (SIZE if divide else 1)
-    expected = F.cross_entropy(scores, torch.zeros(ROWS, dtype=torch.long))
-    torch.testing.assert_close(repllama(queries, positives, grouped, divide_by_dimension=divide), expected)
+    expected = F.cross_entropy(scores, torch.zeros(ROWS, dtype=torch.long), reduction="none")
+    losses = repllama(make_rows(queries, positives, negatives), options(scale_by_dim=divide))
+    torch.testing.assert_close(losses, expected)
 
 
 def test_kl_distillation() -> None:
     queries, passages = random(ROWS, SIZE, seed=1), random(ROWS, NEGATIVES, SIZE, seed=2)
     teacher = random(ROWS, NEGATIVES, seed=3)
-    losses = kl_distillation(
-        queries, passages, teacher, temperature=0.2, teacher_temperature=0.5, similarity="dot", reduction="none"
-    )
+    settings = options(0.2, teacher_temperature=0.5, similarity="dot")
+    losses = kl_distillation(EmbeddedRows(queries, passages, scores=teacher), settings)
     for row in range(ROWS):
         student = torch.softmax(passages[row] @ queries[row] / 0.2, dim=0)
         target = torch.softmax(teacher[row] / 0.5, dim=0)
@@ -281,20 +275,25 @@ def test_kl_distillation() -> None:
 
     # a student that scores like its teacher, up to a constant, has nothing to learn
     scores = (passages @ queries.unsqueeze(-1)).squeeze(-1)
-    same = kl_distillation(queries, passages, scores / 0.2 + 7, temperature=0.2, similarity="dot")
-    assert same.abs() < 1e-12
+    same = kl_distillation(EmbeddedRows(queries, passages, scores=scores / 0.2 + 7), options(0.2, similarity="dot"))
+    assert same.abs().max() < 1e-12
 
 
-def test_margin_mse() -> None:
+def test_margin_distillation() -> None:
     queries, passages = random(ROWS, SIZE, seed=1), random(ROWS, 1 + NEGATIVES, SIZE, seed=2)
     scores = (passages @ queries.unsqueeze(-1)).squeeze(-1)
-    assert margin_mse(queries, passages, scores + 5) < 1e-20  # only margins count
+
+    def loss(teacher: Tensor) -> float:
+        rows = EmbeddedRows(queries, passages, scores=teacher)
+        return float(margin_distillation(rows, options(similarity="dot")).mean())
+
+    assert loss(scores + 5) < 1e-20  # only margins count
     teacher = scores.clone()
     teacher[:, 0] += 2  # every margin is wrong by 2
-    assert float(margin_mse(queries, passages, teacher)) == pytest.approx(4)
+    assert loss(teacher) == pytest.approx(4)
     teacher = scores.clone()
     teacher[0, 1] += 3  # one of all margins is wrong by 3
-    assert float(margin_mse(queries, passages, teacher)) == pytest.approx(9 / (ROWS * NEGATIVES))
+    assert loss(teacher) == pytest.approx(9 / (ROWS * NEGATIVES))
 
 
 def rank_by_loops(similarities: list[float], scores: list[float], temperature: float) -> float:
@@ -316,28 +315,37 @@ def complex_similarity(first: Tensor, second: Tensor) -> float:
     return abs(product.real + product.imag)
 
 
+def pairs(first: Tensor, second: Tensor, scores: Tensor) -> EmbeddedRows:
+    return make_rows(first, second, scores=scores.unsqueeze(1))
+
+
 def test_cosent_and_angle_equal_loops() -> None:
     first, second = random(ROWS, SIZE, seed=1), random(ROWS, SIZE, seed=2)
     scores = torch.tensor([0.0, 3.0, 1.0, 3.0, 2.5])  # two equal ones are not compared
     cosines = F.cosine_similarity(first, second).tolist()
     expected = rank_by_loops(cosines, scores.tolist(), 0.05)
-    assert float(cosent(first, second, scores)) == pytest.approx(expected)
+    assert float(cosent(pairs(first, second, scores), options(0.05))) == pytest.approx(expected)
 
     angles = [complex_similarity(one, other) for one, other in zip(first, second, strict=True)]
     torch.testing.assert_close(angle_similarity(first, second), torch.tensor(angles, dtype=torch.float64))
     expected = rank_by_loops(angles, scores.tolist(), 0.3)
-    assert float(angle(first, second, scores, temperature=0.3)) == pytest.approx(expected)
+    assert float(angle(pairs(first, second, scores), options(0.3))) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("loss", [cosent, angle])
-def test_ranking_losses_read_only_the_order_of_scores(loss: Callable[..., Tensor]) -> None:
+def test_ranking_losses_read_only_the_order_of_scores(
+    loss: Callable[[EmbeddedRows, ContrastiveOptions], Tensor],
+) -> None:
+    def value(first: Tensor, second: Tensor, scores: Tensor) -> Tensor:
+        return loss(pairs(first, second, scores), options(0.05))
+
     first, second, scores = random(ROWS, SIZE, seed=1), random(ROWS, SIZE, seed=2), random(ROWS, seed=3)
-    torch.testing.assert_close(loss(first, second, scores), loss(first, second, scores.exp() * 9 - 4))
-    torch.testing.assert_close(loss(first, second, scores), loss(3 * first, 0.2 * second, scores))
-    assert float(loss(first, second, torch.ones(ROWS))) == 0
+    torch.testing.assert_close(value(first, second, scores), value(first, second, scores.exp() * 9 - 4))
+    torch.testing.assert_close(value(first, second, scores), value(3 * first, 0.2 * second, scores))
+    assert float(value(first, second, torch.ones(ROWS))) == 0
     many = torch.linspace(0, 1, 100)
     alike = torch.ones(100, SIZE)  # all similarities equal: log(1 + number of ordered pairs)
-    assert float(loss(alike, alike, many)) == pytest.approx(math.log(1 + 100 * 99 / 2), rel=1e-5)
+    assert float(value(alike, alike, many)) == pytest.approx(math.log(1 + 100 * 99 / 2), rel=1e-5)
 
 
 def test_angle_of_equal_and_of_turned_vectors() -> None:
@@ -351,56 +359,43 @@ def test_angle_of_equal_and_of_turned_vectors() -> None:
         angle_similarity(vectors[:, :5], vectors[:, :5])
 
 
-def test_matryoshka_is_the_weighted_sum_over_prefixes() -> None:
-    inputs = batch()
-    loss = partial(info_nce, temperature=0.1)
-    total = matryoshka(loss, *inputs, dims=[SIZE, 3], weights=[1.0, 0.3])
-    prefixes = [F.normalize(tensor[:, :3], dim=-1) for tensor in inputs]  # cosines normalize the prefix anew
-    expected = loss(*inputs) + 0.3 * info_nce(*prefixes, temperature=0.1, similarity="dot")
-    torch.testing.assert_close(total, expected)
-
-    queries, positives, _ = inputs
-    by_row = matryoshka(partial(loss, reduction="none"), queries, positives, None, dims=[2, 4])
-    torch.testing.assert_close(by_row.mean(), matryoshka(loss, queries, positives, dims=[2, 4]))
-
-    grouped = inputs[2].view(ROWS, NEGATIVES, SIZE)
-    prefix = repllama(queries[:, :2], positives[:, :2], grouped[..., :2])
-    torch.testing.assert_close(matryoshka(repllama, queries, positives, grouped, dims=[2]), prefix)
-
-
-def test_matryoshka_refuses_impossible_dims() -> None:
-    loss = partial(info_nce, temperature=0.1)
-    with pytest.raises(
-        ValueError, match=r"`matryoshka_dims` must lie between 1 and the embedding's size 6, not \[7\]"
-    ):
-        matryoshka(loss, *batch(), dims=[7])
-    with pytest.raises(ValueError, match="`matryoshka_weights` must give one weight for each"):
-        matryoshka(loss, *batch(), dims=[3, 6], weights=[1.0])
+def test_the_loss_that_the_page_adds_is_one() -> None:
+    page = (REPOSITORY / "docs" / "contrastive.md").read_text(encoding="utf-8")
+    added = page.split("### Adding a loss")[1]
+    names: dict[str, Any] = dict(vars(rows_module)) | {"ContrastiveOptions": ContrastiveOptions, "Loss": Loss}
+    exec(textwrap.dedent(re.search(r"```python\n(.*?)```", added, re.DOTALL)[1]), names)
+    line = eval("{" + re.search(r"`(\"hinge\": .*?)`", added)[1] + "}", names)
+    queries, positives, negatives = batch()
+    losses = line["hinge"].function(make_rows(queries, positives, negatives), options())
+    for row, loss in enumerate(losses):
+        own = F.cosine_similarity(queries[row], positives[row], dim=0)
+        others = F.cosine_similarity(queries[row], negatives[row * NEGATIVES : (row + 1) * NEGATIVES])
+        torch.testing.assert_close(loss, (others - own + 0.1).clamp(min=0).mean())
+    assert line["hinge"].needs_negatives
+    assert losses.max() > 0
 
 
 GRADIENTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "info_nce": partial(info_nce, temperature=0.3),
+    "info_nce": partial(in_batch, temperature=0.3),
     "info_nce_masked": partial(
-        info_nce,
+        in_batch,
         temperature=0.3,
         similarity="dot",
         both_directions=True,
         false_negative_margin=0.5,
         own_passages_only=torch.tensor([True, False, False]),
+        passage_ids=random_ids(3, seed=4),
     ),
-    "simcse": lambda first, second, _: simcse(first, second, temperature=0.3),
-    "repllama": lambda queries, positives, negatives: repllama(
-        queries, positives, negatives.view(len(queries), NEGATIVES, SIZE), divide_by_dimension=True
+    "own_passages": lambda *inputs: own_passages(make_rows(*inputs), options(0.3)),
+    "repllama": lambda *inputs: repllama(make_rows(*inputs), options(scale_by_dim=True)),
+    "kl_distillation": lambda *inputs: kl_distillation(
+        make_rows(*inputs, scores=random(3, 1 + NEGATIVES, seed=9)), options(0.3)
     ),
-    "kl_distillation": lambda queries, _, negatives: kl_distillation(
-        queries, negatives.view(len(queries), NEGATIVES, SIZE), random(3, NEGATIVES, seed=9), temperature=0.3
+    "margin_distillation": lambda *inputs: margin_distillation(
+        make_rows(*inputs, scores=random(3, 1 + NEGATIVES, seed=9)), options()
     ),
-    "margin_mse": lambda queries, _, negatives: margin_mse(
-        queries, negatives.view(len(queries), NEGATIVES, SIZE), random(3, NEGATIVES, seed=9), similarity="cosine"
-    ),
-    "cosent": lambda first, second, _: cosent(first, second, torch.tensor([1.0, 0.5, 2.0]), temperature=0.3),
-    "angle": lambda first, second, _: angle(first, second, torch.tensor([1.0, 0.5, 2.0]), temperature=0.3),
-    "matryoshka": partial(matryoshka, partial(info_nce, temperature=0.3), dims=[2, 5]),
+    "cosent": lambda first, second, _: cosent(pairs(first, second, torch.tensor([1.0, 0.5, 2.0])), options(0.3)),
+    "angle": lambda first, second, _: angle(pairs(first, second, torch.tensor([1.0, 0.5, 2.0])), options(0.3)),
 }
 
 

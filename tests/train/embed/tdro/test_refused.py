@@ -129,7 +129,7 @@ def test_references_that_do_not_fit(run: Run, checkpoints: Path, tiny_llama: Pat
 def test_a_second_model_in_shards_is_refused(
     engine: str, run: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"llamafactory_embed.train.embed.tdro.models.{engine}", lambda: True)
+    monkeypatch.setattr(f"llamafactory_embed.train.embed.tdro.reference.{engine}", lambda: True)
     with pytest.raises(ValueError, match="`ref_model` is a second whole model, which ZeRO-3 and FSDP would cut"):
         run(ref_model=str(tiny_llama))
 

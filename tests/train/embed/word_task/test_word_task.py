@@ -189,7 +189,7 @@ def test_one_sentence_for_bad_input(options: dict[str, Any], sentence: str, mode
 
 
 def test_encoders_are_not_made_causal(models: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`attention: causal` cannot be had with BertModel"):
+    with pytest.raises(ValueError, match="`attention: causal` is not supported by BertModel"):
         run_exp(recipe(models / "bert", tmp_path, attention="causal"))
 
 

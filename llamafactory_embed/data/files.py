@@ -1,0 +1,267 @@
+"""Where data come from: the host's registry, the hub, and local files, whose records are read with their lines."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO, TypeVar
+
+from .problems import BadRowError
+
+
+# A record, or what is wrong with its line, with the file and the line (in binary files: the row) it comes from.
+LocatedRecord = tuple[str, int, dict[str, Any] | BadRowError]
+
+Read = TypeVar("Read")
+
+# Cells of a table may be whole documents; the csv module refuses more than 128 kB unless told.
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """How the hub is reached; the host's `cache_dir` and `hf_hub_token`."""
+
+    cache_dir: str | None = None
+    token: str | None = None
+
+
+def registered_entries(
+    dataset_names: Sequence[str] | str, dataset_dir: str | dict[str, Any], formatting: str
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Data sets by name with their entries in the host's registry, looked up as in the host's stages."""
+    from llamafactory.data.parser import get_dataset_list  # late: it imports the whole host
+
+    names = dataset_names.split(",") if isinstance(dataset_names, str) else list(dataset_names)
+    names = [name.strip() for name in names]
+    entries = [attributes.entry for attributes in get_dataset_list(names, dataset_dir)]
+    # `dataset_dir: ONLINE` has no registry: the name is the whole entry
+    return [
+        (name, entry or {"hf_hub_url": name, "formatting": formatting})
+        for name, entry in zip(names, entries, strict=True)
+    ]
+
+
+def load_from_hub(
+    name: str,
+    location: str,
+    hub: HubOptions,
+    *,
+    subset: str | None = None,
+    split: str = "train",
+    folder: str | None = None,
+    hub_files: str | None = None,
+    streaming: bool = False,
+) -> Any:
+    """One split of data set `name` as `datasets` loads it."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(
+            location,
+            subset,
+            data_dir=folder,
+            data_files=hub_files,
+            split=split,
+            cache_dir=hub.cache_dir,
+            token=hub.token,
+            streaming=streaming,
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"Data set `{name}`: `{location}` (split `{split}`) cannot be loaded from the hub: {error}"
+        ) from error
+
+
+def number_rows(records: Iterable[dict[str, Any]], shown_as: str) -> Iterator[LocatedRecord]:
+    """Records of a `datasets` object with their row numbers."""
+    for row, record in enumerate(records, start=1):
+        yield shown_as, row, record
+
+
+def read_records(path: str, shown_as: str | None = None) -> Iterator[LocatedRecord]:
+    """All records of a file, or of the data files in a folder in the order of their names."""
+    shown_as = shown_as or path
+    if os.path.isdir(path):
+        if is_saved_dataset(path):
+            yield from _read_saved_dataset(path, shown_as)
+            return
+        names = data_files(path)
+        if not names:
+            raise ValueError(f"`{shown_as}` has no data file; known types are {', '.join(READERS)}.")
+        for name in names:
+            yield from read_records(os.path.join(path, name), os.path.join(shown_as, name))
+        return
+    if not os.path.isfile(path):
+        raise ValueError(f"`file_name`: there is no file `{shown_as}`.")
+    yield from explain_damage(READERS[file_type(path)](path, shown_as), shown_as)
+
+
+def explain_damage(records: Iterable[Read], shown_as: str) -> Iterator[Read]:
+    """Pass records on, and name their file if its bytes are not what they should be."""
+    count = 0
+    try:
+        for record in records:
+            yield record
+            count += 1
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{shown_as}` is not UTF-8 text after its row {count}; convert it.") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"`{shown_as}` is damaged after its row {count} ({error}); fetch it again.") from error
+
+
+def file_type(path: str) -> str:
+    """The extension that determines how a file is read."""
+    stem = path[: -len(".gz")] if path.endswith(".gz") else path
+    extension = os.path.splitext(stem)[1].lower()
+    if extension not in READERS:
+        raise ValueError(f"`{path}` is of no known type; known types are {', '.join(READERS)}.")
+    return extension
+
+
+def data_files(folder: str) -> list[str]:
+    """The data files of a folder; others, such as its README, are ignored."""
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    return [name for name in names if os.path.splitext(name.removesuffix(".gz"))[1].lower() in READERS]
+
+
+def is_saved_dataset(folder: str) -> bool:
+    """Whether the folder was written by `datasets.Dataset.save_to_disk`."""
+    return os.path.isfile(os.path.join(folder, "state.json"))
+
+
+def open_text(path: str) -> TextIO:
+    """Open a UTF-8 file, packed by gzip or not."""
+    if path.endswith(".gz"):
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")
+
+
+def _read_json_lines(path: str, shown_as: str) -> Iterator[LocatedRecord]:
+    with open_text(path) as file:
+        for line, text in enumerate(file, start=1):
+            if text.strip():
+                yield shown_as, line, _parse_json(text)
+
+
+def _parse_json(text: str) -> dict[str, Any] | BadRowError:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        return BadRowError(f"this is not JSON ({error.msg} at column {error.colno})")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets as deep
+        return BadRowError(f"this JSON cannot be read ({error})")
+    if not isinstance(value, dict):
+        return BadRowError("this is not a JSON object with columns")
+    return value
+
+
+def _read_json(path: str, shown_as: str) -> Iterator[LocatedRecord]:
+    """A JSON array of objects; a `.json` file that holds JSON lines is read as such."""
+    with open_text(path) as file:
+        text = file.read()
+    position = _skip_space(text, 0)
+    if not text.startswith("[", position):
+        yield from _read_json_lines(path, shown_as)
+        return
+    decoder = json.JSONDecoder()
+    line, counted = 1, 0
+    position = _skip_space(text, position + 1)
+    while not text.startswith("]", position):
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            value, position = decoder.raw_decode(text, position)
+            position = _skip_space(text, position)
+            if text.startswith(",", position):
+                position = _skip_space(text, position + 1)
+            elif not text.startswith("]", position):
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
+        except json.JSONDecodeError as error:
+            # Where an array is broken, no later element can be told apart.
+            yield shown_as, error.lineno, BadRowError(f"this is not JSON ({error.msg}); the rest is not read")
+            return
+        except (ValueError, RecursionError) as error:
+            yield shown_as, line, BadRowError(f"this JSON cannot be read ({error}); the rest is not read")
+            return
+        is_record = isinstance(value, dict)
+        yield shown_as, line, value if is_record else BadRowError("this is not a JSON object with columns")
+
+
+def _skip_space(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+def _read_table(path: str, shown_as: str, delimiter: str) -> Iterator[LocatedRecord]:
+    with open_text(path) as file:
+        rows = csv.reader(file, delimiter=delimiter, strict=True)
+        line = 1
+        try:
+            header = next(rows, [])
+            line = rows.line_num + 1
+            for cells in rows:
+                if cells and len(cells) != len(header):
+                    problem = BadRowError(f"this row has {len(cells)} cells, the header has {len(header)}")
+                    yield shown_as, line, problem
+                elif cells:
+                    yield shown_as, line, dict(zip(header, cells, strict=True))
+                line = rows.line_num + 1
+        except csv.Error as error:
+            yield shown_as, line, BadRowError(f"this is not a table ({error}); the rest is not read")
+
+
+def _read_csv(path: str, shown_as: str) -> Iterator[LocatedRecord]:
+    return _read_table(path, shown_as, ",")
+
+
+def _read_tsv(path: str, shown_as: str) -> Iterator[LocatedRecord]:
+    return _read_table(path, shown_as, "\t")
+
+
+def _read_text(path: str, shown_as: str) -> Iterator[LocatedRecord]:
+    """One text a line; empty lines separate and are no rows."""
+    with open_text(path) as file:
+        for line, text in enumerate(file, start=1):
+            if text.strip():
+                yield shown_as, line, {"text": text.strip()}
+
+
+def _read_parquet(path: str, shown_as: str) -> Iterator[LocatedRecord]:
+    import pyarrow.parquet
+
+    row = 0
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        for record in batch.to_pylist():
+            row += 1
+            yield shown_as, row, record
+
+
+def _read_arrow(path: str, shown_as: str) -> Iterator[LocatedRecord]:
+    import datasets
+
+    yield from number_rows(datasets.Dataset.from_file(path), shown_as)
+
+
+def _read_saved_dataset(path: str, shown_as: str) -> Iterator[LocatedRecord]:
+    import datasets
+
+    yield from number_rows(datasets.load_from_disk(path), shown_as)
+
+
+READERS: dict[str, Callable[[str, str], Iterator[LocatedRecord]]] = {
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".txt": _read_text,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+}

@@ -1,0 +1,26 @@
+"""Entries of `dataset_info.json` are checked key by key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llamafactory_embed.data.retrieval.entries import make_entry
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"formatting": "alpaca", "file_name": "a"}, "has `formatting: alpaca`; this stage reads `retrieval`"),
+        ({"file_name": "a", "instuction": "x"}, "key `instuction` is not known; did you mean `instruction`"),
+        ({"file_name": "a", "columns": {"postive": "b"}}, "did you mean `positive`"),
+        ({"file_name": "a", "symmetric": "yes"}, "`symmetric` must be true or false"),
+        ({"file_name": "a", "instruction": [1]}, "`instruction` must be text"),
+        ({"file_name": "a", "instruction": ["find", "half \ud83d"]}, "`instruction` holds half a character"),
+        ({"ms_hub_url": "a"}, "needs `file_name` or `hf_hub_url`"),
+    ],
+)
+def test_entries_are_checked(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        make_entry("it", {"formatting": "retrieval", **settings}, "data")

@@ -1,0 +1,45 @@
+"""Answers to word problems, however they are written."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from llamafactory_embed.evaluation.answers import answer_accuracy, find_answer, is_same_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("She has 5 apples and buys 3.\n#### 8", "8"),
+        ("#### 12\nno, wait\n#### 1,234.50", "1234.50"),
+        ("####$ 70,000", "70000"),
+        ("#### -3", "-3"),
+        ("#### 5 / 2 is 2.5", "5"),
+        ("5 + 5 = 10, \\boxed{10} dollars for 3 people", "10"),
+        ("First the answer is 3. Then 4 more: the answer is 7, for 2 days.", "7"),
+        ("So Tom has 12 left.", "12"),
+        ("A share of .5", "0.5"),
+        ("1.5e3 seconds", "1500"),
+    ],
+)
+def test_number_of_a_text(text: str, number: str) -> None:
+    assert find_answer(text) == Decimal(number)
+
+
+@pytest.mark.parametrize("text", ["", "I do not know.", "20 of them\n####", "#### many\n8"])
+def test_no_number(text: str) -> None:
+    assert find_answer(text) is None
+
+
+def test_numbers_and_not_their_spelling_are_compared() -> None:
+    assert is_same_answer("The answer is $1,000.00.", "#### 1000")
+    assert not is_same_answer("#### 1001", "#### 1000")
+    assert not is_same_answer("no idea", "no idea either")
+
+
+def test_accuracy_is_the_share_of_right_answers() -> None:
+    assert answer_accuracy(["#### 1", "#### 2", "", "#### 4"], ["#### 1", "#### 3", "#### 0", "#### 4.0"]) == 0.5
+    with pytest.raises(ValueError, match="no answers to mark"):
+        answer_accuracy([], [])
