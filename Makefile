@@ -28,6 +28,7 @@ bench: $(VENV)/.dev  ## side-by-side runs; writes benchmarks/results and docs/be
 
 docs: $(VENV)/.dev  ## write the generated pages of docs/
 	$(BIN)/python -m benchmarks --only-docs
+	$(BIN)/python -m tests.published.page
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from .embedding import EmbeddingOptions
 from .option import option
+from .run import RunOptions
 
 
 @dataclass
@@ -49,7 +50,7 @@ LOSSES_OF_OWN_NEGATIVES = ("repllama", "kl_distillation", "margin_distillation")
 
 
 @dataclass
-class ContrastiveOptions(ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
+class ContrastiveOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
     """Loss and negatives."""
 
     task_batching: Literal["homogeneous", "mixed"] = option(

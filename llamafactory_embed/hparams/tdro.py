@@ -8,13 +8,14 @@ from typing import Literal
 from .contrastive import ComparisonOptions, RetrievalDataOptions
 from .embedding import EmbeddingOptions
 from .option import option
+from .run import RunOptions
 
 
 TaskMeasure = Literal["ratio", "paper_ratio", "difference", "relative_difference", "loss"]
 
 
 @dataclass
-class TdroOptions(ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
+class TdroOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
     """How task weights follow the losses (Ma et al. 2024, tDRO). The reference is the host's `ref_model`."""
 
     tdro_lr: float = option(0.02, "Step size of gradient ascent on the logarithms of the task weights; above 0.")

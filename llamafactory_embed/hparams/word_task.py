@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .option import option
+from .run import RunOptions
 
 
 @dataclass
-class WordTaskOptions:
+class WordTaskOptions(RunOptions):
     """What is predicted of each word, and from which hidden states."""
 
     word_task: str = option("ner", "Column of labels: ner, pos, chunk, xpos, upos, or any other column of the data.")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..data.retrieval.entries import split_slice
 from ..host.vocabulary import list_formats, list_templates
 from ..hparams.suggestion import suggest
 from .report import Report
@@ -32,7 +33,10 @@ def check_datasets(report: Report, options: dict[str, Any]) -> None:
     if folder == "ONLINE" or folder.startswith("REMOTE:") or (tokenized and Path(tokenized).exists()):
         return
 
+    formats = list_formats(options.get("stage"))
     names = [(option, name) for option in ("dataset", "eval_dataset") for name in split_commas(options.get(option))]
+    if "retrieval" in formats:
+        names = [(option, split_slice(name)[0]) for option, name in names]  # `name[:3000]`
     if not names:
         return
     info_path = Path(folder) / "dataset_info.json"
@@ -49,7 +53,6 @@ def check_datasets(report: Report, options: dict[str, Any]) -> None:
         report.problem(blamed, f"{info_path} must map the name of each data set to its entry.")
         return
 
-    formats = list_formats(options.get("stage"))
     for option, name in names:
         if name not in entries:
             report.problem(option, f"`{option}` names {name}, which {info_path} does not have{suggest(name, entries)}")

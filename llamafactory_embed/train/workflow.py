@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llamafactory.extras.ploting import plot_loss
 
 from ..data.document_batches import DocumentBatches, GivenRows, StreamedDocumentBatches
+from .stopping import StopAfterSteps
 from .trainer import WrappedModelTrainer
 
 
@@ -53,6 +54,9 @@ def train_and_save(
     plotted: Sequence[str],
 ) -> None:
     """Train, leave the checkpoint and the host's files, and draw what is `plotted` if the recipe says so."""
+    steps: int | None = finetuning_args.stage_options.stop_after_n_steps
+    if steps is not None:
+        trainer.add_callback(StopAfterSteps(steps))
     train_result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model()
     trainer.log_metrics("train", train_result.metrics)

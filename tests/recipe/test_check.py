@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -384,3 +385,13 @@ def test_a_stage_of_ours_while_the_plugin_is_off(check: Check, monkeypatch: pyte
     monkeypatch.setattr(registry, "load_registry", lambda: stages)
     (problem,) = check("stage: warm")
     assert "needs the plugin, which is off here" in problem
+
+
+def test_the_first_rows_of_a_data_set_are_known_by_its_name(check: Check) -> None:
+    retrieval = ("stage: contrastive", "dataset: vectors[:3], vectors")
+    registry = Path("sets/dataset_info.json")
+    entries = json.loads(registry.read_text())
+    registry.write_text(json.dumps(entries | {"vectors": {"file_name": "animals.jsonl", "formatting": "retrieval"}}))
+    assert check(*retrieval) == []
+    (problem,) = check("stage: contrastive", "dataset: vector[:3]")
+    assert "`dataset` names vector, which" in problem

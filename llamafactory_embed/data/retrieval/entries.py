@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,13 +52,31 @@ class Entry:
     hub_files: str | None = None
     """On the hub: the file, or the pattern of files, of this data set."""
     num_samples: int | None = None
+    first_rows: int | None = None
+    """The recipe takes only so many of its first rows (`name[:3000]`)."""
+
+
+def split_slice(name: str) -> tuple[str, int | None]:
+    """A data set as a recipe names it: `name`, or `name[:3000]` for its first 3000 rows."""
+    found = re.fullmatch(r"(.+)\[:(\d+)\]", name.strip())
+    if found is None:
+        return name.strip(), None
+    rows = int(found.group(2))
+    if rows == 0:
+        raise ValueError(f"`dataset`: `{name.strip()}` takes no rows: name a number above 0.")
+    return found.group(1).strip(), rows
 
 
 def find_entries(dataset_names: Sequence[str] | str, dataset_dir: str | dict[str, Any]) -> list[Entry]:
     """Look data sets up in the host's registry."""
     folder = dataset_dir if isinstance(dataset_dir, str) else ""
-    registered = registered_entries(dataset_names, dataset_dir, "retrieval")
-    return [make_entry(name, settings, folder) for name, settings in registered]
+    named = dataset_names.split(",") if isinstance(dataset_names, str) else dataset_names
+    slices = [split_slice(name) for name in named]
+    registered = registered_entries([name for name, _ in slices], dataset_dir, "retrieval")
+    return [
+        dataclasses.replace(make_entry(name, settings, folder), first_rows=first_rows)
+        for (name, settings), (_, first_rows) in zip(registered, slices, strict=True)
+    ]
 
 
 def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entry:

@@ -51,7 +51,7 @@ def tasks_of_entries(
     for entry in entries:
         if not bad_rows.full:
             part = _read_entry(entry, bad_rows, hub)
-            parts.setdefault(part.name, []).append(_limit(part, entry.num_samples, max_samples, seed))
+            parts.setdefault(part.name, []).append(_limit(part, entry, max_samples, seed))
     tasks = [_refuse_uneven_negatives(_join(same), num_negatives, bad_rows) for same in parts.values()]
     bad_rows.finish()
     for task in tasks:
@@ -178,12 +178,14 @@ def task_instruction(entry: Entry) -> str:
 # ------------------------------------------------ whole tasks --------------------------------------------------
 
 
-def _limit(task: Task, num_samples: int | None, max_samples: int | None, seed: int) -> Task:
-    rows = list(task.rows)
-    if num_samples is not None and rows:
+def _limit(task: Task, entry: Entry, max_samples: int | None, seed: int) -> Task:
+    """The first rows that the recipe names, of these a sample of the entry's `num_samples`, of that the first
+    `max_samples`."""
+    rows = list(task.rows[: entry.first_rows])
+    if entry.num_samples is not None and rows:
         rng = random.Random(seed)
-        sampled = rng.sample(rows, min(num_samples, len(rows)))
-        rows = sampled + rng.choices(rows, k=num_samples - len(sampled))
+        sampled = rng.sample(rows, min(entry.num_samples, len(rows)))
+        rows = sampled + rng.choices(rows, k=entry.num_samples - len(sampled))
     return dataclasses.replace(task, rows=rows if max_samples is None else rows[:max_samples])
 
 

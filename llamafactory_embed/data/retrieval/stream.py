@@ -71,7 +71,8 @@ def stream_tasks(
                 f"Data set `{entry.name}`: `num_samples` cannot be drawn from a stream; remove it from the entry, or "
                 "set `streaming: false`."
             )
-        rows = list(itertools.islice(rows_of_entry(entry, bad_rows, hub, streaming=True), STREAM_PREVIEW))
+        checked = STREAM_PREVIEW if entry.first_rows is None else min(entry.first_rows, STREAM_PREVIEW)
+        rows = list(itertools.islice(rows_of_entry(entry, bad_rows, hub, streaming=True), checked))
         if not rows and not bad_rows.count:
             raise ValueError(f"`dataset`: `{entry.name}` has no rows.")
         entries.setdefault(entry.task, []).append(entry)
@@ -117,7 +118,8 @@ class _StreamReader:
         """The rows of all data sets, one after another; bad rows stop the run where they stand, or are skipped."""
         for entry in self.entries:
             bad_rows = BadRows(self.skip_bad_rows, KNOWN_COLUMNS)
-            for row in rows_of_entry(entry, bad_rows, self.hub, streaming=True):
+            rows = rows_of_entry(entry, bad_rows, self.hub, streaming=True)
+            for row in itertools.islice(rows, entry.first_rows):
                 is_even = self.has_negatives is None or bool(row.negatives) == self.has_negatives
                 if not is_even:
                     bad_rows.add(row.file, row.line, SOME_NEGATIVES if row.negatives else NO_NEGATIVES)

@@ -107,6 +107,24 @@ def test_samples_are_limited_as_in_the_host(tmp_path: Path) -> None:
     assert [len(task.rows) for task in load_tasks(["some", "more"], folder, max_samples=2)] == [2, 2]
 
 
+def test_a_recipe_takes_the_first_rows_of_a_data_set(tmp_path: Path) -> None:
+    entry = {"file_name": "triples.jsonl", "formatting": "retrieval"}
+    folder = write_registry(tmp_path, {"some": entry, "more": entry | {"num_samples": 9}})
+    everything = [record["query"] for record in json_lines("triples.jsonl")]
+    some, more = load_tasks("some[:3], more[:2]", folder, seed=3)
+    assert [row.query for row in some.rows] == everything[:3]
+    assert len(more.rows) == 9
+    assert {row.query for row in more.rows} == set(everything[:2]), "the sample is drawn from the first rows"
+    (whole,) = load_tasks("some[:1000]", folder)
+    assert [row.query for row in whole.rows] == everything
+    (streamed,) = stream_tasks("some[:3]", folder)
+    assert [row.query for row in streamed.open_rows()] == everything[:3]
+    with pytest.raises(ValueError, match=r"`some\[:0\]` takes no rows"):
+        load_tasks("some[:0]", folder)
+    with pytest.raises(ValueError, match="other"):
+        load_tasks("other[:3]", folder)
+
+
 def test_bad_rows_of_all_data_sets_are_told_together(tmp_path: Path) -> None:
     folder = write_registry(
         tmp_path,
