@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..data.retrieval.entries import split_slice
 from ..host.vocabulary import list_formats, list_templates
 from ..hparams.suggestion import suggest
 from .report import Report
@@ -36,6 +35,8 @@ def check_datasets(report: Report, options: dict[str, Any]) -> None:
     formats = list_formats(options.get("stage"))
     names = [(option, name) for option in ("dataset", "eval_dataset") for name in split_commas(options.get(option))]
     if "retrieval" in formats:
+        from ..data.retrieval.entries import split_slice  # late: it imports torch
+
         names = [(option, split_slice(name)[0]) for option, name in names]  # `name[:3000]`
     if not names:
         return

@@ -21,7 +21,7 @@ PREDICT = {**DDM, "do_predict": True, "val_size": 0.5, "block_size": 0}
 # Recipe, and a part of the sentence.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**RETRIEVAL, "query_template": "Query"}, "`query_template` must contain {text} once"),
-    ({**RETRIEVAL, "document_template": "{text} {name}"}, "`document_template` knows the places"),
+    ({**RETRIEVAL, "document_template": "{text} {name}"}, "`document_template` may hold"),
     ({**RETRIEVAL, "contrastive_loss": "repllama", "num_negatives": 0}, "set `num_negatives` to at least 1"),
     ({**RETRIEVAL, "packing": False, "sampling_cache": "dual"}, "`sampling_cache` is an option of `stage: ddm`"),
     ({**RETRIEVAL, "loss_temperature": 0}, "`loss_temperature` must be at least"),
