@@ -124,20 +124,21 @@ def run_word_task(
     if held_out and (training_args.do_eval or training_args.do_predict):
         report(trainer, Path(training_args.output_dir), training_args.do_predict)
     if training_args.do_train:
-        trainer.write_card = lambda: write_card(
-            training_args.output_dir,
-            model_args.model_name_or_path,
-            f"It labels words: `{options.word_task}`.",
-            ("token-classification",),
-            {
-                "labels": ", ".join(f"`{label}`" for label in labels),
-                "attention": "the encoder's own" if tagger.is_encoder else options.attention,
-                "backbone": options.train_backbone,
-                "data": ", ".join(data_args.dataset),
-            },
-            metrics,
+        trainer.publish(
+            lambda: write_card(
+                training_args.output_dir,
+                model_args.model_name_or_path,
+                f"It labels words: `{options.word_task}`.",
+                ("token-classification",),
+                {
+                    "labels": ", ".join(f"`{label}`" for label in labels),
+                    "attention": "the encoder's own" if tagger.is_encoder else options.attention,
+                    "backbone": options.train_backbone,
+                    "data": ", ".join(data_args.dataset),
+                },
+                metrics,
+            )
         )
-        trainer.publish()
 
 
 def load_train_and_eval_sentences(
