@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..stages.host_settings import refuse_unsupported
 from ..stages.registry import load_registry
 from ..stages.stage import RUN_ARGUMENTS
 from . import contract, export
@@ -35,6 +37,7 @@ def apply(tuner: Any) -> None:
         parsed = host_get_train_args(args)
         finetuning_args = parsed[RUN_ARGUMENTS.index("finetuning_args")]
         if load_registry().find(finetuning_args.stage) is not None:
+            refuse_unsupported(settings_of(parsed))
             finetuning_args.recipe = recipe_of(args)  # a checkpoint keeps the recipe it was made with
             finetuning_args.plugin_stage = finetuning_args.stage
             finetuning_args.stage = CARRIER_STAGE
@@ -65,6 +68,15 @@ def tell_deepspeed(training_args: TrainingArguments) -> None:
 
         if not comm.is_initialized():
             comm.init_distributed(dist_backend="gloo")
+
+
+def settings_of(parsed: Sequence[Any]) -> dict[str, Any]:
+    """The values of all options, by name."""
+    settings = {name: value for args in parsed for name, value in vars(args).items()}
+    training_args: TrainingArguments = parsed[RUN_ARGUMENTS.index("training_args")]
+    if training_args.world_size == 1:
+        del settings["average_tokens_across_devices"]  # the Trainer's arguments turn it off where it has no effect
+    return settings
 
 
 def recipe_of(args: dict[str, Any] | list[str]) -> dict[str, Any]:

@@ -89,6 +89,11 @@ class WrappedModelTrainer(CustomTrainer, ABC):
         """`batches` is None where nothing is trained."""
         prepare_for_engines(model, args)
         super().__init__(model=model, args=args, **kwargs)
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise ValueError(
+                "FSDP version 1 is not supported: it gathers parameters only where its outermost module is called, "
+                "which an evaluation does not do; set `fsdp_version: 2`."
+            )
         self.model_accepts_loss_kwargs |= self.sums_losses  # the Trainer would divide by the number of micro-batches
         self.batches = batches
         self.recipe = recipe
@@ -171,6 +176,7 @@ class WrappedModelTrainer(CustomTrainer, ABC):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=False,  # a batch is moved by the model, row by row
+            prefetch_factor=self.args.dataloader_prefetch_factor,
             persistent_workers=False,  # workers must see the epoch
         )
 
@@ -192,19 +198,23 @@ class WrappedModelTrainer(CustomTrainer, ABC):
         return metrics
 
     def _prepare_for_evaluation(self) -> None:
-        """Place a model that was not trained before: engines leave that to the start of a training."""
-        if self.accelerator._models or not (self.is_sharded or self.is_deepspeed_enabled):
+        """Outside of a training: place a model that was not trained before, which engines leave to the start of a
+        training, and cast it where the recipe asks for that."""
+        if self.is_in_train:
             return
-        if self.is_fsdp_enabled:
-            raise ValueError(
-                "`do_eval` without `do_train` is not supported under FSDP, which shards a model together with its "
-                "optimizer: evaluate in a run without FSDP, or with DeepSpeed ZeRO-3."
-            )
-        if is_deepspeed_zero3_enabled():
-            deepspeed_init(self, num_training_steps=0, inference=True)
-            self.model_wrapped = self.deepspeed = self.accelerator.prepare(self.model)
-        else:
-            self.model.to(self.args.device)
+        if not self.accelerator._models:
+            if self.is_fsdp_enabled:
+                raise ValueError(
+                    "`do_eval` without `do_train` is not supported under FSDP, which shards a model together with its "
+                    "optimizer: evaluate in a run without FSDP, or with DeepSpeed ZeRO-3."
+                )
+            if is_deepspeed_zero3_enabled():
+                deepspeed_init(self, num_training_steps=0, inference=True)
+                self.model_wrapped = self.deepspeed = self.accelerator.prepare(self.model)
+            else:
+                self.model.to(self.args.device)
+        if self.args.fp16_full_eval or self.args.bf16_full_eval:
+            self.model.to(torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
 
     # ------------------------------------------------ checkpoints ------------------------------------------------
 

@@ -33,12 +33,9 @@ class DiffusionCorruption:
             units = int(numbers[-1][-1]) + 1
         times, uniforms = self.draws.draw(row.epoch, row.place, torch.cat(numbers))
         lengths = [len(text) for text in texts]
-        corrupted, loss_count = [], 0.0
-        for parts in zip(texts, times.split(lengths), uniforms.split(lengths), strict=True):
-            text, count = self._corrupt(*parts)
-            corrupted.append(text)
-            loss_count += count
-        return CorruptedRow(corrupted, loss_count)
+        parts = zip(texts, times.split(lengths), uniforms.split(lengths), strict=True)
+        corrupted = [self._corrupt(*part) for part in parts]
+        return CorruptedRow([text for text, _ in corrupted], loss_count=sum(count for _, count in corrupted))
 
     def _corrupt(self, text: Text, times: Tensor, uniforms: Tensor) -> tuple[CorruptedText, float]:
         """One text [L] as the model reads it [M], and what it adds to the loss count."""
