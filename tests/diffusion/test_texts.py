@@ -20,6 +20,7 @@ from llamafactory_embed.diffusion.texts import (
     diffuseq_tokens,
     pad_text,
     split_labels,
+    texts_of_documents,
 )
 from llamafactory_embed.hparams.ddm import DiffusionTuningOptions
 from llamafactory_embed.loading.templates import choose_template
@@ -110,6 +111,27 @@ def test_padding_is_learned() -> None:
 def test_a_cutoff_without_room_is_refused() -> None:
     with pytest.raises(ValueError, match="`cutoff_len` must be at least 3"):
         diffuseq_text([10], [20], 2, DiffuSeqTokens(bos=1, sep=3, eos=2, pad=0))
+
+
+class CountedLength(int):
+    """A length that counts how often it is added to something."""
+
+    additions = 0
+
+    def __add__(self, other: int) -> int:
+        CountedLength.additions += 1
+        return int(self) + int(other)
+
+    __radd__ = __add__
+
+
+def test_documents_of_a_row_are_found_in_one_pass() -> None:
+    lengths = [1 + number % 3 for number in range(300)]
+    tokens = list(range(sum(lengths)))
+    (texts,) = texts_of_documents([DocumentRow(tokens, [CountedLength(each) for each in lengths], epoch=0, place=0)])
+    assert [len(text) for text in texts] == lengths
+    assert [token for text in texts for token in text.token_ids] == tokens
+    assert CountedLength.additions < 3 * len(lengths)
 
 
 def rows_of(*examples: tuple[list[int], list[int]]) -> list[DocumentRow]:

@@ -52,7 +52,7 @@ def run(tiny_llama: Path, data: dict[str, Path], tmp_path: Path) -> Callable[...
     def perform_recipe(name: str, **options: Any) -> RunResult:
         of_texts = name.startswith(("mntp", "ddm"))
         recipe = token_runs.recipe if of_texts else contrastive_runs.recipe
-        options = {"max_steps": 1, "batch_size": 4} | STAGES[name] | options
+        options = {"max_steps": 1, "batch_size": 4, "overwrite_output_dir": True} | STAGES[name] | options
         if "lora_rank" in options:
             options["lora_dropout"] = 0.2
         return perform(recipe(tiny_llama, data["texts" if of_texts else "rows"], tmp_path / "run", **options))
