@@ -44,7 +44,6 @@ _PACKED = "a row packs several texts"
 _SEVERAL_BACKWARDS = "it updates parameters within a backward pass, and a step here may run several: leave it out"
 _OTHER_LOSS = "the stage has another loss: unset it"
 _OTHER_ATTENTION = "it replaces the attention or the layers that the stage changes: unset it"
-_OTHER_TRAINER = "it would replace the stage by a training of the host's: unset it"
 
 REFUSED: dict[str, Refusal] = {
     # ---- what a packed row breaks ----
@@ -52,7 +51,7 @@ REFUSED: dict[str, Refusal] = {
         bool, f"its noise is scaled by the length of a row, and {_PACKED}: unset it, or use dropout"
     ),
     "torch_compile": Refusal(
-        bool, f"{_PACKED} and torch would compile again for all their lengths, in every step: unset it"
+        bool, f"{_PACKED}, on which torch's compiler fails or starts again with other lengths: unset it"
     ),
     "fp8": Refusal(
         bool, f"{_PACKED}, so its tokens are not a multiple of 16, which FP8 matrices must be: use `bf16: true`"
@@ -77,8 +76,6 @@ REFUSED: dict[str, Refusal] = {
         bool, "it does not reach the language model inside the stage's: use `enable_liger_kernel: true`"
     ),
     "use_kt": Refusal(bool, _OTHER_ATTENTION),
-    "use_mca": Refusal(bool, _OTHER_TRAINER),
-    "use_hyper_parallel": Refusal(bool, _OTHER_TRAINER),
     # ---- optimizers ----
     "optim": Refusal(_updates_in_backward, _SEVERAL_BACKWARDS),
     "galore_layerwise": Refusal(bool, _SEVERAL_BACKWARDS),

@@ -36,8 +36,6 @@ REFUSED_VALUES: dict[str, Any] = {
     "shift_attn": True,
     "use_liger_kernel": True,
     "use_kt": True,
-    "use_mca": True,
-    "use_hyper_parallel": True,
     "optim": "galore_adamw_layerwise",
     "galore_layerwise": True,
     "apollo_layerwise": True,

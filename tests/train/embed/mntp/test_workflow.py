@@ -228,6 +228,14 @@ def test_metrics_are_those_of_fixed_masks(run: Run, tmp_path: Path, tiny_llama: 
     assert found["one"]["eval_accuracy"] == pytest.approx(float(torch.cat(correct).float().mean()), abs=1e-6)
 
 
+def test_an_evaluation_in_another_precision(run: Run, tmp_path: Path) -> None:
+    for name, options in {"float32": {}, "bfloat16": {"bf16_full_eval": True}}.items():
+        run(name, **EVALUATED, do_train=False, **options)
+    full, half = (evaluated(tmp_path / name)["eval_loss"] for name in ("float32", "bfloat16"))
+    assert half != full
+    assert half == pytest.approx(full, rel=0.02)
+
+
 def test_several_sets_and_splits(run: Run, tmp_path: Path) -> None:
     run("each", eval_dataset="heldout,other", do_eval=True, eval_on_each_dataset=True)
     each = evaluated(tmp_path / "each")
