@@ -85,9 +85,8 @@ def make_rows(settings: Settings, lengths: list[int]) -> dict[str, Any]:
     """Tokens, and the times and hidden tokens that a step of `stage: ddm` draws for them."""
     import torch
 
-    from llamafactory_embed.diffusion.corruption import NoiseDraws, hide_tokens
+    from llamafactory_embed.diffusion.noise import SCHEDULES, NoiseDraws, hide_tokens
     from llamafactory_embed.diffusion.noisy_texts import noise_units
-    from llamafactory_embed.diffusion.schedules import SCHEDULES
 
     chance = torch.Generator().manual_seed(0)
     draws = NoiseDraws(seed=0, rows_per_step=len(lengths), antithetic=True, time_epsilon=1e-3)
@@ -96,9 +95,8 @@ def make_rows(settings: Settings, lengths: list[int]) -> dict[str, Any]:
         tokens = torch.randint(settings.vocabulary - 1, (length,), generator=chance)
         times, uniforms = draws.draw(0, place, noise_units(length, None))
         everything = torch.ones(length, dtype=torch.bool)
-        corruption = hide_tokens(tokens, everything, times, uniforms, SCHEDULES["linear"], settings.vocabulary - 1)
         rows["token_ids"].append(tokens.tolist())
-        rows["hidden"].append(corruption.hidden.tolist())
+        rows["hidden"].append(hide_tokens(everything, times, uniforms, SCHEDULES["linear"]).tolist())
         rows["times"].append(float(times[0]))
     return rows | {"mask_token_id": settings.vocabulary - 1}
 
@@ -108,31 +106,35 @@ def ours(request: dict[str, Any]) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from llamafactory_embed.diffusion.batch import pack_noisy_texts
-    from llamafactory_embed.diffusion.corruption import Corruption
-    from llamafactory_embed.diffusion.noisy_texts import noisy_text
-    from llamafactory_embed.diffusion.objective import loss_terms
-    from llamafactory_embed.diffusion.schedules import SCHEDULES
+    from llamafactory_embed.diffusion.noise import SCHEDULES
+    from llamafactory_embed.diffusion.noisy_texts import noisy_text, weigh_text
     from llamafactory_embed.model.packed import TOKENS_PER_BATCH_ON_CPU
-    from llamafactory_embed.model.token_predictor import TokenPredictor
+    from llamafactory_embed.model.token_predictor import TokenPredictor, pack_corrupted_texts
 
     model = TokenPredictor(AutoModelForCausalLM.from_pretrained(request["model"]), shift=True, backend="sdpa").train()
 
     def loss() -> torch.Tensor:
-        texts = []
+        texts, count = [], 0.0
         for tokens, hidden, time_of_row in zip(request["token_ids"], request["hidden"], request["times"], strict=True):
-            clean, is_hidden = torch.tensor(tokens), torch.tensor(hidden)
-            noisy = torch.where(is_hidden, request["mask_token_id"], clean)
-            corruption = Corruption(noisy, is_hidden, torch.full((len(clean),), time_of_row))
-            texts.append(noisy_text(clean, torch.ones_like(is_hidden), corruption, shift=True, block_size=None))
-        terms = [
-            loss_terms(
-                each.times, each.labels >= 0, each.scorable, schedule=SCHEDULES["linear"], weight="elbo", norm="token"
+            noisy = noisy_text(
+                torch.tensor(tokens),
+                torch.tensor(hidden),
+                mask_token_id=request["mask_token_id"],
+                shift=True,
+                block_size=None,
             )
-            for each in texts
-        ]
-        batches = pack_noisy_texts(texts, [each.coefficients for each in terms], TOKENS_PER_BATCH_ON_CPU)
-        return model(batches).loss / sum(each.count for each in terms)
+            text, tokens_of_text = weigh_text(
+                noisy,
+                torch.full((len(tokens),), time_of_row),
+                torch.ones(len(tokens), dtype=torch.bool),
+                shift=True,
+                schedule=SCHEDULES["linear"],
+                weight="elbo",
+                norm="token",
+            )
+            texts.append(text)
+            count += tokens_of_text
+        return model(pack_corrupted_texts(texts, TOKENS_PER_BATCH_ON_CPU)).loss / count
 
     return timed(loss, model, request)
 

@@ -29,15 +29,16 @@ def ours(request: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from llamafactory_embed.model.packed import TOKENS_PER_BATCH_ON_CPU
-    from llamafactory_embed.model.token_predictor import TokenPredictor, pack_predictions
+    from llamafactory_embed.model.token_predictor import CorruptedText, TokenPredictor, pack_corrupted_texts
 
     torch.manual_seed(0)
     backbone = get_peft_model(AutoModelForCausalLM.from_pretrained(request["model"]), LoraConfig(**LORA))
     model = TokenPredictor(backbone, shift=True, backend="sdpa").train()
 
     def loss(batch: dict[str, Any]) -> Any:
-        inputs, labels = (list(torch.tensor(batch[key])) for key in ("input_ids", "labels"))
-        scores = model(pack_predictions(inputs, labels, max_tokens=TOKENS_PER_BATCH_ON_CPU))
+        rows = zip(*(torch.tensor(batch[key]) for key in ("input_ids", "labels")), strict=True)
+        texts = [CorruptedText(token_ids, labels) for token_ids, labels in rows]
+        scores = model(pack_corrupted_texts(texts, TOKENS_PER_BATCH_ON_CPU))
         return scores.loss / len(scores.losses)
 
     return run_steps(request, model, loss)

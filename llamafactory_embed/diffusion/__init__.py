@@ -1,1 +1,1 @@
-"""What diffusion over text is: noise, noisy texts, blocks, and the bound; no training and no sampling."""
+"""What diffusion over text is: noise, noisy texts, blocks, batches and the bound; no training and no sampling."""

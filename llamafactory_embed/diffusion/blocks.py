@@ -1,14 +1,14 @@
 """Block diffusion (Arriola et al. 2025, arXiv 2503.09573): blocks from left to right, diffusion within a block.
 
 Training shows the model a noisy and a clean copy of a text. A noisy block sees itself and the clean blocks before it,
-a clean block the clean ones up to itself. The original puts one copy behind the other; here they alternate block by
+a clean block the clean ones up to itself. The original puts one copy after the other; here they alternate block by
 block, noisy then clean:
 
     noisy 0, clean 0, noisy 1, clean 1, ..., noisy K-1
 
-and the last block has no clean copy, which nobody would see. So one mask serves texts of every length, each of which
-reads its upper left corner, and in front of a noisy block stands the clean token before it: a model that predicts with
-a shift predicts a block's first token from there, as it does when it generates block after block.
+and the last block has no clean copy, because no block would see it. So one mask serves texts of every length, each of
+which reads its upper left corner. The clean token before a noisy block stands directly in front of it: a model that
+predicts with a shift predicts a block's first token from there, as it does when it generates block after block.
 """
 
 from __future__ import annotations

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..model.token_predictor import NO_LABEL
+from ..model.token_predictor import NO_LABEL, CorruptedText
 from .blocks import block_layout
-from .corruption import Corruption
+from .noise import LossNorm, LossWeight, NoiseSchedule, loss_terms
 from .texts import Text
-
-
-@dataclass(frozen=True)
-class NoisyText:
-    """M slots: the text itself, or its blocks in turn."""
-
-    token_ids: Tensor  # [M]
-    position_ids: Tensor  # [M]
-    labels: Tensor  # [M], the hidden token, `NO_LABEL` where none is scored
-    times: Tensor  # [M], when it was hidden
-    scorable: int
-    """The tokens that could have been hidden and scored."""
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
 
 
 def hideable_tokens(text: Text, keep_first: bool = False) -> Tensor:
@@ -44,22 +29,50 @@ def noise_units(length: int, block_size: int | None) -> Tensor:
 
 
 def noisy_text(
-    clean: Tensor, hideable: Tensor, corruption: Corruption, *, shift: bool, block_size: int | None
-) -> NoisyText:
-    """Lay out a corrupted text [L]. With `shift` a token is predicted from the slot before it, so the first token of a
-    text cannot be predicted; it may be hidden, as it is where a text is generated from nothing."""
+    clean: Tensor, hidden: Tensor, *, mask_token_id: int, shift: bool, block_size: int | None
+) -> CorruptedText:
+    """Lay out a text [L] whose `hidden` tokens [L] the mask token replaces: as it is, or its blocks in turn.
+
+    What is hidden is told by `hidden` alone: a mask token that the text itself holds is data.
+    """
     length = len(clean)
     if block_size is None:
         positions, noisy = torch.arange(length), torch.ones(length, dtype=torch.bool)
     else:
         layout = block_layout(length, block_size)
         positions, noisy = layout.positions, layout.noisy
-    predictable = torch.arange(length) >= int(shift)
-    scored = noisy & (corruption.hidden & predictable)[positions]  # [M]
-    return NoisyText(
-        token_ids=torch.where(noisy, corruption.token_ids[positions], clean[positions]),
+    hidden_slots = noisy & hidden[positions]  # [M]
+    scored = hidden_slots & (positions >= int(shift))
+    tokens = clean[positions]
+    return CorruptedText(
+        token_ids=tokens.masked_fill(hidden_slots, mask_token_id),
+        labels=tokens.masked_fill(~scored, NO_LABEL),
         position_ids=positions,
-        labels=clean[positions].masked_fill(~scored, NO_LABEL),
-        times=corruption.times[positions],
-        scorable=int((hideable & predictable).sum()),
     )
+
+
+def weigh_text(
+    noisy: CorruptedText,
+    times: Tensor,
+    hideable: Tensor,
+    *,
+    shift: bool,
+    schedule: NoiseSchedule,
+    weight: LossWeight,
+    norm: LossNorm,
+) -> tuple[CorruptedText, float]:
+    """A noisy text whose labels count what `loss_terms` says, and what it adds to the loss count. The `times` at which
+    its tokens were hidden [L] and the `hideable` ones [L] are those of the text itself.
+
+    With `shift` a token is predicted from the slot before it, so the first one cannot be scored. (It may be hidden, as
+    it is where a text is generated from nothing.)
+    """
+    terms = loss_terms(
+        times[noisy.position_ids],
+        noisy.labels != NO_LABEL,
+        scorable=int(hideable[int(shift) :].sum()),
+        schedule=schedule,
+        weight=weight,
+        norm=norm,
+    )
+    return replace(noisy, weights=terms.coefficients), terms.count

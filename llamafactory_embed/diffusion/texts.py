@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import accumulate
+
+from transformers import PreTrainedTokenizerBase
 
 from ..data.document_batches import DocumentRow
 
@@ -38,8 +40,8 @@ def split_labels(token_ids: Sequence[int], labels: Sequence[int]) -> tuple[list[
 def with_end(
     token_ids: Sequence[int], labels: Sequence[int], eos: int, ends: Collection[int]
 ) -> tuple[list[int], list[int]]:
-    """A conversation whose last answer ends: with EOS if the template wrote no end, for a model that never sees an end
-    never ends."""
+    """A conversation whose last answer ends: with EOS if the template wrote no end, because a model that never sees an
+    end never ends."""
     _, answer = split_labels(token_ids, labels)
     missing = [] if not answer or _length_of_ending(answer, ends) else [eos]
     return [*token_ids, *missing], [*labels, *missing]
@@ -76,9 +78,9 @@ def chat_text(
 
 def _length_of_ending(answer: Sequence[int], ends: Collection[int]) -> int:
     """The tokens of an answer from the last that ends one; 0 for a template without such a token."""
-    for behind, token in enumerate(reversed(answer), start=1):
+    for length, token in enumerate(reversed(answer), start=1):
         if token in ends:
-            return behind
+            return length
     return 0
 
 
@@ -123,8 +125,8 @@ def pad_text(text: Text, length: int, token: int) -> Text:
     )
 
 
-def diffuseq_tokens(tokenizer: Any) -> DiffuSeqTokens:
-    """The tokenizer's own special tokens; between source and target, a new line where it has no separator."""
+def diffuseq_tokens(tokenizer: PreTrainedTokenizerBase) -> DiffuSeqTokens:
+    """The tokenizer's special tokens; a new line separates source and target where it has no separator."""
     eos = tokenizer.eos_token_id
     sep = tokenizer.sep_token_id
     if sep is None:
@@ -134,14 +136,10 @@ def diffuseq_tokens(tokenizer: Any) -> DiffuSeqTokens:
     return DiffuSeqTokens(bos=bos, sep=sep, eos=eos, pad=tokenizer.pad_token_id)
 
 
-TextsOfRows = Callable[[Sequence[DocumentRow]], list[list[Text]]]
-
-
 def texts_of_documents(rows: Sequence[DocumentRow]) -> list[list[Text]]:
     """Each document of a row is a text of its own."""
-    found = []
+    texts = []
     for row in rows:
-        ends = [sum(row.lengths[: number + 1]) for number in range(len(row.lengths))]
-        starts = [0, *ends[:-1]]
-        found.append([Text(row.token_ids[start:end]) for start, end in zip(starts, ends, strict=True)])
-    return found
+        ends = accumulate(row.lengths)
+        texts.append([Text(row.token_ids[end - length : end]) for length, end in zip(row.lengths, ends, strict=True)])
+    return texts

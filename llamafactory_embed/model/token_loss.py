@@ -55,7 +55,7 @@ class LanguageModelHead:
 
     @property
     def learned(self) -> list[nn.Parameter]:
-        """What of it learns."""
+        """The parameters of the head that learn."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     @property
@@ -111,7 +111,7 @@ class _SumWithGradients(torch.autograd.Function):
         hidden: Tensor,
         *learned: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        # Of what is learned. Tensors of their own, not the views that a product gives: to those Autograd adds the
+        # Of what is learned. New tensors instead of the views that a product gives: to views Autograd adds the
         # gradient of a tied embedding in a third copy.
         totals = [torch.zeros_like(each) for each in learned]
 
@@ -127,10 +127,10 @@ class _SumWithGradients(torch.autograd.Function):
                 total += more
             return losses.detach(), of_states
 
-        parts = zip(hidden.split(chunk), labels.split(chunk), weights.split(chunk), strict=True)
-        found = [losses_and_gradients(*part) for part in parts]
-        ctx.save_for_backward(torch.cat([of_states for _, of_states in found]), *totals)
-        losses = torch.cat([losses for losses, _ in found])
+        chunks = zip(hidden.split(chunk), labels.split(chunk), weights.split(chunk), strict=True)
+        results = [losses_and_gradients(*each) for each in chunks]
+        ctx.save_for_backward(torch.cat([of_states for _, of_states in results]), *totals)
+        losses = torch.cat([losses for losses, _ in results])
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
 
@@ -149,8 +149,8 @@ def score_tokens(
     """The same losses [N], and whether the label is the most probable token [N], for evaluation."""
     chunk = chunk or head.rows_per_chunk
     losses, correct = [], []
-    for states, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+    for states, targets in zip(hidden.split(chunk), labels.split(chunk), strict=True):
         logits = head(states).float()
-        losses.append(cross_entropy(logits, wanted, reduction="none"))
-        correct.append(logits.argmax(dim=-1) == wanted)
+        losses.append(cross_entropy(logits, targets, reduction="none"))
+        correct.append(logits.argmax(dim=-1) == targets)
     return torch.cat(losses), torch.cat(correct)

@@ -12,11 +12,29 @@ from torch import Tensor, nn
 from attention_patch import Backend, Mode, SlidingWindow, patch_attention
 
 from .around_decoder import AroundDecoder
-from .packed import PackedBatch, forward_packed, pack_texts
+from .packed import PackedBatch, fill_rows, forward_packed
 from .token_loss import LanguageModelHead, score_tokens, summed_cross_entropy
 
 
 NO_LABEL = -100
+
+
+@dataclass(frozen=True)
+class CorruptedText:
+    """A text of M slots as the model reads it, with tokens hidden, and what is to be predicted in it."""
+
+    token_ids: Tensor  # [M]
+    labels: Tensor  # [M] the token that stood there, `NO_LABEL` where nothing is to be predicted
+    weights: Tensor | None = None  # [M] what the loss of a label counts; None: 1
+    position_ids: Tensor | None = None  # [M]; None: from 0
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @classmethod
+    def without_labels(cls, token_ids: Tensor) -> CorruptedText:
+        """A text in which nothing is hidden."""
+        return cls(token_ids, torch.full_like(token_ids, NO_LABEL))
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,11 @@ class TokenBatch:
         scored = self.scored(shift)
         return torch.ones(len(scored)) if self.weights is None else self.weights[scored]
 
+    def shortest_forward(self) -> TokenBatch:
+        """One of its tokens, in which nothing is predicted: for a rank that runs fewer forwards than another."""
+        token = CorruptedText.without_labels(self.packed.token_ids[:1])
+        return pack_corrupted_texts([token])[0]
+
 
 class TokenScores(NamedTuple):
     """Of the labels of all batches, one after the other."""
@@ -56,24 +79,40 @@ def can_be_predicted(lengths: Sequence[int], shift: bool) -> Tensor:
     return predictable
 
 
-def pack_predictions(
-    inputs: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    weights: Sequence[Tensor] | None = None,
-    max_tokens: int | None = None,
+def pack_corrupted_texts(
+    texts: Sequence[CorruptedText], max_tokens: int | None = None, allowed: Tensor | None = None
 ) -> list[TokenBatch]:
-    """Lay out texts [n] with their labels [n] and weights [n] in rows of at most `max_tokens` tokens."""
-    batches = []
-    for packed in pack_texts([text.tolist() for text in inputs], max_tokens):
-        chosen = packed.text_indices
-        batches.append(
-            TokenBatch(
-                packed,
-                labels=torch.cat([labels[index] for index in chosen]),
-                weights=None if weights is None else torch.cat([weights[index] for index in chosen]),
-            )
+    """Lay out texts in rows of at most `max_tokens` slots, longest first.
+
+    `allowed` [1, 1, S, S] says who may attend to whom in a text of up to S slots.
+    """
+    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+    return [_pack(texts, row, allowed) for row in fill_rows(texts, order, max_tokens)]
+
+
+def _pack(texts: Sequence[CorruptedText], indices: Sequence[int], allowed: Tensor | None) -> TokenBatch:
+    row = [texts[index] for index in indices]
+    longest = len(row[0])
+    positions = None
+    if any(text.position_ids is not None for text in row):
+        positions = torch.cat(
+            [torch.arange(len(text)) if text.position_ids is None else text.position_ids for text in row]
         )
-    return batches
+    weights = None
+    if any(text.weights is not None for text in row):
+        weights = torch.cat([torch.ones(len(text)) if text.weights is None else text.weights for text in row])
+    packed = PackedBatch(
+        token_ids=torch.cat([text.token_ids for text in row]),
+        lengths=tuple(len(text) for text in row),
+        text_indices=tuple(indices),
+        position_ids=positions,
+    )
+    return TokenBatch(
+        packed,
+        labels=torch.cat([text.labels for text in row]),
+        weights=weights,
+        allowed=None if allowed is None else allowed[..., :longest, :longest],
+    )
 
 
 class TokenPredictor(AroundDecoder):
@@ -110,14 +149,14 @@ class TokenPredictor(AroundDecoder):
             first_states.append(hidden[:1])
             labels.append(batch.labels[scored].to(hidden.device, non_blocking=True))
             weights.append(batch.scored_weights(self.shift).to(hidden.device, torch.float32, non_blocking=True))
-        wanted, counts = torch.cat(labels), torch.cat(weights)  # [N]
-        count = len(wanted)
+        targets, counts = torch.cat(labels), torch.cat(weights)  # [N]
+        count = len(targets)
         if count == 0:  # a token that counts nothing, so that gradients (zero) reach all that learns, on every rank
             states = [torch.cat(first_states).sum(dim=0, keepdim=True)]
-            wanted, counts = wanted.new_zeros(1), counts.new_zeros(1)
+            targets, counts = targets.new_zeros(1), counts.new_zeros(1)
         head = LanguageModelHead.of_model(self.backbone)
         if with_correct:
-            losses, correct = score_tokens(torch.cat(states), head, wanted)
+            losses, correct = score_tokens(torch.cat(states), head, targets)
             return TokenScores((losses * counts).sum(), losses[:count], correct[:count])
-        loss, losses = summed_cross_entropy(torch.cat(states), head, wanted, counts, recompute=self.recompute_logits)
+        loss, losses = summed_cross_entropy(torch.cat(states), head, targets, counts, recompute=self.recompute_logits)
         return TokenScores(loss, losses[:count], None)

@@ -20,7 +20,6 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm.auto import tqdm
 
 from ..data.tokenization import find_special_tokens
-from ..diffusion.batch import pack_noisy_texts
 from ..diffusion.blocks import block_mask
 from ..diffusion.bound import evaluation_corruptions
 from ..diffusion.texts import Text
@@ -28,7 +27,7 @@ from ..hparams.option import make_options
 from ..hparams.sampling import SamplingOptions
 from ..model.families import find_family
 from ..model.packed import tokens_per_batch
-from ..model.token_predictor import TokenPredictor
+from ..model.token_predictor import TokenPredictor, pack_corrupted_texts
 from ..sampling.checkpoint import load_sampler
 from ..sampling.settings import SamplingSettings
 from .texts import cut_at, stop_strings
@@ -143,10 +142,9 @@ class DiffusionHarnessModel(TemplateLM):
         corruptions = evaluation_corruptions(
             text, (0,), self.samples, mask_token_id=self.sampler.mask_token, shift=shift, block_size=self.block_size
         )
-        slots = max(len(each.text) for each in corruptions)
-        batches = pack_noisy_texts(
-            [each.text for each in corruptions],
-            [each.coefficients for each in corruptions],
+        slots = max(map(len, corruptions))
+        batches = pack_corrupted_texts(
+            corruptions,
             tokens_per_batch(None, self.predictor.device),
             allowed=None if self.block_size is None else block_mask(slots, self.block_size, self.predictor.device),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,15 @@ from ..model.mask_token import (
     load_mask_embedding,
     save_mask_embedding,
 )
-from ..model.packed import PackedBatch
-from ..model.token_predictor import NO_LABEL, TokenBatch, TokenPredictor
+from ..model.token_predictor import TokenBatch, TokenPredictor
 from .trainer import WrappedModelTrainer
 
 
 class TokenTrainer(WrappedModelTrainer):
-    """The host's trainer around a `TokenPredictor`.
+    """The host's trainer around a `TokenPredictor`. A step's loss is the weighted sum of the losses of all its labels,
+    divided by what its rows count."""
 
-    A step's loss is the weighted sum of the losses of all its labels, over accumulated batches and ranks, divided by
-    the sum of their divisors: accumulating equals a large batch, and several ranks equal one process.
-    """
+    sums_losses = True
 
     def __init__(
         self,
@@ -47,7 +44,6 @@ class TokenTrainer(WrappedModelTrainer):
         self.eval_sets = eval_sets
         self.eval_collator = eval_collator
         model.recompute_logits = self.is_sharded
-        self.model_accepts_loss_kwargs = True  # the loss is divided here, by the divisor of the whole step
 
     @property
     def token_predictor(self) -> TokenPredictor:
@@ -68,76 +64,54 @@ class TokenTrainer(WrappedModelTrainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """This micro-batch's part of the step's loss, with its graph."""
-        batches = self._equal_forwards(self.prepare_batches(inputs))
-        total = model(batches).loss
-        divisor = inputs["divisor"] if num_items_in_batch is None else num_items_in_batch
-        # Engines average over ranks; without a label in the whole step the sum, too, is 0.
-        loss = total * self.accelerator.num_processes / divisor.to(total).clamp(min=1e-6)
+        total = model(self._equal_forwards(self.prepare_batches(inputs))).loss
+        loss = self.part_of_step_loss(total, inputs["loss_count"], num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
-        """The divisor of the step: of all its micro-batches, on all ranks."""
-        if not batch_samples:
-            return None
-        divisor = torch.stack([batch["divisor"] for batch in batch_samples]).sum().to(device)
-        if self.accelerator.num_processes > 1:
-            dist.all_reduce(divisor)
-        return divisor
+    def loss_count(self, inputs: dict[str, Any]) -> Tensor:
+        return inputs["loss_count"]
 
-    def _equal_forwards(self, batches: list[TokenBatch]) -> list[TokenBatch]:
-        """Forwards of nothing where another rank runs more of them."""
-        if not self.is_in_lockstep or self.accelerator.num_processes == 1:
-            return batches
-        count = torch.tensor(len(batches), device=self.args.device)
-        dist.all_reduce(count, op=dist.ReduceOp.MAX)
-        return [*batches, *(_without_labels(batches[0]) for _ in range(int(count) - len(batches)))]
+    def add_forwards(self, forwards: list[TokenBatch], count: int) -> list[TokenBatch]:
+        """Those added predict nothing."""
+        return [*forwards, *[forwards[0].shortest_forward()] * (count - len(forwards))]
 
     # ---------------------------------------------- evaluation ----------------------------------------------
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluation_metrics(self) -> dict[str, float]:
         """The metrics of `eval_sets`, the same ones at every step and on every number of ranks."""
-        if self.optimizer is not None:
-            self.optimizer.eval()
         metrics: dict[str, float] = {}
-        was_training = self.model.training
-        self.model.eval()
         for name, rows in self.eval_sets.items():
-            found = self.summarize(self._sums(rows))
-            metrics |= {f"{metric_key_prefix}_{f'{name}_' if name else ''}{key}": each for key, each in found.items()}
-        self.model.train(was_training)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            prefix = f"{name}_" if name else ""
+            metrics |= {f"{prefix}{key}": value for key, value in self.summarize(self._sums(rows)).items()}
         return metrics
 
-    def score(self, batches: list[TokenBatch], divisor: float) -> Tensor:
-        """What a batch adds to the sums behind the metrics, [k] in float64."""
-        found = self.model(batches, with_correct=True)
+    def score(self, batches: list[TokenBatch], loss_count: float) -> Tensor:
+        """What a batch adds to the sums that the metrics are made of, [k] in float64."""
+        scores = self.model(batches, with_correct=True)
         shift = self.token_predictor.shift
-        weights = torch.cat([batch.scored_weights(shift) for batch in batches]).to(found.losses)  # [N]
-        loss = (found.losses.double() * weights).sum().item()
-        return torch.tensor([loss, divisor, float(found.correct.sum()), len(found.correct)], dtype=torch.float64)
+        weights = torch.cat([batch.scored_weights(shift) for batch in batches]).to(scores.losses)  # [N]
+        loss = (scores.losses.double() * weights).sum().item()
+        return torch.tensor([loss, loss_count, float(scores.correct.sum()), len(scores.correct)], dtype=torch.float64)
 
     def summarize(self, sums: Tensor) -> dict[str, float]:
         """Sums over all rows → metrics."""
-        loss, divisor, correct, labels = sums.tolist()
+        loss, loss_count, correct, labels = sums.tolist()
         if labels == 0:
             raise ValueError("`eval_dataset`: none of its tokens is hidden, so nothing is predicted: use more text.")
-        return {"loss": loss / divisor, "accuracy": correct / labels}
+        return {"loss": loss / loss_count, "accuracy": correct / labels}
 
     @torch.no_grad()
     def _sums(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Ranks take the batches in turn, each as many."""
+        """The sums over all rows. Ranks take the batches in turn, each the same number."""
         per_batch, ranks, rank = self.args.per_device_eval_batch_size, self.args.world_size, self.args.process_index
         total = torch.zeros(1, dtype=torch.float64)
         for start in range(0, len(rows), per_batch * ranks):
             places = range(start, min(start + per_batch * ranks, len(rows)))
-            own = places[rank * per_batch : (rank + 1) * per_batch]
-            chosen = [DocumentRow.of_example(rows[place], epoch=0, place=place) for place in own]
-            inputs = self.eval_collator(chosen or [DocumentRow.of_example(rows[start], 0, start).as_filler()])
+            places = places[rank * per_batch : (rank + 1) * per_batch]
+            batch = [DocumentRow.of_example(rows[place], epoch=0, place=place) for place in places]
+            inputs = self.eval_collator(batch or [DocumentRow.of_example(rows[start], 0, start).as_filler()])
             batches = self._equal_forwards(inputs["batches"])
-            total = total + self.score(batches, float(inputs["divisor"]))
+            total = total + self.score(batches, float(inputs["loss_count"]))
         if ranks > 1:
             total = total.to(self.args.device)
             dist.all_reduce(total)
@@ -163,15 +137,14 @@ class TokenTrainer(WrappedModelTrainer):
                 getattr(embedding, PARAMETER).copy_(saved)
 
 
-def _without_labels(batch: TokenBatch) -> TokenBatch:
-    """A forward as short as can be, in which nothing is predicted."""
-    row = PackedBatch(batch.packed.token_ids[:1], lengths=(1,), text_indices=(0,))
-    return TokenBatch(row, labels=torch.full((1,), NO_LABEL))
-
-
 def eval_sets_of(data: Any) -> dict[str, Sequence[Mapping[str, Any]]]:
     """The rows to evaluate on, by name; those of a stream are few, and held."""
     if data is None:
         return {}
     named = dict(data) if isinstance(data, Mapping) else {"": data}
-    return {name: rows if hasattr(rows, "__len__") else list(itertools.chain(rows)) for name, rows in named.items()}
+    return {name: rows if hasattr(rows, "__len__") else list(rows) for name, rows in named.items()}
+
+
+def plotted_metrics(eval_sets: Mapping[str, Any], metric: str) -> list[str]:
+    """What `plot_loss` draws: the loss, and one metric of every set."""
+    return ["loss", *(f"eval_{f'{name}_' if name else ''}{metric}" for name in eval_sets)]

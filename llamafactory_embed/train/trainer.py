@@ -1,15 +1,15 @@
-"""What every stage of ours needs of the Trainer: a module of our own around the language model, batches planned for
-all ranks at once, checkpoints that the host and PEFT can load, and runs that go on where they stopped."""
+"""The trainer of every stage of this package: a module around the language model, batches planned for all ranks at
+once, the template of a step and of an evaluation, checkpoints that the host and PEFT can load, and runs that go on
+where they stopped."""
 
 from __future__ import annotations
 
 import math
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,22 +17,40 @@ import yaml
 from accelerate.utils import DistributedType
 from llamafactory.train.pt.trainer import CustomTrainer
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from ..files import write_text
 from ..hparams.secrets import arguments_without_secrets
+from ..model.around_decoder import AroundDecoder
 
 
 RECIPE_NAME = "recipe.yaml"
+
+Forward = TypeVar("Forward")  # what one forward of a stage's module takes
+
+
+class Batches(Protocol):
+    """This rank's part of the global batches of an epoch, as the data loader's batch sampler."""
+
+    batch_size: int
+    drop_last: bool
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[list[Any]]: ...
 
 
 class EpochDataLoader(DataLoader):
     """A data loader whose batch sampler is told the epoch, as the Trainer tells samplers of accelerate."""
 
-    def __init__(self, dataset: Dataset, batches: Any, **kwargs: Any) -> None:
+    def __init__(self, dataset: Dataset, batches: Batches, **kwargs: Any) -> None:
         super().__init__(dataset, batch_sampler=batches, **kwargs)
         self.global_batches = batches
 
@@ -51,21 +69,43 @@ class ResumedEpoch(TrainerCallback):
 
 
 class WrappedModelTrainer(CustomTrainer, ABC):
-    """The host's trainer (optimizers, schedulers, callbacks) around a module that holds the language model, with
-    PEFT's wrapper or not, as `backbone` and its transformer as `decoder`."""
+    """The host's trainer (optimizers, schedulers, callbacks) around a module that holds the language model."""
 
     control: TrainerControl
 
+    sums_losses: ClassVar[bool] = False
+    """Whether the loss of a step is a sum over all its micro-batches and ranks, divided by the sum of their
+    `loss_count`: then accumulating equals a large batch, and several ranks equal one process. Otherwise it is the mean
+    of the micro-batches' losses."""
+
     def __init__(
-        self, *, model: nn.Module, args: TrainingArguments, batches: Any | None, recipe: dict[str, Any], **kwargs: Any
+        self,
+        *,
+        model: AroundDecoder,
+        args: TrainingArguments,
+        batches: Batches | None,
+        recipe: dict[str, Any],
+        **kwargs: Any,
     ) -> None:
-        """`batches` yields this rank's part of global batches and has `set_epoch`; None where nothing is trained."""
+        """`batches` is None where nothing is trained."""
         prepare_for_engines(model, args)
         super().__init__(model=model, args=args, **kwargs)
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise ValueError(
+                "FSDP version 1 is not supported: it gathers parameters only where its outermost module is called, "
+                "which an evaluation does not do; set `fsdp_version: 2`."
+            )
+        self.model_accepts_loss_kwargs |= self.sums_losses  # the Trainer would divide by the number of micro-batches
         self.batches = batches
         self.recipe = recipe
-        self.write_card: Callable[[], None] = lambda: None
+        self._write_card: Callable[[], None] | None = None
         self.add_callback(ResumedEpoch())
+
+    # ------------------------------------------- what a stage brings ---------------------------------------------
+
+    @abstractmethod
+    def evaluation_metrics(self) -> dict[str, float]:
+        """What `evaluate` reports, by names without the prefix; the same on every rank."""
 
     @abstractmethod
     def write_checkpoint(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
@@ -75,6 +115,16 @@ class WrappedModelTrainer(CustomTrainer, ABC):
     @abstractmethod
     def read_checkpoint(self, folder: Path) -> None:
         """Put the weights of a checkpoint into the model, to resume or to go back to the best one."""
+
+    def loss_count(self, inputs: dict[str, Any]) -> Tensor:
+        """What a micro-batch adds to the number that the summed loss of a step is divided by (labels, words)."""
+        raise NotImplementedError(f"{type(self).__name__} sums losses and does not count what it divides them by.")
+
+    def add_forwards(self, forwards: list[Any], count: int) -> list[Any]:
+        """The same work in `count` forwards, which are no fewer than those given."""
+        raise NotImplementedError(f"{type(self).__name__} cannot run more forwards than it has.")
+
+    # ------------------------------------------------- engines ---------------------------------------------------
 
     @property
     def is_sharded(self) -> bool:
@@ -92,6 +142,32 @@ class WrappedModelTrainer(CustomTrainer, ABC):
         """The module without DDP's, FSDP's or DeepSpeed's wrapper."""
         return self.accelerator.unwrap_model(self.model)
 
+    def _equal_forwards(self, forwards: list[Forward]) -> list[Forward]:
+        """As many forwards on every rank as on the one that runs most, where the engine needs that."""
+        if not self.is_in_lockstep or self.accelerator.num_processes == 1:
+            return forwards
+        count = torch.tensor(len(forwards), device=self.args.device)
+        dist.all_reduce(count, op=dist.ReduceOp.MAX)
+        return self.add_forwards(forwards, int(count))
+
+    # ------------------------------------------------- training --------------------------------------------------
+
+    def part_of_step_loss(self, total: Tensor, count: Tensor, count_of_step: Tensor | None) -> Tensor:
+        """What a micro-batch whose losses add up to `total` brings to the loss of its step. The Trainer hands on
+        `count_of_step` from `_get_num_items_in_batch`; without it the micro-batch is the step."""
+        divisor = count if count_of_step is None else count_of_step
+        # Engines average over ranks; where the count of the whole step is 0, the sum is, too.
+        return total * self.accelerator.num_processes / divisor.to(total).clamp(min=1e-6)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
+        """The `loss_count` of a step: of all its micro-batches, on all ranks."""
+        if not self.sums_losses or not batch_samples:
+            return None
+        count = torch.stack([self.loss_count(inputs) for inputs in batch_samples]).sum().to(device)
+        if self.accelerator.num_processes > 1:
+            dist.all_reduce(count)
+        return count
+
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this rank. They are planned for all ranks at once, so accelerate must not deal them out again."""
         assert self.batches is not None
@@ -101,8 +177,47 @@ class WrappedModelTrainer(CustomTrainer, ABC):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=False,  # a batch is moved by the model, row by row
+            prefetch_factor=self.args.dataloader_prefetch_factor,
             persistent_workers=False,  # workers must see the epoch
         )
+
+    # ------------------------------------------------ evaluation -------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The stage's metrics, without dropout; they are logged, and callbacks see them."""
+        self._prepare_for_evaluation()
+        if self.optimizer is not None:
+            self.optimizer.eval()  # for schedule-free optimizers
+        was_training = self.model.training
+        self.model.eval()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluation_metrics().items()}
+        self.model.train(was_training)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _prepare_for_evaluation(self) -> None:
+        """Outside of a training: place a model that was not trained before, which engines leave to the start of a
+        training, and cast it where the recipe asks for that."""
+        if self.is_in_train:
+            return
+        if not self.accelerator._models:
+            if self.is_fsdp_enabled:
+                raise ValueError(
+                    "`do_eval` without `do_train` is not supported under FSDP, which shards a model together with its "
+                    "optimizer: evaluate in a run without FSDP, or with DeepSpeed ZeRO-3."
+                )
+            if is_deepspeed_zero3_enabled():
+                deepspeed_init(self, num_training_steps=0, inference=True)
+                self.model_wrapped = self.deepspeed = self.accelerator.prepare(self.model)
+            else:
+                self.model.to(self.args.device)
+        if self.args.fp16_full_eval or self.args.bf16_full_eval:
+            self.model.to(torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
+
+    # ------------------------------------------------ checkpoints ------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         self._leave_out_frozen_parameters()
@@ -128,17 +243,17 @@ class WrappedModelTrainer(CustomTrainer, ABC):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(arguments_without_secrets(self.args), folder / TRAINING_ARGS_NAME)
-        temporary = folder / f"{RECIPE_NAME}.tmp"
-        temporary.write_text(yaml.safe_dump(self.recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(temporary, folder / RECIPE_NAME)
+        write_text(folder / RECIPE_NAME, yaml.safe_dump(self.recipe, sort_keys=False, allow_unicode=True))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The stage's own card, also when the Trainer asks for one before it pushes."""
-        if self.is_world_process_zero():
-            self.write_card()
+        """The stage's card instead of the Trainer's, which it asks for before it pushes: there is none before
+        `publish`."""
+        if self._write_card is not None and self.is_world_process_zero():
+            self._write_card()
 
-    def publish(self) -> None:
-        """Write the card, and push the checkpoint if the recipe says so."""
+    def publish(self, write_card: Callable[[], None]) -> None:
+        """Write the model card, and push the checkpoint if the recipe says so."""
+        self._write_card = write_card
         if self.args.push_to_hub:
             self.push_to_hub()
         else:
@@ -167,12 +282,12 @@ def prepare_for_engines(model: Any, args: TrainingArguments) -> None:
         args.ddp_find_unused_parameters = False  # every parameter that learns is used in every forward
     if dist.is_initialized():
         # A step may run several forwards. Under reentrant checkpointing every layer of each of them runs a backward
-        # of its own, and DDP averages a gradient when only the first of them has reached it.
-        language_model: Any = model.backbone
-        if isinstance(language_model, PeftModel):
-            language_model = language_model.get_base_model()
-        if language_model.is_gradient_checkpointing:
-            language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # by itself, and DDP averages a gradient when only the first of them has reached it.
+        not_reentrant = {"use_reentrant": False}
+        if model.is_gradient_checkpointing:
+            model.gradient_checkpointing_enable(not_reentrant)
+        if args.gradient_checkpointing:
+            args.gradient_checkpointing_kwargs = (args.gradient_checkpointing_kwargs or {}) | not_reentrant
 
 
 def allow_missing_frozen_parameters(model: torch.nn.Module, keys: Any) -> None:

@@ -9,19 +9,16 @@ from llamafactory.extras.ploting import plot_loss
 
 from ..data.document_batches import DocumentBatches, GivenRows, StreamedDocumentBatches
 from .stopping import StopAfterSteps
-from .trainer import WrappedModelTrainer
+from .trainer import Batches, WrappedModelTrainer
 
 
 if TYPE_CHECKING:
     from llamafactory.hparams import FinetuningArguments, TrainingArguments
 
 
-AnyBatches = DocumentBatches | StreamedDocumentBatches
-
-
 def make_batches(
     rows: Any, training_args: TrainingArguments, finetuning_args: FinetuningArguments
-) -> tuple[GivenRows | None, AnyBatches | None]:
+) -> tuple[GivenRows | None, Batches | None]:
     """This rank's part of the global batches, and the data set that the Trainer wants to see beside them."""
     if rows is None or not training_args.do_train:
         return None, None
@@ -53,7 +50,7 @@ def train_and_save(
     finetuning_args: FinetuningArguments,
     plotted: Sequence[str],
 ) -> None:
-    """Train, leave the checkpoint and the host's files, and draw what is `plotted` if the recipe says so."""
+    """Train, write the checkpoint and the host's files, and draw the metrics `plotted` if the recipe says so."""
     steps: int | None = finetuning_args.stage_options.stop_after_n_steps
     if steps is not None:
         trainer.add_callback(StopAfterSteps(steps))
@@ -73,7 +70,7 @@ def train_and_evaluate(
     finetuning_args: FinetuningArguments,
     plotted: Sequence[str],
 ) -> dict[str, float]:
-    """Run what the recipe asks for; the metrics after the last step."""
+    """Train and evaluate as the recipe asks, and return the metrics after the last step."""
     if training_args.do_train:
         train_and_save(trainer, training_args, finetuning_args, plotted)
     metrics: dict[str, float] = {}

@@ -12,17 +12,24 @@ import torch
 from torch import Tensor
 
 from llamafactory_embed.data.document_batches import DocumentRow
-from llamafactory_embed.diffusion.batch import pack_noisy_texts
+from llamafactory_embed.diffusion.batches import TokenCollator
 from llamafactory_embed.diffusion.blocks import block_layout, block_mask
-from llamafactory_embed.diffusion.bound import EvaluationCollator, evaluation_corruptions, hide_exactly
-from llamafactory_embed.diffusion.corruption import Corruption, NoiseDraws, hide_tokens, spread_uniforms
-from llamafactory_embed.diffusion.noisy_texts import hideable_tokens, noise_units, noisy_text
-from llamafactory_embed.diffusion.objective import LossNorm, loss_terms
-from llamafactory_embed.diffusion.schedules import SCHEDULES, LossWeight, loss_weights, times_from_uniforms
+from llamafactory_embed.diffusion.bound import BoundCorruption, evaluation_corruptions, hide_exactly
+from llamafactory_embed.diffusion.noise import (
+    SCHEDULES,
+    LossNorm,
+    LossWeight,
+    NoiseDraws,
+    hide_tokens,
+    loss_weights,
+    spread_uniforms,
+    times_from_uniforms,
+)
+from llamafactory_embed.diffusion.noisy_texts import hideable_tokens, noise_units, noisy_text, weigh_text
 from llamafactory_embed.diffusion.texts import Text, texts_of_documents
 from llamafactory_embed.hparams.ddm import DiffusionOptions
-from llamafactory_embed.model.token_predictor import NO_LABEL, TokenPredictor
-from llamafactory_embed.train.ddm.collator import DiffusionCollator
+from llamafactory_embed.model.token_predictor import NO_LABEL, CorruptedText, TokenPredictor, pack_corrupted_texts
+from llamafactory_embed.train.ddm.corruption import DiffusionCorruption
 from tests.tiny_models import VOCABULARY_SIZE, tiny_model
 
 
@@ -82,19 +89,33 @@ def hand_loss(
     logits: Tensor, *, shift: bool, norm: LossNorm, weight: LossWeight = "elbo", source: bool = False
 ) -> float:
     """The loss of two rows whose logits [6, 7] are given."""
-    entropies, coefficients, count = [], [], 0.0
+    total = count = 0.0
     for tokens, time, draws, is_source in zip(HAND_TOKENS, HAND_TIMES, HAND_DRAWS, HAND_SOURCE, strict=True):
-        text = Text(tokens, [bool(each) for each in is_source] if source else None)
-        clean, hideable, times = torch.tensor(tokens), hideable_tokens(text), torch.full((6,), time)
-        corruption = hide_tokens(clean, hideable, times, torch.tensor(draws), SCHEDULES["linear"], 6)
-        noisy = noisy_text(clean, hideable, corruption, shift=shift, block_size=None)
-        scored = noisy.labels != NO_LABEL
-        terms = loss_terms(noisy.times, scored, noisy.scorable, schedule=SCHEDULES["linear"], weight=weight, norm=norm)
-        slots = scored.nonzero()[:, 0]
-        entropies.append(-logits.log_softmax(-1)[slots - int(shift), noisy.labels[slots]])
-        coefficients.append(terms.coefficients[slots])
-        count += terms.count
-    return float((torch.cat(entropies) * torch.cat(coefficients)).sum()) / count
+        hideable = hideable_tokens(Text(tokens, [bool(each) for each in is_source] if source else None))
+        times = torch.full((6,), time)
+        hidden = hide_tokens(hideable, times, torch.tensor(draws), SCHEDULES["linear"])
+        text, terms = weighed(torch.tensor(tokens), hidden, times, hideable, shift, norm, weight, mask=6)
+        slots = (text.labels != NO_LABEL).nonzero()[:, 0]
+        entropies = -logits.log_softmax(-1)[slots - int(shift), text.labels[slots]]
+        assert text.weights is not None
+        total += float((entropies * text.weights[slots]).sum())
+        count += terms
+    return total / count
+
+
+def weighed(
+    clean: Tensor,
+    hidden: Tensor,
+    times: Tensor,
+    hideable: Tensor,
+    shift: bool,
+    norm: LossNorm,
+    weight: LossWeight = "elbo",
+    mask: int = MASK,
+) -> tuple[CorruptedText, float]:
+    """A text with what its labels count under a linear schedule, and what it adds to the loss count."""
+    noisy = noisy_text(clean, hidden, mask_token_id=mask, shift=shift, block_size=None)
+    return weigh_text(noisy, times, hideable, shift=shift, schedule=SCHEDULES["linear"], weight=weight, norm=norm)
 
 
 @pytest.mark.parametrize(
@@ -127,18 +148,11 @@ def test_a_constant_cross_entropy_is_the_loss_on_average(norm: LossNorm, shift: 
         units = noise_units(length, None)
         times, uniforms = draws.draw(0, place, units)
         clean, hideable = torch.zeros(length, dtype=torch.long), torch.ones(length, dtype=torch.bool)
-        corruption = hide_tokens(clean, hideable, times, uniforms, SCHEDULES["linear"], MASK)
-        noisy = noisy_text(clean, hideable, corruption, shift=shift, block_size=None)
-        terms = loss_terms(
-            noisy.times,
-            noisy.labels != NO_LABEL,
-            noisy.scorable,
-            schedule=SCHEDULES["linear"],
-            weight="elbo",
-            norm=norm,
-        )
-        total += float(terms.coefficients.sum())
-        count += terms.count
+        hidden = hide_tokens(hideable, times, uniforms, SCHEDULES["linear"])
+        text, terms = weighed(clean, hidden, times, hideable, shift, norm)
+        assert text.weights is not None
+        total += float(text.weights.sum())
+        count += terms
     assert total / count == pytest.approx(1, abs=0.1)
 
 
@@ -185,13 +199,13 @@ def test_prompts_and_natural_mask_tokens_are_not_hidden() -> None:
     tokens = [MASK, 5, MASK, 7]
     text = Text(tokens, [True, True, False, False])
     draws = torch.tensor([0.0, 0.0, 0.9, 0.0])
-    clean, hideable = torch.tensor(tokens), hideable_tokens(text)
-    corruption = hide_tokens(clean, hideable, torch.full((4,), 0.5), draws, SCHEDULES["linear"], MASK)
-    assert corruption.token_ids.tolist() == [MASK, 5, MASK, MASK]
-    assert corruption.hidden.tolist() == [False, False, False, True]
-    noisy = noisy_text(clean, hideable, corruption, shift=False, block_size=None)
+    clean, hideable, times = torch.tensor(tokens), hideable_tokens(text), torch.full((4,), 0.5)
+    hidden = hide_tokens(hideable, times, draws, SCHEDULES["linear"])
+    assert hidden.tolist() == [False, False, False, True]
+    noisy, scorable = weighed(clean, hidden, times, hideable, shift=False, norm="token")
+    assert noisy.token_ids.tolist() == [MASK, 5, MASK, MASK]
     assert noisy.labels.tolist() == [NO_LABEL, NO_LABEL, NO_LABEL, 7]
-    assert noisy.scorable == 2
+    assert scorable == 2
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -221,12 +235,9 @@ def test_block_mask_follows_the_definition(length: int, block_size: int) -> None
 
 def block_losses(model: TokenPredictor, hidden: Tensor, block_size: int | None) -> Tensor:
     """Cross entropies of the hidden tokens of `TEXT`."""
-    clean = torch.tensor(TEXT)
-    corruption = Corruption(torch.where(hidden, MASK, clean), hidden, torch.ones(len(TEXT)))
-    everything = torch.ones(len(TEXT), dtype=torch.bool)
-    noisy = noisy_text(clean, everything, corruption, shift=model.shift, block_size=block_size)
+    noisy = noisy_text(torch.tensor(TEXT), hidden, mask_token_id=MASK, shift=model.shift, block_size=block_size)
     allowed = None if block_size is None else block_mask(len(noisy), block_size)
-    return model(pack_noisy_texts([noisy], [torch.ones(len(noisy))], allowed=allowed)).losses
+    return model(pack_corrupted_texts([noisy], allowed=allowed)).losses
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
@@ -258,18 +269,11 @@ def test_a_block_sees_itself_and_the_clean_text_before_it() -> None:
     model = tiny_model("llama", num_hidden_layers=1)
     hidden = torch.tensor([number % 2 == 0 for number in range(len(TEXT))])
     losses = block_losses(TokenPredictor(model, shift=False), hidden, size)
-    clean = torch.tensor(TEXT)
-    behind = torch.where(hidden & (torch.arange(len(TEXT)) >= size), MASK, clean)
+    in_second_block = hidden & (torch.arange(len(TEXT)) >= size)
     model.config.is_causal = False
     states = TokenPredictor(model, shift=False)
-    alone = noisy_text(
-        clean,
-        hidden,
-        Corruption(behind, hidden & (behind == MASK), torch.ones(len(TEXT))),
-        shift=False,
-        block_size=None,
-    )
-    expected = states(pack_noisy_texts([alone], [torch.ones(len(alone))])).losses
+    alone = noisy_text(torch.tensor(TEXT), in_second_block, mask_token_id=MASK, shift=False, block_size=None)
+    expected = states(pack_corrupted_texts([alone])).losses
     torch.testing.assert_close(losses[-len(expected) :], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -286,20 +290,18 @@ def rows_of(lengths: Sequence[Sequence[int]]) -> list[DocumentRow]:
     ]
 
 
-def collator(**options: Any) -> DiffusionCollator:
-    draws = NoiseDraws(seed=1, rows_per_step=4, antithetic=True, time_epsilon=1e-3)
-    made = DiffusionOptions(**options)
-    return DiffusionCollator(texts_of_documents, made, draws=draws, mask_token_id=MASK, shift=True, max_tokens=20)
+def collator(shift: bool = True, rows_per_step: int = 4, max_tokens: int = 20, **options: Any) -> TokenCollator:
+    draws = NoiseDraws(seed=1, rows_per_step=rows_per_step, antithetic=True, time_epsilon=1e-3)
+    corruption = DiffusionCorruption(DiffusionOptions(**options), draws, MASK, shift)
+    return TokenCollator(texts_of_documents, corruption, max_tokens)
 
 
 def loss_of(model: TokenPredictor, inputs: Sequence[dict[str, Any]]) -> Tensor:
-    return sum(model(each["batches"]).loss for each in inputs) / sum(float(each["divisor"]) for each in inputs)
+    return sum(model(each["batches"]).loss for each in inputs) / sum(float(each["loss_count"]) for each in inputs)
 
 
-def evaluation_collator(samples: int) -> EvaluationCollator:
-    return EvaluationCollator(
-        texts_of_documents, samples, mask_token_id=MASK, shift=True, block_size=None, max_tokens=40
-    )
+def evaluation_collator(samples: int) -> TokenCollator:
+    return TokenCollator(texts_of_documents, BoundCorruption(samples, MASK, shift=True, block_size=None), 40)
 
 
 LENGTHS = [[9, 4], [12], [3, 3, 5], [7]]
@@ -337,14 +339,7 @@ def test_packed_documents_are_as_separate_ones() -> None:
 
 def test_documents_of_a_row_have_times_of_their_own() -> None:
     row = rows_of([[30, 30, 30]])[0]
-    (batch,) = DiffusionCollator(
-        texts_of_documents,
-        DiffusionOptions(),
-        draws=NoiseDraws(seed=1, rows_per_step=1, antithetic=True, time_epsilon=1e-3),
-        mask_token_id=MASK,
-        shift=False,
-        max_tokens=100,
-    )([row])["batches"]
+    (batch,) = collator(shift=False, rows_per_step=1, max_tokens=100)([row])["batches"]
     weights = [text[text > 0].unique() for text in batch.weights.split(batch.packed.lengths)]
     assert [len(each) for each in weights] == [1, 1, 1]
     assert len({float(each) for each in weights}) == 3
@@ -353,7 +348,7 @@ def test_documents_of_a_row_have_times_of_their_own() -> None:
 def test_filler_rows_teach_nothing() -> None:
     rows = [row.as_filler() for row in rows_of(LENGTHS)]
     for inputs in (collator()(rows), evaluation_collator(samples=2)(rows)):
-        assert float(inputs["divisor"]) == 0
+        assert float(inputs["loss_count"]) == 0
         assert all((each.labels == NO_LABEL).all() for each in inputs["batches"])
 
 
@@ -388,9 +383,8 @@ def exact_bound(model: TokenPredictor, tokens: list[int]) -> float:
         for chosen in sets:
             hidden = torch.zeros(len(tokens), dtype=torch.bool)
             hidden[list(chosen)] = True
-            corruption = Corruption(torch.where(hidden, MASK, clean), hidden, torch.ones(len(tokens)))
-            noisy = noisy_text(clean, hidden, corruption, shift=model.shift, block_size=None)
-            losses = model(pack_noisy_texts([noisy], [torch.ones(len(noisy))])).losses
+            noisy = noisy_text(clean, hidden, mask_token_id=MASK, shift=model.shift, block_size=None)
+            losses = model(pack_corrupted_texts([noisy])).losses
             total += float(losses.sum()) * len(candidates) / count / len(sets) / len(candidates)
     return total
 
@@ -403,7 +397,7 @@ def test_the_estimate_converges_to_the_bound(shift: bool) -> None:
     expected = exact_bound(model, tokens)
     samples = 800
     scored = evaluation_corruptions(Text(tokens), (0,), samples, mask_token_id=MASK, shift=shift, block_size=None)
-    batches = pack_noisy_texts([each.text for each in scored], [each.coefficients for each in scored])
+    batches = pack_corrupted_texts(scored)
     found = model(batches).losses * batches[0].scored_weights(shift)
     assert float(found.sum()) == pytest.approx(expected, rel=0.05)
 
@@ -414,7 +408,7 @@ def test_a_constant_cross_entropy_is_the_bound_exactly(block_size: int | None) -
     text = Text(TEXT, [number < 3 for number in range(len(TEXT))])
     for shift in (False, True):
         scored = evaluation_corruptions(text, (7,), 3, mask_token_id=MASK, shift=shift, block_size=block_size)
-        total = sum(float(each.coefficients[each.text.labels != NO_LABEL].sum()) for each in scored)
+        total = sum(float(each.weights[each.labels != NO_LABEL].sum()) for each in scored)
         assert total == pytest.approx(len(TEXT) - 3, rel=1e-6)
 
 
@@ -429,6 +423,6 @@ def test_an_evaluation_hides_the_same_tokens_in_every_order_of_batches() -> None
     together = collate(rows)
     apart = [collate([row]) for row in reversed(rows)]
     assert texts(together) == sorted(text for each in apart for text in texts(each))
-    assert float(together["divisor"]) == sum(float(each["divisor"]) for each in apart)
+    assert float(together["loss_count"]) == sum(float(each["loss_count"]) for each in apart)
     documents = sum(len(row) for row in LENGTHS)
-    assert float(together["divisor"]) == sum(map(sum, LENGTHS)) - documents  # first tokens are given
+    assert float(together["loss_count"]) == sum(map(sum, LENGTHS)) - documents  # first tokens are given

@@ -256,6 +256,10 @@ def test_documents_are_continued_or_written_from_nothing(train: Train, tmp_path:
     assert all(not each["prompt"] for each in free)
 
 
-def test_a_prompt_without_room_is_not_predicted(train: Train) -> None:
+@pytest.mark.parametrize("do_train", [False, True])
+def test_a_prompt_without_room_is_found_before_anything_is_trained(
+    do_train: bool, train: Train, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"the prompt of row 0 has \d+ tokens, more than `cutoff_len: 4`"):
-        train("run", **SFT, cutoff_len=4, do_train=False, do_predict=True, eval_dataset="sums")
+        train("run", **SFT, cutoff_len=4, do_train=do_train, do_predict=True, eval_dataset="sums")
+    assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -85,10 +85,14 @@ CHECKPOINTS = {"save_strategy": "steps", "save_steps": 2}
 # Compared with one process: losses, gradients, parameters and metrics.
 DDP_RUNS: dict[str, dict[str, Any]] = {
     "full": {"max_tokens_per_batch": 64},
+    "full-checkpointed": {
+        "max_tokens_per_batch": 64, "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    },
     "full-mask-accumulated": {"mask_token": "mask", "gradient_accumulation_steps": 2, "batch_size": 4},
     # An epoch's last global batch, of 1 row, leaves a rank without any.
     "lora-mask": {**LORA, "mask_token": "mask", **EVALUATED, "batch_size": 20, "max_steps": 4},
-}
+}  # fmt: skip
 
 # Compared with DDP, and resumed.
 ENGINE_RUNS: dict[str, dict[str, Any]] = {
@@ -138,3 +142,41 @@ def test_an_engine_trains_as_ddp(
         assert found.losses == pytest.approx(expected.losses, abs=1e-4), name
         assert found.metrics == [pytest.approx(each, rel=1e-4) for each in expected.metrics], name
     assert results["engine-resumed"].losses == pytest.approx(results["engine-lora-mask"].losses, abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Evaluation without training
+# ---------------------------------------------------------------------------------------------------------------
+
+ONLY_EVALUATED = {"do_train": False, "do_eval": True, "eval_dataset": "heldout"}
+
+
+def evaluation(folder: Path) -> dict[str, float]:
+    """The metrics that a run leaves."""
+    return json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("engine", ["z2", "z3"])
+def test_an_engine_evaluates_without_training(engine: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    perform(recipe(output_dir=tmp_path / "one", **settings, **ONLY_EVALUATED))
+    config, variables = engine_setup(engine)
+    run_on_two_ranks(tmp_path / engine, settings | config, {"run": ONLY_EVALUATED}, TOKEN_RUNS, **variables)
+    assert evaluation(tmp_path / engine / "run") == pytest.approx(evaluation(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.process
+def test_fsdp_does_not_evaluate_without_training(settings: dict[str, Any], tmp_path: Path) -> None:
+    config, variables = engine_setup("fsdp2")
+    with pytest.raises(AssertionError, match="`do_eval` without `do_train` is not supported under FSDP"):
+        run_on_two_ranks(tmp_path / "run", settings | config, {"run": ONLY_EVALUATED}, TOKEN_RUNS, **variables)
+
+
+@pytest.mark.process
+def test_the_first_version_of_fsdp_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    _, variables = engine_setup("fsdp2")
+    # accelerate itself refuses to synchronize states without an accelerator.
+    synchronized = {name: "false" for name in ("FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_SYNC_MODULE_STATES")}
+    variables |= {"FSDP_VERSION": "1", **synchronized}
+    with pytest.raises(AssertionError, match=r"FSDP version 1 is not supported: .*set `fsdp_version: 2`"):
+        run_on_two_ranks(tmp_path / "run", settings, {"run": {"max_steps": 1}}, TOKEN_RUNS, **variables)

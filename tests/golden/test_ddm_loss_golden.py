@@ -11,41 +11,44 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from attention_patch import Backend, annealed_mask, annealing_ratio
-from llamafactory_embed.diffusion.batch import pack_noisy_texts
-from llamafactory_embed.diffusion.corruption import hide_tokens
-from llamafactory_embed.diffusion.noisy_texts import NoisyText, hideable_tokens, noisy_text
-from llamafactory_embed.diffusion.objective import LossNorm, loss_terms
-from llamafactory_embed.diffusion.schedules import SCHEDULES, times_from_uniforms
+from llamafactory_embed.diffusion.noise import SCHEDULES, LossNorm, hide_tokens, times_from_uniforms
+from llamafactory_embed.diffusion.noisy_texts import hideable_tokens, noisy_text, weigh_text
 from llamafactory_embed.diffusion.texts import Text
-from llamafactory_embed.model.token_predictor import TokenPredictor
+from llamafactory_embed.model.token_predictor import CorruptedText, TokenPredictor, pack_corrupted_texts
 from tests.golden.case_files import GoldenCase, golden_cases, nothing_to_compare
 
 
 LINEAR = SCHEDULES["linear"]
 
 
-def corrupt(row: dict[str, Any], time_epsilon: float = 1e-3) -> list[NoisyText]:
-    """The rows of a batch under the recorded draws."""
-    texts = []
+def corrupt(row: dict[str, Any], norm: LossNorm = "masked") -> tuple[list[CorruptedText], float]:
+    """The rows of a batch under the recorded draws, and what the sum of their losses is divided by."""
+    texts, count = [], 0.0
     sources = row.get("src_mask") or [None] * len(row["input_ids"])
+    shift = row["shift"]
     for number, (ids, source) in enumerate(zip(row["input_ids"], sources, strict=True)):
-        clean = torch.tensor(ids)
         hideable = hideable_tokens(Text(ids, None if source is None else [bool(each) for each in source]))
-        time = times_from_uniforms(torch.tensor(row["recorded_uniform_for_t"][number]), time_epsilon)
-        uniforms = torch.tensor(row["recorded_uniform_per_token"][number])
-        corruption = hide_tokens(clean, hideable, time.expand(len(ids)), uniforms, LINEAR, row["mask_token_id"])
-        texts.append(noisy_text(clean, hideable, corruption, shift=row.get("shift", False), block_size=None))
-    return texts
+        time = times_from_uniforms(torch.tensor(row["recorded_uniform_for_t"][number]), time_epsilon=1e-3)
+        times = time.expand(len(ids))
+        hidden = hide_tokens(hideable, times, torch.tensor(row["recorded_uniform_per_token"][number]), LINEAR)
+        mask = row["mask_token_id"]
+        noisy = noisy_text(torch.tensor(ids), hidden, mask_token_id=mask, shift=shift, block_size=None)
+        text, count_of_text = weigh_text(
+            noisy, times, hideable, shift=shift, schedule=LINEAR, weight="elbo", norm=norm
+        )
+        texts.append(text)
+        count += count_of_text
+    return texts, count
 
 
-def score(model: TokenPredictor, texts: list[NoisyText], norm: LossNorm, allowed: Tensor | None = None) -> Tensor:
+def score(model: TokenPredictor, row: dict[str, Any], norm: LossNorm) -> Tensor:
     """The loss of a batch, as the trainer computes it."""
-    terms = [
-        loss_terms(text.times, text.labels >= 0, text.scorable, schedule=LINEAR, weight="elbo", norm=norm)
-        for text in texts
-    ]
-    batches = pack_noisy_texts(texts, [term.coefficients for term in terms], allowed=allowed)
-    return model(batches).loss / max(sum(term.count for term in terms), 1)
+    texts, count = corrupt(row, norm)
+    return model(pack_corrupted_texts(texts, allowed=recorded_attention(row))).loss / max(count, 1)
+
+
+def recorded_attention(row: dict[str, Any]) -> Tensor:
+    return torch.tensor(row["attention_allowed"], dtype=torch.bool)[None, None]
 
 
 def load_model(case: GoldenCase, folder: Path, backend: Backend) -> TokenPredictor:
@@ -61,12 +64,11 @@ def test_losses_and_gradients(case: GoldenCase, backend: Backend, tmp_path: Path
     for row in case.data["cases"]:
         predictor.shift = row["shift"]
         predictor.zero_grad()
-        texts = corrupt(row)
+        texts, _ = corrupt(row)
         assert [text.token_ids.tolist() for text in texts] == row["x_t"], row["name"]
         check_attention(row)
-        allowed = torch.tensor(row["attention_allowed"], dtype=torch.bool)[None, None]
 
-        loss = score(predictor, texts, "masked", allowed)
+        loss = score(predictor, row, "masked")
         loss.backward()
         expected = row.get("correct_final_loss", row.get("final_loss_moved_only", row["final_loss"]))
         assert loss.item() == pytest.approx(expected, rel=tolerance["final_loss"]["rtol"]), row["name"]
@@ -106,10 +108,8 @@ def test_cross_entropies(case: GoldenCase, tmp_path: Path) -> None:
         if "per_token_ce_before_masking" not in row:
             continue
         predictor.shift = row["shift"]
-        texts = corrupt(row)
-        allowed = torch.tensor(row["attention_allowed"], dtype=torch.bool)[None, None]
-        ones = [torch.ones(len(text)) for text in texts]
-        losses = predictor(pack_noisy_texts(texts, ones, allowed=allowed)).losses
+        texts, _ = corrupt(row)
+        losses = predictor(pack_corrupted_texts(texts, allowed=recorded_attention(row))).losses
         all_entropies = torch.tensor(row["per_token_ce_before_masking"])
         hidden = torch.stack([text.labels for text in texts])[:, int(row["shift"]) :] >= 0
         torch.testing.assert_close(losses, all_entropies[hidden], **tolerance)
@@ -128,10 +128,7 @@ def test_the_bound_counts_every_token_that_could_be_hidden(case: GoldenCase, tmp
         if row.get("original_gives_nan") or row.get("original_quirk"):
             continue
         predictor.shift = row["shift"]
-        allowed = torch.tensor(row["attention_allowed"], dtype=torch.bool)[None, None]
         sources = row.get("src_mask") or [[0] * len(ids) for ids in row["input_ids"]]
         could_be_scored = sum(not each for source in sources for each in source[int(row["shift"]) :])
         expected = row["final_loss"] * sum(map(sum, row["loss_mask"])) / could_be_scored
-        assert score(predictor, corrupt(row), "token", allowed).item() == pytest.approx(expected, rel=1e-4), row[
-            "name"
-        ]
+        assert score(predictor, row, "token").item() == pytest.approx(expected, rel=1e-4), row["name"]

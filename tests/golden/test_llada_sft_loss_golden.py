@@ -7,17 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llamafactory_embed.diffusion.batch import pack_noisy_texts
-from llamafactory_embed.diffusion.corruption import hide_tokens
-from llamafactory_embed.diffusion.noisy_texts import NoisyText, hideable_tokens, noisy_text
-from llamafactory_embed.diffusion.objective import LossNorm, loss_terms
-from llamafactory_embed.diffusion.schedules import SCHEDULES, times_from_uniforms
+from llamafactory_embed.diffusion.noise import SCHEDULES, LossNorm, hide_tokens, times_from_uniforms
+from llamafactory_embed.diffusion.noisy_texts import hideable_tokens, noisy_text, weigh_text
 from llamafactory_embed.diffusion.texts import Text
 from llamafactory_embed.model.families import find_family
-from llamafactory_embed.model.token_predictor import TokenPredictor
+from llamafactory_embed.model.token_predictor import CorruptedText, TokenPredictor, pack_corrupted_texts
 from tests.golden.case_files import GoldenCase, golden_cases
 
 
@@ -34,32 +30,27 @@ def predictor(case: GoldenCase, tmp_path: Path) -> TokenPredictor:
     return TokenPredictor(model.eval(), shift=family.shift)
 
 
-def corrupt(row: dict[str, Any]) -> list[NoisyText]:
-    texts = []
+def corrupt(row: dict[str, Any], norm: LossNorm) -> tuple[list[CorruptedText], float]:
+    """The rows of a batch under the recorded draws, and what the sum of their losses is divided by."""
+    texts, count = [], 0.0
     for number, ids in enumerate(row["input_ids"]):
         length = len(ids)
         prompt = row["prompt_lengths"][number] if row["kind"] == "sft" else 0
-        clean = torch.tensor(ids)
         hideable = hideable_tokens(Text(ids, [position < prompt for position in range(length)]))
         time = times_from_uniforms(torch.tensor(row["recorded_uniform_for_t"][number]), row["eps"])
-        torch.testing.assert_close(time.expand(length), torch.tensor(row["p_mask"][number]))
-        uniforms = torch.tensor(row["recorded_uniform_per_token"][number])
-        corruption = hide_tokens(clean, hideable, time.expand(length), uniforms, LINEAR, row["mask_token_id"])
-        assert corruption.hidden.int().tolist() == row["masked_indices"][number], row["name"]
-        assert corruption.token_ids.tolist() == row["noisy_batch"][number], row["name"]
-        texts.append(noisy_text(clean, hideable, corruption, shift=False, block_size=None))
-    return texts
-
-
-def score(predictor: TokenPredictor, texts: list[NoisyText], norm: LossNorm) -> tuple[Tensor, Tensor]:
-    """Cross entropies of the hidden tokens, and the loss."""
-    terms = [
-        loss_terms(text.times, text.labels >= 0, text.scorable, schedule=LINEAR, weight="elbo", norm=norm)
-        for text in texts
-    ]
-    batches = pack_noisy_texts(texts, [term.coefficients for term in terms])
-    scores = predictor(batches)
-    return scores.losses, scores.loss / max(sum(term.count for term in terms), 1)
+        times = time.expand(length)
+        torch.testing.assert_close(times, torch.tensor(row["p_mask"][number]))
+        hidden = hide_tokens(hideable, times, torch.tensor(row["recorded_uniform_per_token"][number]), LINEAR)
+        assert hidden.int().tolist() == row["masked_indices"][number], row["name"]
+        mask = row["mask_token_id"]
+        noisy = noisy_text(torch.tensor(ids), hidden, mask_token_id=mask, shift=False, block_size=None)
+        assert noisy.token_ids.tolist() == row["noisy_batch"][number], row["name"]
+        text, count_of_text = weigh_text(
+            noisy, times, hideable, shift=False, schedule=LINEAR, weight="elbo", norm=norm
+        )
+        texts.append(text)
+        count += count_of_text
+    return texts, count
 
 
 @golden_cases("llada/sft_loss")
@@ -67,8 +58,9 @@ def test_losses_and_gradients(case: GoldenCase, predictor: TokenPredictor) -> No
     tolerance = case.data["tolerance"]
     for row in case.data["cases"]:
         predictor.zero_grad()
-        texts = corrupt(row)
-        losses, loss = score(predictor, texts, NORM_OF_KIND[row["kind"]])
+        texts, count = corrupt(row, NORM_OF_KIND[row["kind"]])
+        scores = predictor(pack_corrupted_texts(texts))
+        losses, loss = scores.losses, scores.loss / max(count, 1)
         loss.backward()
         assert loss.item() == pytest.approx(row["loss"], rel=tolerance["loss"]["rtol"]), row["name"]
 

@@ -13,7 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from llamafactory_embed.loading.llm2vec_adapters import ModuleNames, adapter_for_causal_lm
 from llamafactory_embed.model.mask_token import find_mask_token
-from llamafactory_embed.model.token_predictor import NO_LABEL, TokenBatch, TokenPredictor, pack_predictions
+from llamafactory_embed.model.token_predictor import (
+    NO_LABEL,
+    CorruptedText,
+    TokenBatch,
+    TokenPredictor,
+    pack_corrupted_texts,
+)
 from llamafactory_embed.train.embed.mntp.corruption import MntpCorruption
 from tests.golden.case_files import GoldenCase, golden_cases, nothing_to_compare
 
@@ -31,11 +37,8 @@ def batches_of(subcase: dict[str, Any], max_tokens: int | None = None) -> list[T
     """The case's rows without their padding."""
     rows, labels = torch.tensor(subcase["input_ids"]), torch.tensor(subcase["labels"])
     real = torch.tensor(subcase.get("attention_mask", [[1] * rows.shape[1]] * len(rows))).bool()
-    return pack_predictions(
-        [row[keep] for row, keep in zip(rows, real, strict=True)],
-        [row[keep] for row, keep in zip(labels, real, strict=True)],
-        max_tokens=max_tokens,
-    )
+    texts = [CorruptedText(row[keep], label[keep]) for row, label, keep in zip(rows, labels, real, strict=True)]
+    return pack_corrupted_texts(texts, max_tokens)
 
 
 def in_order_of_rows(batches: list[TokenBatch], values: Tensor) -> Tensor:
@@ -171,15 +174,15 @@ def test_recorded_masks_obey_the_rules_of_ours(case: GoldenCase, tmp_path: Path)
             strict=True,
         ):
             everything = corruption_of(case, tokenizer, "all_mask", 1.0)
-            ours = everything(tokens, [len(tokens)], torch.Generator())
-            eligible = ours.labels != NO_LABEL
+            our_inputs, our_labels = everything.hide(tokens, [len(tokens)], torch.Generator())
+            eligible = our_labels != NO_LABEL
             # ours leaves the first token out as well: nothing predicts it
             assert torch.equal(eligible[1:], special[1:] == 0)
             chosen = labels != NO_LABEL
             assert torch.equal(labels[chosen], tokens[chosen])
             assert torch.equal(inputs[~chosen], tokens[~chosen])
             if MASKING[subcase["collator"]] == "all_mask":
-                assert torch.equal(ours.inputs[chosen & eligible], inputs[chosen & eligible])
+                assert torch.equal(our_inputs[chosen & eligible], inputs[chosen & eligible])
             compared += int(chosen.sum())
     if compared == 0:
         nothing_to_compare("recorded masks")
@@ -194,10 +197,10 @@ def test_shares_of_hidden_tokens(case: GoldenCase, tmp_path: Path) -> None:
         corrupt = corruption_of(case, tokenizer, MASKING[row["collator"]], row["mlm_probability"])
         ordinary = torch.tensor([token for token in range(len(tokenizer)) if token not in corrupt.special_ids])
         tokens = ordinary[torch.randint(len(ordinary), (100_000,), generator=generator)]
-        found = corrupt(tokens, [len(tokens)], generator)
-        chosen = found.labels != NO_LABEL
-        is_mask = chosen & (found.inputs == corrupt.mask_id)
-        is_same = chosen & (found.inputs == tokens)
+        inputs, labels = corrupt.hide(tokens, [len(tokens)], generator)
+        chosen = labels != NO_LABEL
+        is_mask = chosen & (inputs == corrupt.mask_id)
+        is_same = chosen & (inputs == tokens)
         assert float(chosen.float().mean()) == pytest.approx(row["fraction_selected"], abs=0.01)
         count = int(chosen.sum())
         assert int(is_mask.sum()) / count == pytest.approx(row["of_selected_mask"], abs=0.02)
@@ -208,6 +211,7 @@ def test_shares_of_hidden_tokens(case: GoldenCase, tmp_path: Path) -> None:
 
 def corruption_of(case: GoldenCase, tokenizer: Any, masking: Any, probability: float) -> MntpCorruption:
     return MntpCorruption(
+        seed=0,
         mask_id=case.data["collator"]["mask_token_id_used_here"],
         vocabulary_size=len(tokenizer),
         special_ids=frozenset(tokenizer.all_special_ids),

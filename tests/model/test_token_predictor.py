@@ -10,10 +10,11 @@ from torch.nn.functional import cross_entropy
 from attention_patch import annealed_mask
 from llamafactory_embed.model.token_predictor import (
     NO_LABEL,
+    CorruptedText,
     TokenBatch,
     TokenPredictor,
     can_be_predicted,
-    pack_predictions,
+    pack_corrupted_texts,
 )
 from tests.tiny_models import VOCABULARY_SIZE, tiny_model
 
@@ -31,6 +32,13 @@ def draw_texts(seed: int = 0) -> tuple[list[Tensor], list[Tensor], list[Tensor]]
         for chosen, length in zip(hidden, LENGTHS, strict=True)
     ]
     return texts, labels, [torch.rand(length, generator=generator) for length in LENGTHS]
+
+
+def pack(
+    texts: list[Tensor], labels: list[Tensor], weights: list[Tensor] | None = None, max_tokens: int | None = None
+) -> list[TokenBatch]:
+    parts = zip(texts, labels, weights or [None] * len(texts), strict=True)
+    return pack_corrupted_texts([CorruptedText(*part) for part in parts], max_tokens)
 
 
 def one_by_one(model: TokenPredictor, texts: list[Tensor], labels: list[Tensor], shift: bool) -> list[Tensor]:
@@ -62,7 +70,7 @@ def in_order(batches: list[TokenBatch], losses: Tensor, shift: bool) -> list[Ten
 def test_packed_equals_one_by_one(family: str, shift: bool, max_tokens: int | None) -> None:
     model = TokenPredictor(tiny_model(family), shift=shift)
     texts, labels, _ = draw_texts()
-    batches = pack_predictions(texts, labels, max_tokens=max_tokens)
+    batches = pack(texts, labels, max_tokens=max_tokens)
     assert (len(batches) > 1) == (max_tokens is not None)
     found = in_order(batches, model(batches).losses, shift)
     expected = one_by_one(model, texts, labels, shift)
@@ -74,7 +82,7 @@ def test_packed_equals_one_by_one(family: str, shift: bool, max_tokens: int | No
 def test_gradients_equal_one_by_one() -> None:
     model = TokenPredictor(tiny_model("llama"), shift=True)
     texts, labels, weights = draw_texts()
-    batches = pack_predictions(texts, labels, weights, max_tokens=10)
+    batches = pack(texts, labels, weights, max_tokens=10)
     model(batches).loss.backward()
     found = {name: each.grad.clone() for name, each in model.named_parameters()}
     model.zero_grad()
@@ -90,7 +98,7 @@ def test_the_head_runs_again_where_an_engine_must_see_it(recompute: bool) -> Non
     model.recompute_logits = recompute
     calls: list[int] = []
     model.backbone.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
-    model(pack_predictions(*draw_texts())).loss.backward()
+    model(pack(*draw_texts())).loss.backward()
     assert len(calls) == 1 + recompute
 
 
@@ -99,8 +107,8 @@ def test_shift_never_crosses_a_border() -> None:
     assert can_be_predicted((3, 1, 2), shift=False).all()
     texts = [torch.arange(3, 6), torch.arange(6, 9)]
     first_tokens = [torch.tensor([5, NO_LABEL, NO_LABEL])] * 2
-    assert len(TokenPredictor(tiny_model("llama"), shift=True)(pack_predictions(texts, first_tokens)).losses) == 0
-    assert len(TokenPredictor(tiny_model("llama"), shift=False)(pack_predictions(texts, first_tokens)).losses) == 2
+    assert len(TokenPredictor(tiny_model("llama"), shift=True)(pack(texts, first_tokens)).losses) == 0
+    assert len(TokenPredictor(tiny_model("llama"), shift=False)(pack(texts, first_tokens)).losses) == 2
 
 
 @pytest.mark.parametrize("max_tokens", [None, 10], ids=["one forward", "several forwards"])
@@ -108,7 +116,7 @@ def test_without_labels_every_parameter_gets_a_gradient_of_zero(max_tokens: int 
     model = TokenPredictor(tiny_model("llama"), shift=True)
     texts, labels, _ = draw_texts()
     nothing = [torch.full_like(each, NO_LABEL) for each in labels]
-    scores = model(pack_predictions(texts, nothing, max_tokens=max_tokens))
+    scores = model(pack(texts, nothing, max_tokens=max_tokens))
     assert len(scores.losses) == 0
     assert scores.loss == 0
     scores.loss.backward()
@@ -122,9 +130,9 @@ def test_both_directions_and_texts_apart() -> None:
     model = TokenPredictor(tiny_model("llama"), shift=True)
     texts = [torch.arange(3, 9), torch.arange(9, 15)]
     labels = [torch.tensor([NO_LABEL, 7, *[NO_LABEL] * 4])] * 2
-    before = model(pack_predictions(texts, labels)).losses
+    before = model(pack(texts, labels)).losses
     changed = [torch.cat([texts[0][:-1], torch.tensor([100])]), texts[1]]
-    after = model(pack_predictions(changed, labels)).losses
+    after = model(pack(changed, labels)).losses
     assert abs(float(after[0] - before[0])) > 1e-3
     torch.testing.assert_close(after[1], before[1], atol=1e-6, rtol=0)
 
@@ -133,7 +141,7 @@ def test_both_directions_and_texts_apart() -> None:
 def test_masks_of_attention(backend: str) -> None:
     """A mask that allows what lies behind only makes the model causal, each text by itself."""
     texts, labels, _ = draw_texts()
-    (batch,) = pack_predictions(texts, labels)
+    (batch,) = pack(texts, labels)
     longest = max(LENGTHS)
     causal = annealed_mask(longest, 0.0)
     annealed = TokenPredictor(tiny_model("llama"), shift=True, backend=backend)
@@ -144,6 +152,6 @@ def test_masks_of_attention(backend: str) -> None:
 
 
 def test_a_model_without_a_head() -> None:
-    batch = pack_predictions([torch.arange(3, 9)], [torch.arange(3, 9)])
+    batch = pack([torch.arange(3, 9)], [torch.arange(3, 9)])
     with pytest.raises(ValueError, match="LlamaModel has no language-model head"):
         TokenPredictor(tiny_model("llama").base_model, shift=True)(batch)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
 from llamafactory.extras import logging
+from transformers import PreTrainedTokenizerBase
 
 from ...data.document_batches import DocumentRow
-from ...diffusion.texts import DiffuSeqTokens, Text, chat_text, diffuseq_text, pad_text, split_labels, with_end
+from ...diffusion.batches import TextsOfRows
+from ...diffusion.texts import (
+    DiffuSeqTokens,
+    Text,
+    chat_text,
+    diffuseq_text,
+    diffuseq_tokens,
+    pad_text,
+    split_labels,
+    with_end,
+)
 from ...hparams.ddm import DiffusionTuningOptions
 from ...loading.templates import choose_template
 from ...model.families import Family
@@ -108,3 +119,16 @@ class DiffuSeqTexts:
             source, target = split_labels(row.token_ids, row.labels)
             texts.append([diffuseq_text(source, target, self.cutoff_len, self.special)])
         return texts
+
+
+def answer_texts(
+    options: DiffusionTuningOptions, cutoff_len: int, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]
+) -> tuple[TextsOfRows, TextsOfRows]:
+    """How rows become texts, for training and for evaluation."""
+    if options.ddm_format == "diffuseq":
+        texts = DiffuSeqTexts(cutoff_len, diffuseq_tokens(tokenizer))
+        return texts, texts
+    padding = options.eos_padding or "batch"
+    training = ChatTexts(cutoff_len, tokenizer.bos_token_id, tokenizer.eos_token_id, ends, padding)
+    # What a batch is padded to depends on its other rows, which must not change a row's bound.
+    return training, replace(training, eos_padding="never" if padding == "batch" else padding)

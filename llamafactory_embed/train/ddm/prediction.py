@@ -46,5 +46,5 @@ def rows_of_answers(
 
 
 def all_examples(eval_sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-    """Of several sets one after the other."""
+    """The rows of several sets, one after the other."""
     return [example for examples in eval_sets.values() for example in examples]

@@ -1,18 +1,17 @@
-"""The training step of `stage: ddm` and `ddm-sft`: attention that opens step by step, or that is closed by blocks."""
+"""The training step of `stage: ddm` and `ddm-sft`: attention that opens step by step, or that blocks close."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from attention_patch import annealed_mask, annealing_ratio
 
 from ...diffusion.blocks import block_mask
 from ...diffusion.bound import bound_metrics
-from ...diffusion.corruption import mixed_seed
+from ...diffusion.noise import seeded_generator
 from ...hparams.ddm import DiffusionOptions
 from ...model.token_predictor import TokenBatch
 from ..masked_trainer import TokenTrainer
@@ -35,8 +34,8 @@ class DiffusionTrainer(TokenTrainer):
         longest = max(max(batch.packed.lengths) for batch in batches)  # rows tokenized earlier may have been cut later
         return with_mask(batches, self._opening_mask(ratio, max(longest, self.longest_text)))
 
-    def score(self, batches: list[TokenBatch], divisor: float) -> Tensor:
-        return super().score(self._in_blocks(batches), divisor)
+    def score(self, batches: list[TokenBatch], loss_count: float) -> Tensor:
+        return super().score(self._in_blocks(batches), loss_count)
 
     def summarize(self, sums: Tensor) -> dict[str, float]:
         return super().summarize(sums) | bound_metrics(float(sums[0] / sums[1]))
@@ -50,8 +49,9 @@ class DiffusionTrainer(TokenTrainer):
     def _opening_mask(self, ratio: float, size: int) -> Tensor:
         """Causal OR Bernoulli(`ratio`), one draw for all texts of a step (DiffuLLaMA, arXiv 2410.17891). It depends on
         nothing but seed and step: micro-batches and ranks share it, and a resumed run draws it again."""
-        chance = torch.Generator(self.args.device).manual_seed(mixed_seed(self.args.seed, self.state.global_step))
-        return annealed_mask(size, ratio, generator=chance, device=self.args.device)
+        device = self.args.device
+        generator = seeded_generator(self.args.seed, self.state.global_step, device=device)
+        return annealed_mask(size, ratio, generator=generator, device=device)
 
     def _in_blocks(self, batches: list[TokenBatch]) -> list[TokenBatch]:
         if self.options.block_size is None:
@@ -62,8 +62,8 @@ class DiffusionTrainer(TokenTrainer):
 
 def with_mask(batches: list[TokenBatch], allowed: Tensor) -> list[TokenBatch]:
     """Give every text the upper left corner of a mask [1, 1, S, S]."""
-    given = []
+    masked = []
     for batch in batches:
         longest = max(batch.packed.lengths)
-        given.append(dataclasses.replace(batch, allowed=allowed[..., :longest, :longest]))
-    return given
+        masked.append(dataclasses.replace(batch, allowed=allowed[..., :longest, :longest]))
+    return masked

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset, IterableDataset
 from llamafactory.extras import logging
+from transformers import PretrainedConfig
 
 from ...data.documents import load_documents
-from ...diffusion.bound import EvaluationCollator
-from ...diffusion.corruption import NoiseDraws
-from ...diffusion.texts import TextsOfRows, diffuseq_tokens, texts_of_documents
+from ...diffusion.batches import TextsOfRows, TokenCollator
+from ...diffusion.bound import BoundCorruption
+from ...diffusion.noise import NoiseDraws
+from ...diffusion.texts import diffuseq_tokens, texts_of_documents
 from ...host.documents import asks_for_packing
 from ...hparams.ddm import DiffusionOptions, DiffusionTuningOptions
 from ...loading.adapted_checkpoint import start_from_checkpoint
@@ -31,11 +33,11 @@ from ...model.token_predictor import TokenPredictor
 from ...sampling.predict import predict
 from ...sampling.rows import PredictionRow
 from ...sampling.settings import SamplingSettings
-from ..masked_trainer import eval_sets_of
-from ..token_card import write_model_card
+from ..card import write_predictor_card
+from ..masked_trainer import eval_sets_of, plotted_metrics
 from ..workflow import make_batches, train_and_evaluate
-from .answers import ChatTexts, DiffuSeqTexts, load_answers
-from .collator import DiffusionCollator
+from .answers import answer_texts, load_answers
+from .corruption import DiffusionCorruption
 from .prediction import all_examples, rows_of_answers, rows_of_documents
 from .trainer import DiffusionTrainer
 
@@ -54,14 +56,24 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
+class DiffusionStart:
+    """What a recipe starts from, before any data are read."""
+
+    model_args: ModelArguments
+    options: DiffusionOptions
+    setup: MaskedTokenSetup
+
+
+@dataclass(frozen=True)
 class DiffusionData:
     """Rows, and how they become texts."""
 
-    train: Any | None
-    evaluation: Any | None
+    train: Dataset | IterableDataset | None
+    eval_sets: Mapping[str, Sequence[Mapping[str, Any]]]
     training_texts: TextsOfRows
     evaluation_texts: TextsOfRows
-    prediction_rows: Callable[[Iterable[Mapping[str, Any]]], list[PredictionRow]]
+    to_predict: list[PredictionRow]
+    """What `do_predict` generates: made before the training, so that a row without room is found before it."""
     end_tokens: frozenset[int] | None = None
     """What ends an answer, where that is not EOS alone."""
 
@@ -75,25 +87,9 @@ def run_ddm(
     callbacks: list[Any] | None = None,
 ) -> None:
     """Train and evaluate a diffusion language model on documents; called by the host's tuner."""
-
-    def load_data(setup: MaskedTokenSetup) -> DiffusionData:
-        data = load_documents(
-            model_args,
-            data_args,
-            training_args,
-            setup.tokenizer,
-            line_by_line=False,
-            packing=asks_for_packing(finetuning_args),
-        )
-        rows = partial(
-            rows_of_documents,
-            options=finetuning_args.stage_options,
-            mask_token_id=setup.mask.id,
-            eos=setup.tokenizer.eos_token_id,
-        )
-        return DiffusionData(data.train, data.evaluation, texts_of_documents, texts_of_documents, rows)
-
-    run(load_data, model_args, data_args, training_args, finetuning_args, generating_args, callbacks)
+    start = prepare(model_args, data_args, training_args, finetuning_args, generating_args)
+    data = load_document_data(start, data_args, training_args, finetuning_args)
+    run(start, data, data_args, training_args, finetuning_args, generating_args, callbacks)
 
 
 def run_ddm_sft(
@@ -105,33 +101,73 @@ def run_ddm_sft(
     callbacks: list[Any] | None = None,
 ) -> None:
     """Train and evaluate a diffusion language model on prompts with answers; called by the host's tuner."""
-    options: DiffusionTuningOptions = finetuning_args.stage_options
+    start = prepare(model_args, data_args, training_args, finetuning_args, generating_args)
+    data = load_answer_data(start, data_args, training_args)
+    run(start, data, data_args, training_args, finetuning_args, generating_args, callbacks)
 
-    def load_data(setup: MaskedTokenSetup) -> DiffusionData:
-        data = load_answers(
-            options, find_family(setup.config), model_args, data_args, training_args, setup.tokenizer_module
-        )
-        tokenizer, cutoff_len = setup.tokenizer, data_args.cutoff_len
-        special = diffuseq_tokens(tokenizer) if options.ddm_format == "diffuseq" else None
-        rows = partial(rows_of_answers, options=options, cutoff_len=cutoff_len, special=special)
-        if special is not None:
-            texts = DiffuSeqTexts(cutoff_len, special)
-            return DiffusionData(data.train, data.evaluation, texts, texts, rows)
 
-        def chat_texts(padding: str) -> ChatTexts:
-            return ChatTexts(cutoff_len, tokenizer.bos_token_id, tokenizer.eos_token_id, data.end_tokens, padding)
+def prepare(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+    generating_args: GeneratingArguments,
+) -> DiffusionStart:
+    """Settle options, tokenizer, mask token and shift, and refuse what contradicts itself before data are read."""
+    options: DiffusionOptions = finetuning_args.stage_options
+    model_args = start_from_checkpoint(model_args, options.checkpoint_dir, training_args)
+    setup = set_up_masked_tokens(options, model_args, otherwise="mask")
+    check_family(options, setup)
+    options = settle_block_size(options, setup.remembered)
+    if not only_predicts(training_args):
+        check_blocks(options, data_args.cutoff_len)
+    if training_args.do_predict:
+        family = find_family(setup.config)
+        SamplingSettings.from_options(options, generating_args, family=family, block_size=options.block_size)
+    return DiffusionStart(model_args, options, setup)
 
-        padding = options.eos_padding or "batch"
-        # What a batch is padded to depends on its other rows, which must not change a row's bound.
-        held_out = chat_texts("never" if padding == "batch" else padding)
-        return DiffusionData(data.train, data.evaluation, chat_texts(padding), held_out, rows, data.end_tokens)
 
-    run(load_data, model_args, data_args, training_args, finetuning_args, generating_args, callbacks)
+def load_document_data(
+    start: DiffusionStart,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    finetuning_args: FinetuningArguments,
+) -> DiffusionData:
+    """The rows of `stage: ddm`."""
+    setup = start.setup
+    packing = asks_for_packing(finetuning_args)
+    data = load_documents(
+        start.model_args, data_args, training_args, setup.tokenizer, line_by_line=False, packing=packing
+    )
+    eval_sets = eval_sets_of(data.evaluation)
+    to_predict = []
+    if training_args.do_predict:
+        eos = setup.tokenizer.eos_token_id
+        to_predict = rows_of_documents(all_examples(eval_sets), start.options, setup.mask.id, eos)
+    return DiffusionData(data.train, eval_sets, texts_of_documents, texts_of_documents, to_predict)
+
+
+def load_answer_data(
+    start: DiffusionStart, data_args: DataArguments, training_args: TrainingArguments
+) -> DiffusionData:
+    """The rows of `stage: ddm-sft`."""
+    assert isinstance(start.options, DiffusionTuningOptions)
+    options, setup, cutoff_len = start.options, start.setup, data_args.cutoff_len
+    family = find_family(setup.config)
+    data = load_answers(options, family, start.model_args, data_args, training_args, setup.tokenizer_module)
+    eval_sets = eval_sets_of(data.evaluation)
+    to_predict = []
+    if training_args.do_predict:
+        special = diffuseq_tokens(setup.tokenizer) if options.ddm_format == "diffuseq" else None
+        to_predict = rows_of_answers(all_examples(eval_sets), options, cutoff_len, special)
+    training_texts, evaluation_texts = answer_texts(options, cutoff_len, setup.tokenizer, data.end_tokens)
+    end_tokens = data.end_tokens if options.ddm_format == "chat" else None
+    return DiffusionData(data.train, eval_sets, training_texts, evaluation_texts, to_predict, end_tokens)
 
 
 def run(
-    load_data: Callable[[MaskedTokenSetup], DiffusionData],
-    model_args: ModelArguments,
+    start: DiffusionStart,
+    data: DiffusionData,
     data_args: DataArguments,
     training_args: TrainingArguments,
     finetuning_args: FinetuningArguments,
@@ -139,50 +175,39 @@ def run(
     callbacks: list[Any] | None,
 ) -> None:
     """What both stages do with their data."""
-    options: DiffusionOptions = finetuning_args.stage_options
-    model_args = start_from_checkpoint(model_args, options.checkpoint_dir, training_args)
-    setup = set_up_masked_tokens(options, model_args, otherwise="mask")
-    check_family(options, setup)
-    options = settle_block_size(options, setup.remembered)
-    only_predicts = training_args.do_predict and not (training_args.do_train or training_args.do_eval)
-    if not only_predicts:
-        check_blocks(options, data_args.cutoff_len)
-    if training_args.do_predict:  # contradictions come before the training, not after it
-        SamplingSettings.from_options(
-            options, generating_args, family=find_family(setup.config), block_size=options.block_size
-        )
-    data = load_data(setup)
+    model_args, options, setup = start.model_args, start.options, start.setup
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         logger.info_rank0("The data are prepared; with `do_train`, `do_eval` or `do_predict` they would be used.")
         return
 
     model, record = load_token_predictor(setup, model_args, finetuning_args, training_args, options.block_size)
-    if not only_predicts:
+    if not only_predicts(training_args):
         check_windows(options, model.config, data_args.cutoff_len)
-    trainer = make_trainer(model, record, options, setup, data, data_args, training_args, finetuning_args, callbacks)
+    trainer = make_trainer(model, record, start, data, data_args, training_args, finetuning_args, callbacks)
     if training_args.do_predict and trainer.is_sharded:
         raise ValueError(
-            "`do_predict` needs the whole model on every rank, and FSDP or ZeRO-3 cuts it up: predict in a run "
-            "of its own without them."
+            "`do_predict` needs the whole model on every rank, which FSDP and ZeRO-3 shard: predict in a separate run "
+            "without them."
         )
-    plotted = ["loss", *(f"eval_{f'{name}_' if name else ''}bits_per_token" for name in trainer.eval_sets)]
+    plotted = plotted_metrics(data.eval_sets, "bits_per_token")
     metrics = train_and_evaluate(trainer, training_args, finetuning_args, plotted)
     if training_args.do_train:
-        trainer.write_card = lambda: write_model_card(
-            training_args.output_dir,
-            model_args.model_name_or_path,
-            "It is a diffusion language model: it fills in hidden tokens in any order.",
-            ("diffusion", "text-generation"),
-            record,
-            data_args.dataset or [],
-            metrics,
+        trainer.publish(
+            lambda: write_predictor_card(
+                training_args.output_dir,
+                model_args.model_name_or_path,
+                "It is a diffusion language model: it fills in hidden tokens in any order.",
+                ("diffusion", "text-generation"),
+                record,
+                data_args.dataset or [],
+                metrics,
+            )
         )
-        trainer.publish()
     if training_args.do_predict:
         predicted = predict(
             model.backbone,
             setup.tokenizer,
-            data.prediction_rows(all_examples(trainer.eval_sets)),
+            data.to_predict,
             options=options,
             generating_args=generating_args,
             training_args=training_args,
@@ -199,8 +224,7 @@ def run(
 def make_trainer(
     model: TokenPredictor,
     record: MaskedTokenRecord,
-    options: DiffusionOptions,
-    setup: MaskedTokenSetup,
+    start: DiffusionStart,
     data: DiffusionData,
     data_args: DataArguments,
     training_args: TrainingArguments,
@@ -208,11 +232,14 @@ def make_trainer(
     callbacks: list[Any] | None,
 ) -> DiffusionTrainer:
     """Batches, corruption and evaluation around the model."""
+    options, setup = start.options, start.setup
     dataset, batches = make_batches(data.train, training_args, finetuning_args)
     rows_per_batch = training_args.per_device_train_batch_size * training_args.world_size
     rows_per_step = rows_per_batch * training_args.gradient_accumulation_steps
+    draws = NoiseDraws(training_args.seed, rows_per_step, options.antithetic_time, options.time_epsilon)
+    corruption = DiffusionCorruption(options, draws, setup.mask.id, setup.shift)
+    bound = BoundCorruption(options.elbo_samples, setup.mask.id, setup.shift, options.block_size)
     max_tokens = tokens_per_batch(options.max_tokens_per_batch, training_args.device)
-    eval_sets = eval_sets_of(data.evaluation)
     return DiffusionTrainer(
         model=model,
         options=options,
@@ -220,34 +247,25 @@ def make_trainer(
         record=record,
         batches=batches,
         recipe=finetuning_args.recipe,
-        eval_sets=eval_sets,
-        eval_collator=EvaluationCollator(
-            data.evaluation_texts,
-            options.elbo_samples,
-            mask_token_id=setup.mask.id,
-            shift=setup.shift,
-            block_size=options.block_size,
-            max_tokens=max_tokens,
-        ),
+        eval_sets=data.eval_sets,
+        eval_collator=TokenCollator(data.evaluation_texts, bound, max_tokens),
         args=training_args,
         finetuning_args=finetuning_args,
-        data_collator=DiffusionCollator(
-            data.training_texts,
-            options,
-            draws=NoiseDraws(training_args.seed, rows_per_step, options.antithetic_time, options.time_epsilon),
-            mask_token_id=setup.mask.id,
-            shift=setup.shift,
-            max_tokens=max_tokens,
-        ),
+        data_collator=TokenCollator(data.training_texts, corruption, max_tokens),
         train_dataset=dataset,
-        eval_dataset=eval_sets or None,
+        eval_dataset=data.eval_sets or None,
         callbacks=callbacks,
         **setup.tokenizer_module,
     )
 
 
+def only_predicts(training_args: TrainingArguments) -> bool:
+    """Whether nothing is trained or evaluated: then what concerns whole rows need not hold."""
+    return training_args.do_predict and not (training_args.do_train or training_args.do_eval)
+
+
 def check_blocks(options: DiffusionOptions, cutoff_len: int) -> None:
-    """Whole rows must be whole blocks, or their last one would be another size than it is in generation."""
+    """Require whole rows to be whole blocks: otherwise the last one would have another size than in generation."""
     size = options.block_size
     if size is not None and cutoff_len % size:
         raise ValueError(
@@ -255,8 +273,9 @@ def check_blocks(options: DiffusionOptions, cutoff_len: int) -> None:
         )
 
 
-def check_windows(options: DiffusionOptions, config: Any, cutoff_len: int) -> None:
-    """In block diffusion tokens stand twice in a row, so that distances in the row are not those in the text."""
+def check_windows(options: DiffusionOptions, config: PretrainedConfig, cutoff_len: int) -> None:
+    """Refuse a sliding window that cuts a row of blocks: tokens stand there twice, so distances in the row are not
+    those in the text."""
     window = getattr(config, "sliding_window", None)
     if options.block_size is not None and window is not None and window < 2 * cutoff_len:
         raise ValueError(

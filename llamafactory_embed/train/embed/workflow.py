@@ -72,11 +72,12 @@ def evaluate_and_publish(
         trainer.save_metrics("eval", metrics)
 
     if training_args.do_train:
-        trainer.write_card = lambda: write_model_card(
-            training_args.output_dir,
-            trainer.embedding_model.embedding_config,
-            model_args.model_name_or_path,
-            tasks,
-            metrics,
+        trainer.publish(
+            lambda: write_model_card(
+                training_args.output_dir,
+                trainer.embedding_model.embedding_config,
+                model_args.model_name_or_path,
+                tasks,
+                metrics,
+            )
         )
-        trainer.publish()

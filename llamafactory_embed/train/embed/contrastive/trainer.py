@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
@@ -16,7 +15,6 @@ from ....encoder.encoder import Encoder
 from ....evaluation.in_training import evaluate_retrieval
 from ....hparams.contrastive import ComparisonOptions
 from ....model.packed import PackedBatch
-from ..gather import world_size
 from ..grad_cache import cached_backward, split_batches
 from ..trainer import EmbeddingTrainer
 from .batch import ContrastiveBatch
@@ -73,18 +71,10 @@ class ContrastiveTrainer(EmbeddingTrainer):
             no_sync=lambda: self._no_sync(model),
         )
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluation_metrics(self) -> dict[str, float]:
         """nDCG@10, MRR@10 and recall of every held-out task and their mean."""
-        if self.optimizer is not None:
-            self.optimizer.eval()
         encoder = Encoder(self.embedding_model, self.processing_class)
-        found = evaluate_retrieval(encoder, self.retrieval_evals, share_over_ranks=not self.is_sharded)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return evaluate_retrieval(encoder, self.retrieval_evals, share_over_ranks=not self.is_sharded)
 
     def _backward(self, loss: Tensor) -> None:
         kwargs = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
@@ -108,12 +98,9 @@ class ContrastiveTrainer(EmbeddingTrainer):
         finally:
             state._set_sync_gradients(is_boundary)
 
-    def _equal_forwards(self, batches: list[PackedBatch]) -> list[PackedBatch]:
-        if not self.is_in_lockstep or world_size() == 1:
-            return batches
-        count = torch.tensor(len(batches), device=self.args.device)
-        torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX)
-        return split_batches(batches, int(count))
+    def add_forwards(self, forwards: list[PackedBatch], count: int) -> list[PackedBatch]:
+        """The same texts in smaller rows."""
+        return split_batches(forwards, count)
 
     def _checked(self, loss: Tensor) -> Tensor:
         """Stop at the first step, not after a day, if the loss is not a number."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ....data.documents import load_documents
+from ....diffusion.batches import TokenCollator
+from ....diffusion.texts import texts_of_documents
 from ....host.documents import asks_for_packing
 from ....hparams.mntp import MntpOptions
 from ....loading.predictor import load_token_predictor, set_up_masked_tokens
 from ....model.packed import tokens_per_batch
-from ...masked_trainer import eval_sets_of
-from ...token_batches import TokenCollator
-from ...token_card import write_model_card
+from ...card import write_predictor_card
+from ...masked_trainer import eval_sets_of, plotted_metrics
 from ...workflow import make_batches, train_and_evaluate
 from .corruption import MntpCorruption
 from .trainer import MntpTrainer
@@ -50,6 +51,7 @@ def run_mntp(
     model, record = load_token_predictor(setup, model_args, finetuning_args, training_args)
 
     corruption = MntpCorruption(
+        seed=training_args.seed,
         mask_id=setup.mask.id,
         vocabulary_size=len(setup.tokenizer),
         special_ids=frozenset(setup.tokenizer.all_special_ids),
@@ -57,9 +59,8 @@ def run_mntp(
         masking=options.masking,
         shift=setup.shift,
     )
-    collator = TokenCollator(
-        corruption, training_args.seed, tokens_per_batch(options.max_tokens_per_batch, training_args.device)
-    )
+    max_tokens = tokens_per_batch(options.max_tokens_per_batch, training_args.device)
+    collator = TokenCollator(texts_of_documents, corruption, max_tokens)
     eval_sets = eval_sets_of(data.evaluation)
     trainer = MntpTrainer(
         model=model,
@@ -76,16 +77,16 @@ def run_mntp(
         callbacks=callbacks,
         **setup.tokenizer_module,
     )
-    plotted = ["loss", *(f"eval_{f'{name}_' if name else ''}loss" for name in eval_sets)]
-    metrics = train_and_evaluate(trainer, training_args, finetuning_args, plotted)
+    metrics = train_and_evaluate(trainer, training_args, finetuning_args, plotted_metrics(eval_sets, "loss"))
     if training_args.do_train:
-        trainer.write_card = lambda: write_model_card(
-            training_args.output_dir,
-            model_args.model_name_or_path,
-            "Masked next-token prediction (LLM2Vec, arXiv 2404.05961) has made it read in both directions.",
-            ("mntp", "masked-lm"),
-            record,
-            data_args.dataset or [],
-            metrics,
+        trainer.publish(
+            lambda: write_predictor_card(
+                training_args.output_dir,
+                model_args.model_name_or_path,
+                "Masked next-token prediction (LLM2Vec, arXiv 2404.05961) has made it read in both directions.",
+                ("mntp", "masked-lm"),
+                record,
+                data_args.dataset or [],
+                metrics,
+            )
         )
-        trainer.publish()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -31,17 +30,14 @@ class WordEval:
 
 
 class WordTaskTrainer(WrappedModelTrainer):
-    """The host's trainer around a `WordTagger`.
+    """The host's trainer around a `WordTagger`. A step's loss is the mean over all its words."""
 
-    A step's loss is the mean over all its words, over accumulated batches and ranks: accumulating equals a large
-    batch, and several ranks equal one process.
-    """
+    sums_losses = True
 
     def __init__(self, *, model: WordTagger, record: WordTaskRecord, held_out: WordEval | None, **kwargs: Any) -> None:
         super().__init__(model=model, **kwargs)
         self.record = record
         self.held_out = held_out
-        self.model_accepts_loss_kwargs = True  # the loss is divided here, by the words of the whole step
 
     @property
     def tagger(self) -> WordTagger:
@@ -60,26 +56,12 @@ class WordTaskTrainer(WrappedModelTrainer):
         scores = model(groups, states)  # [W, labels]
         labels = inputs["labels"]
         total = nn.functional.cross_entropy(scores.float(), labels, ignore_index=NO_LABEL, reduction="sum")
-        words = (labels != NO_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = total * self.accelerator.num_processes / words.clamp(min=1)  # engines average over ranks
+        loss = self.part_of_step_loss(total, self.loss_count(inputs), num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
-        """The words of the step: of all its micro-batches, on all ranks."""
-        if not batch_samples:
-            return None
-        words = torch.stack([(batch["labels"] != NO_LABEL).sum() for batch in batch_samples]).sum().to(device)
-        if self.accelerator.num_processes > 1:
-            dist.all_reduce(words)
-        return words
-
-    def _equal_forwards(self, groups: list[SentenceGroup]) -> list[SentenceGroup]:
-        """As many forwards on every rank as on the one that runs most, where the engine needs that."""
-        if not self.is_in_lockstep or self.accelerator.num_processes == 1:
-            return groups
-        count = torch.tensor(len(groups), device=self.args.device)
-        dist.all_reduce(count, op=dist.ReduceOp.MAX)
-        return self.add_forwards(groups, int(count))
+    def loss_count(self, inputs: dict[str, Any]) -> Tensor:
+        """The words of a micro-batch."""
+        return (inputs["labels"] != NO_LABEL).sum()
 
     def add_forwards(self, forwards: list[SentenceGroup], count: int) -> list[SentenceGroup]:
         """The same with forwards of nothing."""
@@ -87,20 +69,12 @@ class WordTaskTrainer(WrappedModelTrainer):
 
     # ---------------------------------------------- evaluation ----------------------------------------------
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluation_metrics(self) -> dict[str, float]:
         """Loss, accuracy, and what counts for these labels: F1 of entities, or the labels' mean F1."""
         assert self.held_out is not None
-        if self.optimizer is not None:
-            self.optimizer.eval()
         predicted, loss = self.label(self.held_out)
         gold = [sentence.labels for sentence in self.held_out.sentences]
-        found = {"loss": loss} | word_metrics(gold, predicted)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return {"loss": loss} | word_metrics(gold, predicted)
 
     @torch.no_grad()
     def label(self, data: WordEval) -> tuple[list[list[str]], float]:

@@ -88,8 +88,7 @@ def run_word_task(
     if splits.held_out and (training_args.do_eval or training_args.do_predict):
         report(trainer, Path(training_args.output_dir), training_args.do_predict)
     if training_args.do_train:
-        trainer.write_card = lambda: write_word_card(trainer, options, model_args, data_args, metrics)
-        trainer.publish()
+        trainer.publish(lambda: write_word_card(trainer, options, model_args, data_args, metrics))
 
 
 def check_what_learns(options: WordTaskOptions, finetuning_args: FinetuningArguments) -> None:

@@ -22,7 +22,7 @@ VOCABULARY = 1000
 
 
 def corruption(masking: Masking, probability: float = 0.3, shift: bool = True) -> MntpCorruption:
-    return MntpCorruption(MASK, VOCABULARY, SPECIAL, probability, masking, shift)
+    return MntpCorruption(0, MASK, VOCABULARY, SPECIAL, probability, masking, shift)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -36,15 +36,15 @@ def test_what_is_never_hidden(masking: Masking, shift: bool) -> None:
     lengths = [4, 1, 300, 7] * 20
     tokens = torch.randint(VOCABULARY, (sum(lengths),), generator=generator())
     firsts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
-    found = corruption(masking, 0.999, shift)(tokens, lengths, generator())
-    hidden = found.labels != NO_LABEL
+    inputs, labels = corruption(masking, 0.999, shift).hide(tokens, lengths, generator())
+    hidden = labels != NO_LABEL
     special = (tokens == 0) | (tokens == 1)
     assert not hidden[special].any()
     assert hidden[firsts[~special[firsts]]].any() != shift
-    assert torch.equal(found.labels[hidden], tokens[hidden])
-    assert torch.equal(found.inputs[~hidden], tokens[~hidden])
+    assert torch.equal(labels[hidden], tokens[hidden])
+    assert torch.equal(inputs[~hidden], tokens[~hidden])
     if masking != "bert":
-        assert (found.inputs[hidden] == MASK).all()
+        assert (inputs[hidden] == MASK).all()
     assert float(hidden.float().mean()) > 0.9
 
 
@@ -81,6 +81,6 @@ def test_draws_belong_to_the_generator() -> None:
     tokens = torch.randint(2, VOCABULARY, (500,), generator=generator())
     for masking in ("bert", "all_mask", "random_span"):
         corrupt = corruption(masking)
-        first, again, other = (corrupt(tokens, [500], generator(seed)).labels for seed in (1, 1, 2))
+        first, again, other = (corrupt.hide(tokens, [500], generator(seed))[1] for seed in (1, 1, 2))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)

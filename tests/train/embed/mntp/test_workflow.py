@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.data.document_batches import DocumentRow
+from llamafactory_embed.diffusion.batches import TokenCollator
+from llamafactory_embed.diffusion.texts import texts_of_documents
 from llamafactory_embed.model.mask_token import EMBEDDING_NAME, RECORD_NAME, load_mask_embedding
 from llamafactory_embed.model.packed import find_decoder, forward_packed, pack_texts
 from llamafactory_embed.model.token_predictor import NO_LABEL, TokenPredictor
 from llamafactory_embed.train.embed.mntp import workflow
 from llamafactory_embed.train.embed.mntp.corruption import MntpCorruption
-from llamafactory_embed.train.token_batches import TokenCollator
 from tests.e2e.contrastive_runs import RunResult, perform, write_data
 from tests.e2e.contrastive_runs import recipe as contrastive_recipe
 from tests.e2e.token_runs import recipe, write_documents
@@ -170,12 +171,12 @@ def test_accumulation_equals_the_large_batch(adaptation: str, run: Run) -> None:
 
 
 def test_masks_differ_from_epoch_to_epoch_and_with_the_seed(data: Path) -> None:
-    corrupt = MntpCorruption(5, 300, frozenset({0, 1, 2}), 0.3, "all_mask", shift=True)
     tokens = list(range(10, 60))
 
     def labels(seed: int, epoch: int, place: int, others: int = 0) -> torch.Tensor:
         rows = [DocumentRow(tokens, [50], epoch, place)] + [DocumentRow(tokens, [50], 7, n) for n in range(others)]
-        (batch,) = TokenCollator(corrupt, seed, 10_000)(rows)["batches"]
+        corrupt = MntpCorruption(seed, 5, 300, frozenset({0, 1, 2}), 0.3, "all_mask", shift=True)
+        (batch,) = TokenCollator(texts_of_documents, corrupt, 10_000)(rows)["batches"]
         return batch.labels[:50]
 
     first = labels(1, 0, 0)
@@ -207,10 +208,9 @@ def test_metrics_are_those_of_fixed_masks(run: Run, tmp_path: Path, tiny_llama: 
         assert found[name] == pytest.approx(found["one"], abs=1e-6)
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    corrupt = MntpCorruption(
-        tokenizer.convert_tokens_to_ids("_"), len(tokenizer), frozenset(tokenizer.all_special_ids), 0.2, "bert", True
-    )
-    collate = TokenCollator(corrupt, 42, 10_000)
+    mask, special = tokenizer.convert_tokens_to_ids("_"), frozenset(tokenizer.all_special_ids)
+    corrupt = MntpCorruption(42, mask, len(tokenizer), special, 0.2, "bert", shift=True)
+    collate = TokenCollator(texts_of_documents, corrupt, 10_000)
     model = TokenPredictor(AutoModelForCausalLM.from_pretrained(tiny_llama).eval(), shift=True).backbone
     texts = [json.loads(line)["text"] for line in (data / "heldout.jsonl").read_text("utf-8").splitlines()]
     documents = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
@@ -226,6 +226,14 @@ def test_metrics_are_those_of_fixed_masks(run: Run, tmp_path: Path, tiny_llama: 
         correct.append(logits[chosen].argmax(-1) == labels[chosen])
     assert found["one"]["eval_loss"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-5)
     assert found["one"]["eval_accuracy"] == pytest.approx(float(torch.cat(correct).float().mean()), abs=1e-6)
+
+
+def test_an_evaluation_in_another_precision(run: Run, tmp_path: Path) -> None:
+    for name, options in {"float32": {}, "bfloat16": {"bf16_full_eval": True}}.items():
+        run(name, **EVALUATED, do_train=False, **options)
+    full, half = (evaluated(tmp_path / name)["eval_loss"] for name in ("float32", "bfloat16"))
+    assert half != full
+    assert half == pytest.approx(full, rel=0.02)
 
 
 def test_several_sets_and_splits(run: Run, tmp_path: Path) -> None:
