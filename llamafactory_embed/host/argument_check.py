@@ -12,13 +12,14 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from ..stages import registry
-from ..stages.stage import RUN_ARGUMENTS
+from ..stages.host_settings import refuse_unsupported
+from ..stages.stage import RUN_ARGUMENTS, Stage
 
 
 @contextlib.contextmanager
@@ -132,7 +133,23 @@ def compare_arguments(options: dict[str, Any], is_training: bool) -> list[str]:
 def _check_stage(parsed: tuple[Any, ...]) -> None:
     stage = registry.load_registry().find(parsed[RUN_ARGUMENTS.index("finetuning_args")].stage)
     if stage is not None:
-        stage.check_arguments(*parsed)
+        check_stage(stage, parsed)
+
+
+def check_stage(stage: Stage, parsed: Sequence[Any]) -> None:
+    """Refuse what a stage cannot do with these arguments: options of the host that it does not support, and what the
+    stage itself refuses whatever the data are."""
+    refuse_unsupported(settings_of(stage, parsed))
+    stage.check_arguments(*parsed)
+
+
+def settings_of(stage: Stage, parsed: Sequence[Any]) -> dict[str, Any]:
+    """The values of all options, by name."""
+    settings = {name: value for args in parsed for name, value in vars(args).items()} | {"stage": stage.name}
+    training_args = parsed[RUN_ARGUMENTS.index("training_args")]
+    if training_args.world_size == 1:
+        del settings["average_tokens_across_devices"]  # the Trainer's arguments turn it off where it has no effect
+    return settings
 
 
 def deepspeed_stage(config: Any) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,10 @@ import yaml
 
 from ..files import write_text
 from ..hparams.secrets import secrets_of, without_secrets, words_without_secrets
-from ..stages.host_settings import refuse_unsupported
 from ..stages.registry import load_registry
 from ..stages.stage import RUN_ARGUMENTS
 from . import contract, export
+from .argument_check import check_stage
 
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ def apply(tuner: Any) -> None:
         parsed = host_get_train_args(args)
         finetuning_args = parsed[RUN_ARGUMENTS.index("finetuning_args")]
         if load_registry().find(finetuning_args.stage) is not None:
-            refuse_unsupported(settings_of(parsed))
             finetuning_args.recipe = recipe_of(args, parsed)  # a checkpoint keeps the recipe it was made with
             finetuning_args.plugin_stage = finetuning_args.stage
             finetuning_args.stage = CARRIER_STAGE
@@ -62,7 +61,7 @@ def apply(tuner: Any) -> None:
             host_run_sft(*args, **kwargs)
         else:
             finetuning_args.stage = stage.name
-            stage.check_arguments(*args[: len(RUN_ARGUMENTS) - 1])
+            check_stage(stage, args[: len(RUN_ARGUMENTS) - 1])
             training_args = args[RUN_ARGUMENTS.index("training_args")]
             tell_deepspeed(training_args)
             clean_board_recipe(training_args, secrets_of(*args[: len(RUN_ARGUMENTS) - 1]))
@@ -82,15 +81,6 @@ def tell_deepspeed(training_args: TrainingArguments) -> None:
 
         if not comm.is_initialized():
             comm.init_distributed(dist_backend="gloo")
-
-
-def settings_of(parsed: Sequence[Any]) -> dict[str, Any]:
-    """The values of all options, by name."""
-    settings = {name: value for args in parsed for name, value in vars(args).items()}
-    training_args: TrainingArguments = parsed[RUN_ARGUMENTS.index("training_args")]
-    if training_args.world_size == 1:
-        del settings["average_tokens_across_devices"]  # the Trainer's arguments turn it off where it has no effect
-    return settings
 
 
 def recipe_of(args: dict[str, Any] | list[str], parsed: Iterable[object]) -> dict[str, Any]:
