@@ -11,8 +11,9 @@ import torch
 from transformers import AutoTokenizer
 
 from ..encoder.encoder import Encoder
-from ..loading.checkpoint import ADAPTER_CONFIG_NAME, POOLER_NAME
+from ..loading.checkpoint import POOLER_NAME
 from ..loading.llm2vec_adapters import AdapterFiles
+from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import EmbeddingConfig
 from .card import CARD_NAME, front_matter, make_header, metrics_section, portable_base, write_text
 from .folder import new_folder

@@ -115,6 +115,13 @@ class AdapterFiles:
         with safe_open(self.weights, framework="pt") as file:
             return list(file.keys())
 
+    def parameter_shapes(self) -> dict[str, list[int]]:
+        """Without reading the weights, where the file allows it."""
+        if self.weights.suffix != ".safetensors":
+            return {name: list(each.shape) for name, each in self.read_weights().items()}
+        with safe_open(self.weights, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in self.parameter_names()}
+
     def read_weights(self) -> dict[str, torch.Tensor]:
         if self.weights.suffix == ".safetensors":
             return load_file(self.weights)

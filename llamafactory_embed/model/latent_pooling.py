@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .packed_segments import Lengths, count_tokens, fill_empty_texts, last_states, lengths_tensor, mean_states
+from .packed import Lengths, count_tokens, fill_empty_texts, last_states, lengths_tensor, mean_states
 
 
 # What the latents read. In a causal model only the last token has seen the whole text, so it alone is read (designs 2

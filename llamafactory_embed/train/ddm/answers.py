@@ -14,7 +14,7 @@ from llamafactory.extras import logging
 from ...data.document_batches import DocumentRow
 from ...diffusion.texts import DiffuSeqTokens, Text, chat_text, diffuseq_text, pad_text, split_labels, with_end
 from ...hparams.ddm import DiffusionTuningOptions
-from ...loading.templates import choose_template
+from ...loading.predictor import choose_template
 from ...model.families import Family
 
 

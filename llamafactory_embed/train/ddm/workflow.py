@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,7 @@ from ...diffusion.texts import TextsOfRows, diffuseq_tokens, texts_of_documents
 from ...host.documents import asks_for_packing
 from ...hparams.ddm import DiffusionOptions, DiffusionTuningOptions
 from ...loading.adapted_checkpoint import start_from_checkpoint
-from ...loading.predictor import (
-    MaskedTokenSetup,
-    check_family,
-    load_token_predictor,
-    set_up_masked_tokens,
-    settle_block_size,
-)
+from ...loading.predictor import MaskedTokenSetup, load_token_predictor, set_up_masked_tokens
 from ...model.families import find_family
 from ...model.mask_token import MaskedTokenRecord
 from ...model.packed import tokens_per_batch
@@ -141,8 +135,7 @@ def run(
     options: DiffusionOptions = finetuning_args.stage_options
     model_args = start_from_checkpoint(model_args, options.checkpoint_dir, training_args)
     setup = set_up_masked_tokens(options, model_args, otherwise="mask")
-    check_family(options, setup)
-    options = settle_block_size(options, setup.remembered)
+    options = replace(options, block_size=setup.block_size)
     only_predicts = training_args.do_predict and not (training_args.do_train or training_args.do_eval)
     if not only_predicts:
         check_blocks(options, data_args.cutoff_len)
@@ -155,7 +148,7 @@ def run(
         logger.info_rank0("The data are prepared; with `do_train`, `do_eval` or `do_predict` they would be used.")
         return
 
-    model, record = load_token_predictor(setup, model_args, finetuning_args, training_args, options.block_size)
+    model, record = load_token_predictor(setup, model_args, finetuning_args, training_args)
     if not only_predicts:
         check_windows(options, model.config, data_args.cutoff_len)
     trainer = make_trainer(model, record, options, setup, data, data_args, training_args, finetuning_args, callbacks)

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ....hparams.contrastive import ComparisonOptions
 from ....loading.backbone import attention_backend, with_adapters_of_causal_lm
-from ....loading.checkpoint import ADAPTER_CONFIG_NAME, POOLER_NAME
+from ....loading.checkpoint import POOLER_NAME
 from ....loading.embedder import SERVED_ALIKE, continue_pooler
+from ....loading.weights import ADAPTER_CONFIG_NAME
 from ....model.embedding import EmbeddingModel
 from ....model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from .batch import TdroBatch, query_losses
