@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 
 from attention_patch import mask_inputs, packed_inputs
 
+from .rotary import rotary_by_text
+
 
 Lengths: TypeAlias = Sequence[int] | Tensor  # the number of tokens of each text, at least one
 
@@ -120,13 +122,14 @@ def forward_packed(
         inputs["position_ids"] = batch.position_ids.unsqueeze(0)  # [1, T]
     if allowed is not None:
         inputs |= mask_inputs(decoder, allowed.to(device, non_blocking=True))
-    output = decoder(
-        input_ids=batch.token_ids.unsqueeze(0),  # [1, T]
-        use_cache=False,
-        output_hidden_states=all_layers,
-        return_dict=True,
-        **inputs,
-    )
+    with rotary_by_text(decoder, batch.lengths, batch.position_ids):
+        output = decoder(
+            input_ids=batch.token_ids.unsqueeze(0),  # [1, T]
+            use_cache=False,
+            output_hidden_states=all_layers,
+            return_dict=True,
+            **inputs,
+        )
     states = output.hidden_states if all_layers else (output.last_hidden_state,)
     return tuple(state.squeeze(0) for state in states)  # each [T, d]
 
