@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 
 CONVERTED_FOLDER = "converted_checkpoint"  # below `output_dir`
-# Tokens of the vocabulary that hide others in DiffuLLaMA's published models, by the architecture below. Where the
-# tokenizer has a mask token of its own, that one does.
+# Tokens of the vocabulary that hide others in DiffuLLaMA's published models, by the architecture below; a mask token
+# of the tokenizer goes before them.
 WRAPPED_MASKS = {"gpt2": 10541, "llama": 811}
 # Buffers that older versions of transformers saved and newer ones compute.
 COMPUTED = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")
@@ -55,7 +55,7 @@ LONGEST_LIST = 8  # names that an error message shows
 
 @dataclass(frozen=True)
 class ModelNames:
-    """What a model's own checkpoint holds."""
+    """The names and shapes in a model's checkpoint."""
 
     shapes: Mapping[str, tuple[int, ...]]
     decoder_prefix: str  # with its dot
@@ -115,7 +115,7 @@ def convert_checkpoint(
     """Write the checkpoint into `destination` under the names of transformers, file by file.
 
     Its configuration is the checkpoint's own, or that of the base model with the checkpoint's vocabulary size. A
-    tokenizer comes along if the checkpoint has one, otherwise the base model's, and what is known of the mask token.
+    tokenizer comes along, the checkpoint's or else the base model's, and a record of the mask token if one is known.
     """
     files = find_weight_files(source)
     options = {"trust_remote_code": trust_remote_code, **hub}
@@ -158,7 +158,7 @@ def convert_checkpoint(
 def describe_mask(
     source: Path, wrapped: bool, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> MaskedTokenRecord | None:
-    """What is known of a checkpoint's mask token: what it says itself, or how DiffuLLaMA trained its wrapped ones."""
+    """The mask token of a checkpoint: what its record says, or how DiffuLLaMA trained its wrapped models."""
     own = MaskedTokenRecord.find([source])
     if own is not None:
         return replace(own, base_model=None, merged_adapters=())  # of one piece
@@ -171,7 +171,7 @@ def describe_mask(
 
 
 def check_shapes(weights: Mapping[str, Tensor], names: ModelNames, source: Path) -> None:
-    """All shapes must be the model's, but for the rows of a vocabulary with more or fewer tokens."""
+    """Refuse other shapes than the model's, except for the rows of a larger or smaller vocabulary."""
     for name, weight in weights.items():
         expected, shape = names.shapes[name], tuple(weight.shape)
         is_vocabulary = name in (names.input_embedding, names.head)

@@ -137,7 +137,7 @@ def load_token_predictor(
 
 
 def check_that_a_row_learns(finetuning_args: FinetuningArguments, training_args: TrainingArguments) -> None:
-    """An added token that nobody trains would hide tokens behind noise."""
+    """Refuse to hide tokens behind an added token whose embedding stays noise."""
     if finetuning_args.finetuning_type == "freeze" and training_args.do_train:
         raise ValueError(
             f"`finetuning_type: freeze` does not train the embedding of the added token {ADDED_TEXT}: use `lora` or "

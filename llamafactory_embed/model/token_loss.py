@@ -55,7 +55,7 @@ class LanguageModelHead:
 
     @property
     def learned(self) -> list[nn.Parameter]:
-        """What of it learns."""
+        """The parameters that learn."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     @property
@@ -111,12 +111,12 @@ class _SumWithGradients(torch.autograd.Function):
         hidden: Tensor,
         *learned: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        # Of what is learned. Tensors of their own, not the views that a product gives: to those Autograd adds the
-        # gradient of a tied embedding in a third copy.
+        # Gradients of the parameters that learn. New tensors, not the views that a product gives: to those Autograd
+        # adds the gradient of a tied embedding in a third copy.
         totals = [torch.zeros_like(each) for each in learned]
 
         def losses_and_gradients(states: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-            """Of one chunk; its gradient of the head, as large as the head, is gone when the next one comes."""
+            """Those of one chunk; its gradient of the head, as large as the head, is freed before the next chunk."""
             with torch.enable_grad():
                 states = states.detach().requires_grad_()
                 losses = losses_of(states, labels)
@@ -128,9 +128,9 @@ class _SumWithGradients(torch.autograd.Function):
             return losses.detach(), of_states
 
         parts = zip(hidden.split(chunk), labels.split(chunk), weights.split(chunk), strict=True)
-        found = [losses_and_gradients(*part) for part in parts]
-        ctx.save_for_backward(torch.cat([of_states for _, of_states in found]), *totals)
-        losses = torch.cat([losses for losses, _ in found])
+        chunks = [losses_and_gradients(*part) for part in parts]
+        ctx.save_for_backward(torch.cat([of_states for _, of_states in chunks]), *totals)
+        losses = torch.cat([losses for losses, _ in chunks])
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
 
@@ -149,8 +149,8 @@ def score_tokens(
     """The same losses [N], and whether the label is the most probable token [N], for evaluation."""
     chunk = chunk or head.rows_per_chunk
     losses, correct = [], []
-    for states, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+    for states, targets in zip(hidden.split(chunk), labels.split(chunk), strict=True):
         logits = head(states).float()
-        losses.append(cross_entropy(logits, wanted, reduction="none"))
-        correct.append(logits.argmax(dim=-1) == wanted)
+        losses.append(cross_entropy(logits, targets, reduction="none"))
+        correct.append(logits.argmax(dim=-1) == targets)
     return torch.cat(losses), torch.cat(correct)

@@ -39,7 +39,7 @@ class TokenBatch:
 
 
 class TokenScores(NamedTuple):
-    """Of the labels of all batches, one after the other."""
+    """The scores of all batches' labels, one after the other."""
 
     loss: Tensor  # what the labels count times their losses, summed; the only one with a gradient
     losses: Tensor  # [N] float32
@@ -65,12 +65,12 @@ def pack_predictions(
     """Lay out texts [n] with their labels [n] and weights [n] in rows of at most `max_tokens` tokens."""
     batches = []
     for packed in pack_texts([text.tolist() for text in inputs], max_tokens):
-        chosen = packed.text_indices
+        indices = packed.text_indices
         batches.append(
             TokenBatch(
                 packed,
-                labels=torch.cat([labels[index] for index in chosen]),
-                weights=None if weights is None else torch.cat([weights[index] for index in chosen]),
+                labels=torch.cat([labels[index] for index in indices]),
+                weights=None if weights is None else torch.cat([weights[index] for index in indices]),
             )
         )
     return batches
@@ -110,14 +110,14 @@ class TokenPredictor(AroundDecoder):
             first_states.append(hidden[:1])
             labels.append(batch.labels[scored].to(hidden.device, non_blocking=True))
             weights.append(batch.scored_weights(self.shift).to(hidden.device, torch.float32, non_blocking=True))
-        wanted, counts = torch.cat(labels), torch.cat(weights)  # [N]
-        count = len(wanted)
+        targets, counts = torch.cat(labels), torch.cat(weights)  # [N]
+        count = len(targets)
         if count == 0:  # a token that counts nothing, so that gradients (zero) reach all that learns, on every rank
             states = [torch.cat(first_states).sum(dim=0, keepdim=True)]
-            wanted, counts = wanted.new_zeros(1), counts.new_zeros(1)
+            targets, counts = targets.new_zeros(1), counts.new_zeros(1)
         head = LanguageModelHead.of_model(self.backbone)
         if with_correct:
-            losses, correct = score_tokens(torch.cat(states), head, wanted)
+            losses, correct = score_tokens(torch.cat(states), head, targets)
             return TokenScores((losses * counts).sum(), losses[:count], correct[:count])
-        loss, losses = summed_cross_entropy(torch.cat(states), head, wanted, counts, recompute=self.recompute_logits)
+        loss, losses = summed_cross_entropy(torch.cat(states), head, targets, counts, recompute=self.recompute_logits)
         return TokenScores(loss, losses[:count], None)

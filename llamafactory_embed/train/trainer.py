@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from accelerate.utils import DistributedType
+from llamafactory.train.callbacks import PissaConvertCallback
 from llamafactory.train.pt.trainer import CustomTrainer
 from peft import PeftModel
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ class WrappedModelTrainer(CustomTrainer, ABC):
         """`batches` yields this rank's part of global batches and has `set_epoch`; None where nothing is trained."""
         prepare_for_engines(model, args)
         super().__init__(model=model, args=args, **kwargs)
+        self.remove_callback(PissaConvertCallback)  # every checkpoint is converted when it is written
         self.batches = batches
         self.recipe = recipe
         self.write_card: Callable[[], None] = lambda: None
