@@ -6,12 +6,14 @@ computes when it is served.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from llamafactory.train.tuner import run_exp
 from torch import Tensor
 from transformers import TrainerCallback
@@ -19,6 +21,7 @@ from transformers import TrainerCallback
 from llamafactory_embed import Encoder
 from llamafactory_embed.loading.checkpoint import load_diffusion_model
 from llamafactory_embed.model.token_predictor import NO_LABEL, TokenPredictor, pack_predictions
+from llamafactory_embed.recipe import check_recipe
 from tests.e2e import contrastive_runs, ddm_runs, token_runs
 from tests.tiny_models import save_tiny_model
 
@@ -140,10 +143,17 @@ def test_models_of_masked_tokens(stage: str, name: str, documents: Path, tmp_pat
 
 
 def test_random_weights_below_an_adapter_are_refused(embedder_data: Path, tmp_path: Path) -> None:
-    """No checkpoint would hold them."""
+    """No checkpoint would hold them. `recipe check` says the same as the run."""
     recipe = contrastive_runs.recipe(save_tiny_model(tmp_path / "model"), embedder_data, tmp_path / "run", **LORA)
-    with pytest.raises(ValueError, match=r"`train_from_scratch: true` with `finetuning_type: lora` .*: use .*full"):
-        run_exp(recipe | {"train_from_scratch": True})
+    recipe["train_from_scratch"] = True
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    (problem,) = check_recipe(tmp_path / "recipe.yaml")
+    sentence = r"`train_from_scratch: true` with `finetuning_type: lora` .*: use .*full"
+    assert re.search(sentence, problem.sentence)
+    with pytest.raises(ValueError, match=sentence):
+        run_exp(recipe)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"finetuning_type": "full"}), "utf-8")
+    assert check_recipe(tmp_path / "recipe.yaml") == []
 
 
 def test_a_quantized_model_needs_a_gpu(embedder_data: Path, tmp_path: Path) -> None:

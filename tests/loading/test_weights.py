@@ -119,6 +119,17 @@ def test_pissa_resumes_from_another_decomposition(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(served), logits(model), atol=1e-4, rtol=1e-4)
 
 
+def test_pissa_of_an_earlier_release_is_loaded_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It did not keep what its random decomposition had taken out of the base."""
+    base = save_tiny_model(tmp_path / "base")
+    with_pissa("llama", 0).save_pretrained(str(tmp_path / "adapter"))
+    with caplog.at_level("WARNING"):
+        load_language_model(tmp_path / "adapter", str(base))
+    assert "saved without the random decomposition" in caplog.text
+
+
 def test_pissa_goes_back_to_its_best_checkpoint_exactly(tmp_path: Path) -> None:
     model = with_pissa("llama", 0)
     before = copy.deepcopy(model.state_dict())

@@ -10,6 +10,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 
 from ....hparams.word_task import WordTaskOptions
 from ....loading.backbone import LoadedBackbone, hub_options, load_backbone_for_training, load_config
+from ....loading.weights import weights_must_fit
 from .tagger import is_encoder
 
 
@@ -43,12 +44,13 @@ def load_backbone(
 
     # The host loads models with a language-model head only, which DeBERTa has not.
     dtype = model_args.compute_dtype if training_args.do_train else model_args.infer_dtype
-    model: Any = AutoModel.from_pretrained(
-        model_args.model_name_or_path,
-        dtype=dtype,
-        trust_remote_code=model_args.trust_remote_code,
-        **hub_options(model_args),
-    )
+    with weights_must_fit():
+        model: Any = AutoModel.from_pretrained(
+            model_args.model_name_or_path,
+            dtype=dtype,
+            trust_remote_code=model_args.trust_remote_code,
+            **hub_options(model_args),
+        )
     adapters = list(model_args.adapter_name_or_path or [])
     for adapter in adapters:
         model = PeftModel.from_pretrained(model, adapter, subfolder=model_args.adapter_folder or "").merge_and_unload()
