@@ -78,7 +78,7 @@ def _of_twice_the_rank(config: LoraConfig) -> LoraConfig:
     converted = copy.copy(config)
     converted.init_lora_weights = True
     converted.r = 2 * config.r
-    converted.lora_alpha = growth * config.lora_alpha  # type: ignore[assignment]
+    converted.lora_alpha = growth * config.lora_alpha
     converted.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
     converted.alpha_pattern = {name: growth * alpha for name, alpha in (config.alpha_pattern or {}).items()}
     return converted
@@ -86,7 +86,7 @@ def _of_twice_the_rank(config: LoraConfig) -> LoraConfig:
 
 def _add(layer: nn.Module, adapter: str, product: Tensor) -> None:
     """Add `s` times a product of B and A, [out, in], to the matrix below the adapter."""
-    weight: Tensor = layer.get_base_layer().weight  # type: ignore[operator]
-    change = layer.scaling[adapter] * (product.T if layer.fan_in_fan_out else product)  # type: ignore[index]
+    weight: Tensor = layer.get_base_layer().weight
+    change = layer.scaling[adapter] * (product.T if layer.fan_in_fan_out else product)
     with torch.no_grad():
         weight.copy_(weight.float() + change.to(weight.device))

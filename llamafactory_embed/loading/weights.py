@@ -239,7 +239,7 @@ def make_room(model: PreTrainedModel, adapter: AdapterFiles) -> None:
 def weights_must_fit() -> Iterator[None]:
     """Within this block, transformers refuses a checkpoint none of whose weights belongs to a layer of the model. It
     would start from random numbers instead, and say so in its log only."""
-    load: Any = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    load: Any = PreTrainedModel.from_pretrained.__func__
 
     def from_pretrained(cls: type[PreTrainedModel], name: Any, *args: Any, **kwargs: Any) -> Any:
         with_info = kwargs.pop("output_loading_info", False)
