@@ -109,15 +109,16 @@ def load_diffusion_model(
     embedding) or a checkpoint in DiffuLLaMA's layout. The request takes precedence over what the checkpoint says."""
     folder = fetch(name)
     if not is_wrapped(folder):
-        return _load_diffusion_model(folder, request, device, dtype)
+        return _load_diffusion_model(folder, str(name), request, device, dtype)
     check_is_complete(folder)
     with tempfile.TemporaryDirectory() as unwrapped:
         converted = convert_checkpoint(folder, str(folder), Path(unwrapped, "converted"))
-        return _load_diffusion_model(converted, request, device, dtype)
+        return _load_diffusion_model(converted, str(name), request, device, dtype)
 
 
 def _load_diffusion_model(
     folder: Path,
+    name: str,
     request: MaskedTokenRequest | None,
     device: torch.device | str | None,
     dtype: torch.dtype | str,
@@ -135,7 +136,7 @@ def _load_diffusion_model(
         learn_mask_embedding(model, mask, embedding).requires_grad_(False)
     elif mask.is_added or mask.id >= model.get_input_embeddings().weight.shape[0]:
         raise ValueError(
-            f"{folder} has no embedding for its mask token {mask.text!r}: it was not trained as a diffusion language "
+            f"{name} has no embedding for its mask token {mask.text!r}: it was not trained as a diffusion language "
             "model with that token; name the token that it was trained with."
         )
     model = model.eval().to(device or default_device())
