@@ -110,6 +110,8 @@ def load_token_predictor(
 
     loaded = load_backbone_for_training(setup.tokenizer, model_args, finetuning_args, training_args)
     base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    if training_args.do_train:
+        check_that_the_head_is_saved(base, setup.config.vocab_size)
     if mask.is_added:
         with whole_embeddings(base):
             if has_vector:
@@ -142,6 +144,21 @@ def check_that_a_row_learns(finetuning_args: FinetuningArguments, training_args:
         raise ValueError(
             f"`finetuning_type: freeze` does not train the embedding of the added token {ADDED_TEXT}: use `lora` or "
             "`full`, or a `mask_token` that the model knows, such as `blank`."
+        )
+
+
+def check_that_the_head_is_saved(model: PreTrainedModel, rows_before: int) -> None:
+    """PEFT saves a larger vocabulary's embedding and head, unless the embedding has LoRA layers: then the new rows of a
+    head that neither learns nor has LoRA layers would be lost."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_larger = embedding.weight.shape[0] > rows_before
+    if not (is_larger and hasattr(embedding, "lora_embedding_A")) or hasattr(head, "base_layer"):
+        return
+    is_tied = head.weight is embedding.weight
+    if not is_tied and not any(parameter.requires_grad for parameter in head.parameters()):
+        raise ValueError(
+            "`lora_target` with the embedding leaves the head's rows of the new tokens out of every checkpoint: train "
+            "the head, too (`additional_target: lm_head`), or leave the embedding out of `lora_target`."
         )
 
 

@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tokens, tied": {**LORA, **TOKENS, **TIED},
     "tokens, norm": {**LORA, **TOKENS, "additional_target": "norm"},
     "tokens, lora on the embedding": {
-        **LORA, **TOKENS, "lora_target": "q_proj,embed_tokens", "additional_target": "norm",
+        **LORA, **TOKENS, "lora_target": "q_proj,embed_tokens", "additional_target": "lm_head",
     },
     "tokens, oft": {"finetuning_type": "oft", "oft_rank": 0, "oft_block_size": 8, **TOKENS},
     "tokens, full": {"finetuning_type": "full", **TOKENS},
@@ -140,6 +140,13 @@ def test_models_of_masked_tokens(stage: str, name: str, documents: Path, tmp_pat
     assert settings.mask.id < len(served.tokenizer)
     predictor = TokenPredictor(served.model, shift=settings.shift, sliding_window=settings.sliding_window)
     torch.testing.assert_close(score(predictor, served.tokenizer), trained, atol=1e-4, rtol=1e-4)
+
+
+def test_a_head_whose_new_rows_would_be_lost_is_refused(documents: Path, tmp_path: Path) -> None:
+    options = OPTIONS["tokens, lora on the embedding"] | {"additional_target": "norm"}
+    recipe = token_runs.recipe(save_tiny_model(tmp_path / "model"), documents, tmp_path / "run", stage="ddm")
+    with pytest.raises(ValueError, match=r"`lora_target` with the embedding .* \(`additional_target: lm_head`\)"):
+        run_exp(recipe | options)
 
 
 def test_random_weights_below_an_adapter_are_refused(embedder_data: Path, tmp_path: Path) -> None:
