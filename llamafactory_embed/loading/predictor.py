@@ -148,8 +148,8 @@ def check_that_a_row_learns(finetuning_args: FinetuningArguments, training_args:
 
 
 def check_that_the_head_is_saved(model: PreTrainedModel, rows_before: int) -> None:
-    """PEFT saves a larger vocabulary's embedding and head, unless the embedding has LoRA layers: then the new rows of a
-    head that neither learns nor has LoRA layers would be lost."""
+    """PEFT saves a larger vocabulary's embedding and head, unless the embedding has LoRA layers: then the new rows of
+    a head that neither learns nor has LoRA layers would be lost."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     is_larger = embedding.weight.shape[0] > rows_before
     if not (is_larger and hasattr(embedding, "lora_embedding_A")) or hasattr(head, "base_layer"):
