@@ -72,8 +72,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoModel
 
     from attention_patch import patch_attention
-    from llamafactory_embed.model.packed import forward_packed, pack_texts
-    from llamafactory_embed.model.packed_segments import mean_states
+    from llamafactory_embed.model.packed import forward_packed, mean_states, pack_texts
 
     from .memory import PeakMemory
 

@@ -41,6 +41,7 @@ HOST_NAMES = {
     "llamafactory.hparams.GeneratingArguments",
     "llamafactory.hparams.ModelArguments",
     "llamafactory.hparams.TrainingArguments",
+    "llamafactory.train.callbacks.PissaConvertCallback",
     "llamafactory.train.pt.trainer.CustomTrainer",
     "llamafactory.train.sft.metric.ComputeSimilarity",
     "llamafactory.train.trainer_utils.create_ref_model",

@@ -84,11 +84,11 @@ class Encoder:
         """Embed texts [N] → [N, d] in their order, or one text → [d].
 
         With a `prompt` (an instruction, or one for each text) or a `task` (whose instruction was trained) texts are
-        queries, without they are documents; `role` says otherwise, for instance for the documents of a symmetric
-        task. `dimensions` cuts the embeddings of a Matryoshka model. `output_file` writes a `.npy` file as the
-        embeddings come and returns it memory-mapped, for corpora that do not fit into memory.
+        queries, otherwise documents; `role` overrides that, for instance for the documents of a symmetric task.
+        `dimensions` cuts the embeddings of a Matryoshka model. `output_file` writes a `.npy` file as the embeddings
+        come and returns it memory-mapped, for corpora that do not fit into memory.
 
-        `devices` names where to run instead of on the Encoder's own device, one process each: `["cuda:0", "cuda:1"]`,
+        `devices` names where to run instead of on the Encoder's device, one process each: `["cuda:0", "cuda:1"]`,
         `["cpu"] * 4`. The processes load the checkpoint at the first call and wait for the next one until `close`;
         as they are spawned, a script that uses them needs its `if __name__ == "__main__":`.
         """
@@ -146,7 +146,7 @@ class Encoder:
                 yield [window[index] for index in sorted(batch.text_indices)], self._forward(batch)
 
     def _pool_on(self, devices: Sequence[str]) -> EncoderPool:
-        """The processes on these devices; those of an earlier call if they are the same."""
+        """The processes on these devices: those of an earlier call if the devices are the same and none has died."""
         if self.source is None:
             raise ValueError(
                 "`devices` needs an Encoder of a checkpoint, which every process loads, and this one was made from a "
@@ -155,7 +155,7 @@ class Encoder:
         if isinstance(devices, str) or not devices:
             raise ValueError(f"`devices` must be a list such as ['cuda:0', 'cuda:1'] or ['cpu'] * 4, not {devices!r}.")
         names = tuple(map(str, devices))
-        if self._pool is None or self._pool.devices != names:
+        if self._pool is None or self._pool.devices != names or not self._pool.is_alive:
             self.close()
             self._pool = EncoderPool(self._loaded_as, names)
         return self._pool
@@ -178,9 +178,9 @@ class Encoder:
         if task is None:
             return ""
         if task not in self.config.instructions:
-            known = list(self.config.instructions)
-            trained = ", ".join(known) or "none"
-            raise ValueError(f"Unknown task {task!r}; this model was trained on {trained}{suggest(task, known)}")
+            tasks = list(self.config.instructions)
+            trained = ", ".join(tasks) or "none"
+            raise ValueError(f"Unknown task {task!r}; this model was trained on {trained}{suggest(task, tasks)}")
         if role == "document" and task not in self.config.symmetric_tasks:
             return ""
         return self.config.instructions[task]

@@ -1,15 +1,17 @@
-"""Several processes that embed for one `Encoder`, each with a copy of its checkpoint on a device of its own."""
+"""Several processes that embed for one `Encoder`, each with a copy of its checkpoint on its device."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import queue
+import threading
 import time
 import traceback
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1024  # most texts given to a process at a time
 CHUNKS_AHEAD = 2  # chunks waiting for each process, so that it need not wait for the next
-PATIENCE = 5.0  # seconds without a result after which we look whether the processes are alive
+PATIENCE = 5.0  # seconds without a result before we check that the processes are alive
 FAREWELL = 2.0  # seconds that the processes have to end by themselves
 
 
@@ -39,7 +41,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What became of a chunk: embeddings [n, d], or what went wrong."""
+    """The result of a chunk: embeddings [n, d], or an error."""
 
     call: int
     start: int
@@ -48,13 +50,14 @@ class Embedded:
 
 
 class EncoderPool:
-    """Starts a process for each device; they load the checkpoint once and stay until `close`.
+    """Starts a process for each device; they load the checkpoint once and stay until `close`, or until the process
+    that started them has ended.
 
-    The way in which texts are dealt out is no part of the result: it is written where the texts stand.
+    How texts are dealt out does not change the result: each embedding is written to the place of its text.
     """
 
     def __init__(self, encoder_arguments: dict[str, Any], devices: Sequence[str]) -> None:
-        """`encoder_arguments` make the Encoder of a process, but for its device."""
+        """`encoder_arguments` are those of each process's Encoder, but for its device."""
         self.devices = tuple(devices)
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self._chunks: Any = context.Queue()
@@ -75,11 +78,16 @@ class EncoderPool:
         for process in self._processes:
             process.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether all processes are running."""
+        return self.close.alive and all(process.is_alive() for process in self._processes)
+
     def embed(
         self, texts: Sequence[str], instructions: Sequence[str] | str, role: Role
     ) -> Iterator[tuple[range, torch.Tensor]]:
         """Embeddings of some of the texts at a time, neither cut nor normalized, with the texts' positions."""
-        self._call += 1  # results of a call that was broken off are left behind in the queue
+        self._call += 1  # results of a call that was broken off are still in the queue
         ahead = CHUNKS_AHEAD * len(self._processes)
         size = max(1, min(CHUNK, -(-len(texts) // ahead)))
         parts = (range(start, min(start + size, len(texts))) for start in range(0, len(texts), size))
@@ -131,6 +139,7 @@ def _stop(processes: Sequence[Any], chunks: Any) -> None:
 
 def _work(encoder_arguments: dict[str, Any], device: str, threads: int, chunks: Any, results: Any) -> None:
     """A process: load, then embed chunk after chunk."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     encoder: Encoder | None = None
     while (chunk := chunks.get()) is not None:
@@ -140,6 +149,14 @@ def _work(encoder_arguments: dict[str, Any], device: str, threads: int, chunks: 
             results.put(Embedded(chunk.call, chunk.start, _embed(encoder, chunk)))
         except Exception:
             results.put(Embedded(chunk.call, chunk.start, None, traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """A caller that a signal has killed sends no farewell, and the queue never closes: its other end is ours, too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)  # wherever the other threads are
 
 
 def _load(encoder_arguments: dict[str, Any], device: str) -> Encoder:

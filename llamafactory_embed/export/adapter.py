@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 
 from ..encoder.encoder import Encoder
 from ..files import write_json
-from ..loading.checkpoint import ADAPTER_CONFIG_NAME, POOLER_NAME
+from ..loading.checkpoint import POOLER_NAME
 from ..loading.llm2vec_adapters import AdapterFiles
+from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import EmbeddingConfig
 from .card import portable_base, write_card_page
 from .folder import new_folder

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from llamafactory.extras import logging
 
-from ..loading.checkpoint import ADAPTER_CONFIG_NAME
+from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import EmbeddingConfig
 from .export import export_checkpoint
 from .folder import check_repository, plan_push, push

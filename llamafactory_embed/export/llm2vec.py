@@ -15,8 +15,9 @@ from ..data.prompts import TEMPLATES
 from ..encoder.encoder import Encoder
 from ..files import write_json
 from ..hparams.embedding import EmbeddingOptions
-from ..loading.checkpoint import ADAPTER_CONFIG_NAME, load_backbone
+from ..loading.checkpoint import load_backbone
 from ..loading.llm2vec_adapters import LLM2VEC_SETTINGS, ModuleNames, save_as_llm2vec
+from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from .card import write_card_page

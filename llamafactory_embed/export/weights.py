@@ -17,7 +17,8 @@ from peft import PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
 
 from ..files import write_json
-from ..loading.checkpoint import ADAPTER_CONFIG_NAME, ADAPTER_NAME, POOLER_NAME, load_embedding_model
+from ..loading.checkpoint import POOLER_NAME, load_embedding_model
+from ..loading.weights import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
 from ..model.families import find_family

@@ -1,8 +1,8 @@
 """Seam: `llamafactory-cli export`, and the Export tab of LLaMA Board, which calls the same function.
 
-The checkpoint of an embedder is more than its language model: it is written with its pooling, prompts and attention,
-as `llamafactory-embed export` writes it. Everything else is exported by the host; a model that was trained to predict
-masked tokens gets what the host knows nothing of, see `masked_export`.
+An embedder's checkpoint is more than its language model: it is written with its pooling, prompts and attention, as
+`llamafactory-embed export` writes it. The host exports everything else; for a model that was trained to predict masked
+tokens, `masked_export` adds what the host does not know.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from llamafactory.hparams import FinetuningArguments, ModelArguments
 
 
-EXPORTER = "llamafactory_embed.export.from_recipe"  # by name: it stands on a higher floor
+EXPORTER = "llamafactory_embed.export.from_recipe"  # by name: `export` may import `host`, not the reverse
 
 
 def apply(tuner: Any) -> None:
-    """Part of the seam of `llamafactory.train.tuner`, called by `dispatch`."""
+    """Replace the host's export; part of the seam of `llamafactory.train.tuner`, called by `dispatch`."""
     host_export_model = contract.attribute(tuner, "export_model")
     contract.check_signature(host_export_model, "args")
     contract.check_signature(contract.attribute(tuner, "get_infer_args"), "args")
@@ -50,8 +50,8 @@ def find_checkpoint(model_args: ModelArguments) -> str:
 
 
 def is_embedder(model_args: ModelArguments, finetuning_args: FinetuningArguments) -> bool:
-    """Whether the stage trains embedders or the folder is one's checkpoint: a recipe for export may leave `stage` out,
-    as the host's own examples and the Board do."""
+    """Whether the stage trains embedders or the folder is the checkpoint of one: a recipe for export may leave `stage`
+    out, as the host's examples and the Board do."""
     stage = load_registry().find(finetuning_args.stage)
     if stage is not None and issubclass(stage.options, EmbeddingOptions):
         return True

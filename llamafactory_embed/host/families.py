@@ -1,4 +1,4 @@
-"""Seam: the model loader. It knows Dream and LLaDA, Liger's kernels reach them, and neither `lora_target: all` nor
+"""Seam: the model loader. It loads Dream and LLaDA with Liger's kernels, and neither `lora_target: all` nor
 `resize_vocab` takes a layer for a head of the same name."""
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from . import contract
 
 if TYPE_CHECKING:
     from llamafactory.hparams import FinetuningArguments, ModelArguments
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def apply(loader: Any) -> None:
-    """Register the classes and adjust the two functions of the loader that go by names."""
+    """Register the classes, and adjust the functions of the loader that identify modules or models by name."""
     contract.check_signature(
         contract.attribute(loader, "apply_liger_kernel"), "config", "model_args", "is_trainable", "require_logits"
     )
@@ -41,10 +42,15 @@ def _apply_liger(loader: Any) -> None:
 
     host_apply_liger_kernel = loader.apply_liger_kernel
 
-    def apply_liger_kernel(config: Any, model_args: ModelArguments, is_trainable: bool, require_logits: bool) -> None:
+    def apply_liger_kernel(
+        config: PretrainedConfig | SimpleNamespace,
+        model_args: ModelArguments,
+        is_trainable: bool,
+        require_logits: bool,
+    ) -> None:
         family = find_family(config)
         if family is not None and family.liger_as is not None:
-            config = SimpleNamespace(model_type=family.liger_as)  # all that the host looks at
+            config = SimpleNamespace(model_type=family.liger_as)  # the host reads nothing else
         host_apply_liger_kernel(config, model_args, is_trainable, require_logits)
 
     loader.apply_liger_kernel = apply_liger_kernel
@@ -53,15 +59,15 @@ def _apply_liger(loader: Any) -> None:
 def _apply_linear_modules(adapter: Any) -> None:
     host_find_all_linear_modules = adapter.find_all_linear_modules
 
-    def find_all_linear_modules(model: Any, freeze_vision_tower: bool) -> list[str]:
+    def find_all_linear_modules(model: PreTrainedModel, freeze_vision_tower: bool) -> list[str]:
         return spare_head(model, host_find_all_linear_modules(model, freeze_vision_tower))
 
     adapter.find_all_linear_modules = find_all_linear_modules
 
 
-def spare_head(model: Any, names: list[str]) -> list[str]:
-    """The names, with whole ones in the place of one that the head shares with other modules: PEFT takes a name for
-    the end of a module's name, so LLaDA's `ff_out` would stand for a layer in each block and for the head."""
+def spare_head(model: PreTrainedModel, names: list[str]) -> list[str]:
+    """The names, with whole names instead of one that the head shares with other modules: PEFT matches the end of a
+    module's name, so LLaDA's `ff_out` would match a layer in each block and the head."""
     head = model.get_output_embeddings()
     if head is None:
         return names
@@ -78,8 +84,8 @@ def _apply_vocabulary_modules(adapter: Any) -> None:
     host_setup_lora_tuning = adapter._setup_lora_tuning
 
     def setup_lora_tuning(
-        config: Any,
-        model: Any,
+        config: PretrainedConfig,
+        model: PreTrainedModel,
         model_args: ModelArguments,
         finetuning_args: FinetuningArguments,
         is_trainable: bool,
@@ -94,13 +100,13 @@ def _apply_vocabulary_modules(adapter: Any) -> None:
     adapter._setup_lora_tuning = setup_lora_tuning
 
 
-def vocabulary_modules(model: Any) -> list[str] | None:
-    """What `additional_target` has to be for a larger vocabulary under LoRA where the host's own choice, the last part
-    of the names of embedding and head, stands for layers, too: PEFT would train and save them all, LLaDA's `ff_out` in
-    every block. None leaves the choice to the host."""
-    names = [name for name, _ in model.named_modules()]
-    heads = (model.get_input_embeddings(), model.get_output_embeddings())
-    wanted = [name for name, module in model.named_modules() if any(module is each for each in heads)]
-    if not any(name.endswith(whole.rpartition(".")[2]) for whole in wanted for name in names if name not in wanted):
+def vocabulary_modules(model: PreTrainedModel) -> list[str] | None:
+    """What `additional_target` has to be for a larger vocabulary under LoRA if the host's choice, the last part of the
+    names of embedding and head, matches layers, too: PEFT would train and save them all, LLaDA's `ff_out` in every
+    block. None leaves the choice to the host."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    targets = [name for name, module in model.named_modules() if any(module is each for each in ends)]
+    others = [name for name, _ in model.named_modules() if name not in targets]
+    if not any(other.endswith(target.rpartition(".")[2]) for target in targets for other in others):
         return None
-    return wanted
+    return targets

@@ -1,13 +1,12 @@
-"""What `llamafactory-cli export` leaves out of a model that was trained to predict masked tokens.
+"""What `llamafactory-cli export` leaves out of a model that was trained to predict masked tokens: the token, its
+embedding if that is a vector beside the adapter, attention to both sides, and the record of all that.
 
-That is the token itself and its embedding, where that is a vector beside the adapter, attention to both sides, and the
-record of all that. Hooked into the two functions by which the host's export loads tokenizer and model.
+It is added in the two functions by which the host's export loads tokenizer and model.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,8 @@ from transformers import PreTrainedModel
 
 from attention_patch import patch_attention
 
-from ..model.mask_token import MaskedTokenRecord, find_mask_token, load_mask_embedding, write_mask_row
+from ..loading.masked_tokens import resolve_masked_tokens
+from ..model.mask_token import MaskedTokenRecord, load_mask_embedding, write_mask_row
 from . import contract
 
 
@@ -41,11 +41,11 @@ def check(tuner: Any) -> None:
 
 @contextlib.contextmanager
 def completed(tuner: Any, model_args: ModelArguments) -> Iterator[None]:
-    """The host's export meanwhile writes everything, if the checkpoint is one that remembers its mask token."""
-    folders = [model_args.model_name_or_path]
-    for name in model_args.adapter_name_or_path or []:
-        folders.append(os.path.join(name, model_args.adapter_folder or "") if os.path.isdir(name) else name)
-    hub = {"token": model_args.hf_hub_token, "revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
+    """Within this block the host's export writes everything, if the checkpoint has a record of its mask token."""
+    from ..loading.backbone import adapter_folders, hub_options, load_config  # they import the host's loader
+
+    folders = [model_args.model_name_or_path, *adapter_folders(model_args)]
+    hub = hub_options(model_args)
     record = MaskedTokenRecord.find(folders[-1:], **hub)  # what was trained last says what the model is
     if record is None:
         yield
@@ -56,14 +56,7 @@ def completed(tuner: Any, model_args: ModelArguments) -> Iterator[None]:
     def load_tokenizer(model_args: ModelArguments) -> Any:
         """With the mask token, before a template adds others: the order in which training adds them."""
         module = host_load_tokenizer(model_args)
-        if vector is not None:
-            found = find_mask_token(module["tokenizer"], "mask")
-            if found.id != record.mask_token_id:
-                raise ValueError(
-                    f"`model_name_or_path: {model_args.model_name_or_path}` is not the model that {folders[-1]} was "
-                    f"trained on: the token behind its vocabulary has the id {found.id}, not {record.mask_token_id}; "
-                    f"name {record.base_model or 'that model'}."
-                )
+        resolve_masked_tokens(None, record, load_config(model_args), module["tokenizer"])
         return module
 
     def load_model(tokenizer: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The host's model loader, for every stage that puts a module of its own around a language model."""
+"""The host's model loader, for every stage that puts one of our modules around a language model."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from typing import TYPE_CHECKING, Any
 from llamafactory.extras.constants import AttentionFunction
 from llamafactory.model import load_model
 from peft import PeftModel
-from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from attention_patch import Backend
 
+from ..hparams.host_options import check_that_the_base_is_kept
+from . import pissa
 from .llm2vec_adapters import ModuleNames, adapter_for_causal_lm
+from .weights import weights_must_fit
 
 
 if TYPE_CHECKING:
     from llamafactory.hparams import FinetuningArguments, ModelArguments, TrainingArguments
 
 
-CONVERTED_ADAPTERS = "converted_adapters"  # the folder below `output_dir`
+CONVERTED_ADAPTERS = "converted_adapters"  # below `output_dir`
 
 
 @dataclass(frozen=True)
 class LoadedBackbone:
     """A language model as the host loads it (LoRA, QLoRA, freeze, full, Liger, …)."""
 
-    model: nn.Module
+    model: PreTrainedModel | PeftModel
     start: str
     """Where its last weights come from: the model, or the last adapter on it."""
     merged_adapters: list[str]
@@ -46,17 +48,21 @@ def load_backbone_for_training(
 ) -> LoadedBackbone:
     """Load the language model as every stage of the host does; its adapters may also be LLM2Vec's."""
     is_trainable = training_args.do_train
+    check_that_the_base_is_kept(model_args.train_from_scratch, finetuning_args.finetuning_type)
     converted = with_adapters_of_causal_lm(model_args, training_args)
-    backbone = load_model(tokenizer, converted, finetuning_args, is_trainable)
+    with weights_must_fit():
+        backbone = load_model(tokenizer, converted, finetuning_args, is_trainable)
     adapters = adapter_folders(model_args)
-    can_merge = not (model_args.use_unsloth or model_args.use_kt)  # as the host has it
+    can_merge = not (model_args.use_unsloth or model_args.use_kt)  # as in the host's loader
     new_adapter = is_trainable and finetuning_args.create_new_adapter and can_merge
+    if finetuning_args.pissa_init and is_trainable and (new_adapter or not adapters):
+        pissa.remember_start(backbone)
     start = [model_args.model_name_or_path, *adapters][-1]
     return LoadedBackbone(backbone, start, merged_adapters(adapters, backbone, new_adapter))
 
 
 def adapter_folders(model_args: ModelArguments) -> list[str]:
-    """The adapters that the recipe starts from, those on disk by their whole path."""
+    """The adapters that the recipe starts from, those on disk by their absolute path."""
     folder = model_args.adapter_folder or ""
     return [
         os.path.abspath(os.path.join(name, folder)) if os.path.isdir(name) else name
@@ -79,9 +85,9 @@ def hub_options(model_args: ModelArguments) -> dict[str, Any]:
     }
 
 
-def with_adapters_of_causal_lm(model_args: ModelArguments, training_args: TrainingArguments) -> Any:
+def with_adapters_of_causal_lm(model_args: ModelArguments, training_args: TrainingArguments) -> ModelArguments:
     """The arguments with every adapter in the host's layout: those of LLM2Vec are converted into a folder below
-    `output_dir`. (A checkpoint remembers their own names, and `Encoder` converts them when it loads them.)"""
+    `output_dir`. (A checkpoint remembers the names in the recipe, and `Encoder` converts when it loads.)"""
     if not model_args.adapter_name_or_path:
         return model_args
     converted = copy.copy(model_args)
@@ -97,7 +103,7 @@ def with_adapters_of_causal_lm(model_args: ModelArguments, training_args: Traini
     return converted
 
 
-def merged_adapters(adapters: Sequence[str], backbone: nn.Module, new_adapter: bool) -> list[str]:
+def merged_adapters(adapters: Sequence[str], backbone: PreTrainedModel | PeftModel, new_adapter: bool) -> list[str]:
     """Those of the adapters that the host has merged into the weights. The last one is not among them if it goes on
     training, or if the weights are such that nothing can be merged into them (quantized, ZeRO-3)."""
     if not isinstance(backbone, PeftModel):

@@ -1,41 +1,48 @@
-"""Checkpoints of embedders: an adapter or full weights, the pooler, and what is needed to serve them alike."""
+"""Checkpoints of embedders and diffusion language models: written in training, loaded to be served.
+
+Nothing here needs the host, whose model loader takes its time to import.
+"""
 
 from __future__ import annotations
 
-import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from attention_patch import Backend
 
+from ..files import whole_file
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
-from .llm2vec_adapters import ModuleNames, adapter_for_causal_lm
-from .weights import ADAPTER_NAME as ADAPTER_NAME
-from .weights import load_backbone_weights, part_of_state_dict, save_backbone
+from ..model.families import Family, find_family
+from ..model.mask_token import MaskedTokenRecord, learn_mask_embedding, load_mask_embedding
+from .adapted_checkpoint import convert_checkpoint, is_wrapped
+from .masked_tokens import MaskedTokenRequest, MaskedTokenSettings, resolve_masked_tokens
+from .weights import fetch, load_backbone_weights, load_language_model, part_of_state_dict, save_backbone
 
 
 POOLER_NAME = "pooler.safetensors"
-ADAPTER_CONFIG_NAME = "adapter_config.json"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Embedders
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(model: EmbeddingModel, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-    """Write adapter or weights, pooler and configuration. `state_dict` is that of the whole model where an engine
-    (FSDP, ZeRO-3) had to collect it."""
+    """Write adapter or weights, pooler and configuration. `state_dict` is that of the whole model if an engine (FSDP,
+    ZeRO-3) had to collect it."""
     folder = Path(folder)
     save_backbone(model.backbone, folder, state_dict)
     pooler = part_of_state_dict(state_dict, "pooler.") if state_dict is not None else model.pooler.state_dict()
     if pooler:
-        temporary = folder / f"{POOLER_NAME}.tmp"
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in pooler.items()}, temporary)
-        os.replace(temporary, folder / POOLER_NAME)
+        with whole_file(folder / POOLER_NAME) as temporary:
+            save_file({name: tensor.detach().contiguous().cpu() for name, tensor in pooler.items()}, temporary)
     model.embedding_config.save(folder)
 
 
@@ -57,29 +64,14 @@ def load_embedding_model(
     config = EmbeddingConfig.load(folder)
     model = EmbeddingModel(load_backbone(folder, config, dtype), config, backend=backend)
     _load_pooler(model, Path(folder))
-    return model.requires_grad_(False).eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.requires_grad_(False).eval().to(device or default_device())
 
 
 def load_backbone(folder: str | Path, config: EmbeddingConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The language model of a checkpoint."""
-    folder = Path(folder)
-    kwargs: dict[str, Any] = {"dtype": dtype or "auto"}
-    if not (folder / ADAPTER_CONFIG_NAME).is_file():
-        return AutoModel.from_pretrained(folder, **kwargs)
-
-    base = config.base_model or PeftConfig.from_pretrained(folder).base_model_name_or_path
-    if not base:
-        raise ValueError(f"The adapter in {folder} does not name its base model: set `base_model` in its config.")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(base, **kwargs)
-    except OSError as error:
-        raise ValueError(f"The adapter in {folder} belongs to {base}, which cannot be loaded: {error}") from error
-    modules = ModuleNames.of_model(model)
-    with tempfile.TemporaryDirectory() as cache:
-        for adapter in [*config.merged_adapters, str(folder)]:
-            renamed = adapter_for_causal_lm(adapter, modules, cache)
-            model = PeftModel.from_pretrained(model, renamed).merge_and_unload()
-    return model
+    return load_language_model(
+        folder, config.base_model, config.merged_adapters, dtype=dtype or "auto", with_head=False
+    )
 
 
 def _load_pooler(model: EmbeddingModel, folder: Path) -> None:
@@ -89,3 +81,77 @@ def _load_pooler(model: EmbeddingModel, folder: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{folder} holds no {POOLER_NAME}, which `pooling: {model.embedding_config.pooling}` needs.")
     model.pooler.load_state_dict(load_file(path))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Diffusion language models
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LoadedDiffusionModel:
+    """What is needed to generate text and to score it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    settings: MaskedTokenSettings
+    family: Family | None
+
+
+def load_diffusion_model(
+    name: str | Path,
+    request: MaskedTokenRequest | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = "auto",
+) -> LoadedDiffusionModel:
+    """Load a checkpoint by its folder or hub name for inference: full weights, an adapter (merged, with its mask
+    embedding) or a checkpoint in DiffuLLaMA's layout. The request takes precedence over what the checkpoint says."""
+    folder = fetch(name)
+    if not is_wrapped(folder):
+        return _load_diffusion_model(folder, str(name), request, device, dtype)
+    check_is_complete(folder)
+    with tempfile.TemporaryDirectory() as unwrapped:
+        converted = convert_checkpoint(folder, str(folder), Path(unwrapped, "converted"))
+        return _load_diffusion_model(converted, str(name), request, device, dtype)
+
+
+def _load_diffusion_model(
+    folder: Path,
+    name: str,
+    request: MaskedTokenRequest | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | str,
+) -> LoadedDiffusionModel:
+    record = MaskedTokenRecord.find([folder])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if record is None:
+        model = load_language_model(folder, dtype=dtype)
+    else:
+        model = load_language_model(folder, record.base_model, record.merged_adapters, dtype=dtype)
+    settings = resolve_masked_tokens(request, record, model.config, tokenizer)
+    mask = settings.mask
+    embedding = load_mask_embedding([folder])
+    if embedding is not None:
+        learn_mask_embedding(model, mask, embedding).requires_grad_(False)
+    elif mask.is_added or mask.id >= model.get_input_embeddings().weight.shape[0]:
+        raise ValueError(
+            f"{name} has no embedding for its mask token {mask.text!r}: it was not trained as a diffusion language "
+            "model with that token; name the token that it was trained with."
+        )
+    model = model.eval().to(device or default_device())
+    return LoadedDiffusionModel(model, tokenizer, settings, find_family(model.config))
+
+
+def check_is_complete(folder: Path) -> None:
+    """Weights in DiffuLLaMA's layout may lie alone: its own programs take the rest from the base model."""
+    absent = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(
+            f"{folder} holds weights in DiffuLLaMA's layout without {' and '.join(absent)}: copy these of the model "
+            "that was adapted beside the weights, or name both in a recipe (`model_name_or_path`, `checkpoint_dir`)."
+        )
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

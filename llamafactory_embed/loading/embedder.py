@@ -1,4 +1,4 @@
-"""The host's model loader, and the embedder around what it loads."""
+"""From a recipe to an `EmbeddingModel` around what the host loads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# What a checkpoint and a recipe that evaluates it should say alike.
+# The options that a checkpoint and a recipe that evaluates it should agree on.
 SERVED_ALIKE = ("attention", "sliding_window", "pooling", "skip_instruction", "query_template", "document_template")
 
 
@@ -45,7 +45,7 @@ def load_embedding_model_for_training(
 
 
 def continue_pooler(model: EmbeddingModel, start: str) -> None:
-    """Take over the pooler of the checkpoint that the recipe starts from, if it has the same kind."""
+    """Take over the pooler of the checkpoint that the recipe starts from, if it is of the same kind."""
     path = Path(start, POOLER_NAME)
     if not path.is_file() or EmbeddingConfig.load(start).pooling != model.embedding_config.pooling:
         return
@@ -60,7 +60,7 @@ def continue_pooler(model: EmbeddingModel, start: str) -> None:
 
 
 def warn_of_changes(model: EmbeddingModel, checkpoint: str) -> None:
-    """Say what an evaluation does otherwise than the checkpoint it evaluates."""
+    """Warn where an evaluation differs from the checkpoint that it evaluates."""
     if not Path(checkpoint, CONFIG_NAME).is_file():
         return
     trained, now = EmbeddingConfig.load(checkpoint), model.embedding_config

@@ -98,7 +98,7 @@ class AdapterFiles:
             config = find_file(CONFIG_FILE)
             weights = find_file(WEIGHTS_FILE) or find_file(OLD_WEIGHTS_FILE)
         except OSError as error:
-            raise ValueError(f"`adapter_name_or_path`: `{name}` cannot be had: {error}") from error
+            raise ValueError(f"`adapter_name_or_path`: `{name}` cannot be loaded: {error}") from error
         if config is None or weights is None:
             missing = CONFIG_FILE if config is None else WEIGHTS_FILE
             where = "" if Path(name).is_dir() else " (it is no folder, and the hub does not give it)"
@@ -115,6 +115,13 @@ class AdapterFiles:
         with safe_open(self.weights, framework="pt") as file:
             return list(file.keys())
 
+    def parameter_shapes(self) -> dict[str, list[int]]:
+        """Without reading the weights, where the file allows it."""
+        if self.weights.suffix != ".safetensors":
+            return {name: list(each.shape) for name, each in self.read_weights().items()}
+        with safe_open(self.weights, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in self.parameter_names()}
+
     def read_weights(self) -> dict[str, torch.Tensor]:
         if self.weights.suffix == ".safetensors":
             return load_file(self.weights)
@@ -130,7 +137,7 @@ class AdapterFiles:
 
 
 def find_layout(parameter_names: Iterable[str], modules: ModuleNames, adapter: str) -> Layout:
-    """Which of the two names its modules by; anything else belongs to another architecture."""
+    """The layout whose names an adapter uses for its modules; other names belong to another architecture."""
     names = list(parameter_names)
     layouts: tuple[Layout, ...] = ("causal_lm", "decoder")
     for layout in layouts:
@@ -203,7 +210,7 @@ def _convert_config(
     if isinstance(config.get("target_modules"), str) and config["target_modules"] != "all-linear":
         converted["target_modules"] = sorted(adapted)  # a pattern for whole names
 
-    # Names in lists and the keys of patterns are endings of names: what they lack in front they need not have.
+    # Names in lists and keys of patterns are endings of names, so that a missing prefix does no harm.
     prefix = f"{modules.decoder_name}."
     if layout == "decoder":
         for key in ("target_modules", "modules_to_save", "exclude_modules", "target_parameters"):
@@ -220,8 +227,8 @@ def _convert_config(
 
 
 def leave_out_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what says nothing: LLM2Vec keeps its users on transformers 4.44, and a PEFT of that time refuses a key
-    that it does not know, whatever its value."""
+    """The configuration without keys at their default: LLM2Vec keeps its users on transformers 4.44, and a PEFT of
+    that time refuses a key that it does not know, whatever its value."""
     defaults = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(config["peft_type"])]().to_dict()
     return {
         key: value for key, value in config.items() if key in ALWAYS_WRITTEN or value != defaults.get(key, MISSING)
@@ -257,7 +264,7 @@ def save_as_llm2vec(
     llm2vec_config.json (`pooling_mode`, `max_length`, …)."""
     target = Path(target)
     if target.exists():
-        raise ValueError(f"{target} is there already: name a folder that is to be made.")
+        raise ValueError(f"{target} already exists: name a new folder.")
     adapter = AdapterFiles.find(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as unfinished:

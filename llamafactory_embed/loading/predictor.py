@@ -5,46 +5,40 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from llamafactory.model import load_tokenizer
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..hparams.ddm import DiffusionOptions
+from ..hparams.ddm import DiffusionOptions, DiffusionTuningOptions
 from ..hparams.masked_tokens import MaskedTokenOptions
-from ..model.families import family_of, find_family
+from ..model.families import Family
 from ..model.mask_token import (
     ADDED_TEXT,
     MaskedTokenRecord,
-    MaskToken,
-    find_mask_token,
     give_mean_row,
     learn_mask_embedding,
     load_mask_embedding,
 )
 from ..model.token_predictor import TokenPredictor
 from .backbone import adapter_folders, attention_backend, hub_options, load_backbone_for_training, load_config
+from .masked_tokens import MaskedTokenRequest, MaskedTokenSettings, resolve_masked_tokens
 
 
 if TYPE_CHECKING:
     from llamafactory.hparams import FinetuningArguments, ModelArguments, TrainingArguments
 
 
-Options = TypeVar("Options", bound=DiffusionOptions)
+NO_TEMPLATE = "empty"  # the host's template that adds nothing
 
 
 @dataclass(frozen=True)
-class MaskedTokenSetup:
-    """Tokenizer, mask token and shift, which the data need before the model is loaded."""
+class MaskedTokenSetup(MaskedTokenSettings):
+    """The settings of a run, with the tokenizer, which the data need before the model is loaded."""
 
     tokenizer_module: dict[str, Any]
     config: PretrainedConfig
-    mask: MaskToken
-    shift: bool
-    sliding_window: Literal["keep", "ignore"]
-    remembered: MaskedTokenRecord | None
-    """What the checkpoint says that the recipe starts from."""
     folders: list[str]
     """Model and adapters that the recipe starts from."""
     hub: dict[str, Any]
@@ -58,36 +52,44 @@ class MaskedTokenSetup:
 def set_up_masked_tokens(
     options: MaskedTokenOptions, model_args: ModelArguments, otherwise: Literal["blank", "mask"]
 ) -> MaskedTokenSetup:
-    """Load the tokenizer, and find the mask token and the shift: as the recipe says, else as the checkpoint that it
-    starts from was trained, else as the model's family has them. `otherwise` is for families without a mask token. A
-    window that was ignored stays ignored: full weights have lost it, and an adapter's must not come back."""
+    """Load the tokenizer, and find out what counts for a recipe. `otherwise` is for families without a mask token.
+    Diffusion (`ddm`, `ddm-sft`) needs to know the family or to be told; only it has blocks."""
     tokenizer_module = load_tokenizer(model_args)
     config = load_config(model_args)
     folders = [model_args.model_name_or_path, *adapter_folders(model_args)]
     hub = hub_options(model_args)
-    remembered = MaskedTokenRecord.find(folders, **hub)
-    asked, shift = options.mask_token, options.shift
-    if asked is None and remembered is not None:
-        asked = "mask" if remembered.mask_token == ADDED_TEXT else remembered.mask_token
-    if shift is None and remembered is not None:
-        shift = remembered.shift
+    settings = resolve_masked_tokens(
+        MaskedTokenRequest(
+            options.mask_token,
+            options.shift,
+            options.sliding_window,
+            options.block_size if isinstance(options, DiffusionOptions) else 0,
+        ),
+        MaskedTokenRecord.find(folders, **hub),
+        config,
+        tokenizer_module["tokenizer"],
+        otherwise=otherwise,
+        needs_family=isinstance(options, DiffusionOptions),
+    )
+    return MaskedTokenSetup(
+        **vars(settings), tokenizer_module=dict(tokenizer_module), config=config, folders=folders, hub=hub
+    )
 
-    family = find_family(config)
-    family_token = None if family is None else family.mask_token
-    mask = find_mask_token(tokenizer_module["tokenizer"], asked, family_token, otherwise)
-    if shift is None:
-        shift = True if family is None else family.shift
-    sliding_window = options.sliding_window if remembered is None else remembered.sliding_window
-    if options.sliding_window == "ignore":
-        sliding_window = "ignore"
-    return MaskedTokenSetup(dict(tokenizer_module), config, mask, shift, sliding_window, remembered, folders, hub)
 
-
-def check_family(options: MaskedTokenOptions, setup: MaskedTokenSetup) -> None:
-    """For a family that nobody knows, the recipe has to say what a guess would get silently wrong."""
-    is_told = options.mask_token is not None and options.shift is not None
-    if not is_told and setup.remembered is None:
-        family_of(setup.config)
+def choose_template(
+    options: DiffusionTuningOptions, family: Family | None, asked: str | None, tokenizer: PreTrainedTokenizerBase
+) -> str | None:
+    """The name of the host's template that turns a conversation into a prompt; None: the tokenizer's chat template."""
+    if options.ddm_format == "diffuseq":
+        return NO_TEMPLATE
+    if asked is not None:
+        return asked
+    if tokenizer.chat_template is None and (family is None or family.template is None):
+        raise ValueError(
+            "`template` is not set, and neither the tokenizer nor the model's family has one: name one, for instance "
+            "`template: default`, or use `ddm_format: diffuseq`."
+        )
+    return None if tokenizer.chat_template is not None or family is None else family.template
 
 
 def load_token_predictor(
@@ -95,7 +97,6 @@ def load_token_predictor(
     model_args: ModelArguments,
     finetuning_args: FinetuningArguments,
     training_args: TrainingArguments,
-    block_size: int | None = None,
 ) -> tuple[TokenPredictor, MaskedTokenRecord]:
     """Load the language model with an embedding for the mask token, and what its checkpoints will remember."""
     mask = setup.mask
@@ -109,6 +110,8 @@ def load_token_predictor(
 
     loaded = load_backbone_for_training(setup.tokenizer, model_args, finetuning_args, training_args)
     base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    if training_args.do_train:
+        check_that_the_head_is_saved(base, setup.config.vocab_size)
     if mask.is_added:
         with whole_embeddings(base):
             if has_vector:
@@ -129,18 +132,33 @@ def load_token_predictor(
         shift=setup.shift,
         base_model=model_args.model_name_or_path,
         merged_adapters=tuple(loaded.merged_adapters),
-        block_size=block_size,
+        block_size=setup.block_size,
         sliding_window=setup.sliding_window,
     )
     return model, record
 
 
 def check_that_a_row_learns(finetuning_args: FinetuningArguments, training_args: TrainingArguments) -> None:
-    """An added token that nobody trains would hide tokens behind noise."""
+    """Refuse to hide tokens behind an added token whose embedding stays noise."""
     if finetuning_args.finetuning_type == "freeze" and training_args.do_train:
         raise ValueError(
             f"`finetuning_type: freeze` does not train the embedding of the added token {ADDED_TEXT}: use `lora` or "
             "`full`, or a `mask_token` that the model knows, such as `blank`."
+        )
+
+
+def check_that_the_head_is_saved(model: PreTrainedModel, rows_before: int) -> None:
+    """PEFT saves a larger vocabulary's embedding and head, unless the embedding has LoRA layers: then the new rows of
+    a head that neither learns nor has LoRA layers would be lost."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_larger = embedding.weight.shape[0] > rows_before
+    if not (is_larger and hasattr(embedding, "lora_embedding_A")) or hasattr(head, "base_layer"):
+        return
+    is_tied = head.weight is embedding.weight
+    if not is_tied and not any(parameter.requires_grad for parameter in head.parameters()):
+        raise ValueError(
+            "`lora_target` with the embedding leaves the head's rows of the new tokens out of every checkpoint: train "
+            "the head, too (`additional_target: lm_head`), or leave the embedding out of `lora_target`."
         )
 
 
@@ -155,12 +173,3 @@ def whole_embeddings(model: PreTrainedModel) -> Iterator[None]:
     matrices = {id(each): each for each in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
     with deepspeed.zero.GatheredParameters(list(matrices.values()), modifier_rank=0):
         yield
-
-
-def settle_block_size(options: Options, remembered: MaskedTokenRecord | None) -> Options:
-    """The same options with the size of blocks that counts: the recipe's, else that with which the checkpoint was
-    trained; None where there are no blocks."""
-    asked = options.block_size
-    if asked is None and remembered is not None:
-        asked = remembered.block_size
-    return replace(options, block_size=asked or None)

@@ -20,7 +20,7 @@ class EmbeddingModel(AroundDecoder):
     """The module that trainers wrap and that `Encoder` serves.
 
     `backbone` is a causal language model or a bare decoder, with PEFT's wrapper around it if it has LoRA layers. Its
-    language-model head is never run, and frozen so that no optimizer and no DDP waits for it.
+    language-model head is never run; it is frozen so that neither optimizer nor DDP waits for its gradients.
     """
 
     def __init__(self, backbone: nn.Module, config: EmbeddingConfig, backend: Backend | None = None) -> None:

@@ -1,24 +1,24 @@
-"""What a checkpoint remembers so that it is served as it was trained."""
+"""What the checkpoint of an embedder remembers so that it is served as it was trained."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..hparams.embedding import EmbeddingOptions
 from .pooling import Pooling, needs_eos
+from .records import CheckpointRecord
 
 
 CONFIG_NAME = "embedding_config.json"
 
 
 @dataclass(frozen=True)
-class EmbeddingConfig:
+class EmbeddingConfig(CheckpointRecord):
     """Attention, pooling, prompts and lengths of an embedder."""
+
+    file_name: ClassVar[str] = CONFIG_NAME
+    described_as: ClassVar[str] = "a checkpoint of an embedder"
 
     attention: Literal["bidirectional", "causal"]
     sliding_window: Literal["keep", "ignore"]
@@ -78,26 +78,3 @@ class EmbeddingConfig:
         """Whether the model's similarity is the inner product of embeddings brought to unit length, rather than of
         embeddings as they are."""
         return self.normalize or self.similarity == "cosine"
-
-    def save(self, folder: str | Path) -> None:
-        """Write to a temporary name, then rename: a reader never sees half a file."""
-        path = Path(folder) / CONFIG_NAME
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(temporary, path)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> EmbeddingConfig:
-        """Read it back from a checkpoint."""
-        path = Path(folder) / CONFIG_NAME
-        if not path.is_file():
-            raise ValueError(f"{folder} is not a checkpoint of an embedder: it holds no {CONFIG_NAME}.")
-        values = json.loads(path.read_text("utf-8"))
-        known = {each.name for each in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(
-                f"{path} has the key `{unknown[0]}`, which this release does not know: it was written by a newer "
-                "llamafactory-embed, upgrade it."
-            )
-        return cls(**values)

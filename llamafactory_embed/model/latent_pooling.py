@@ -2,7 +2,7 @@
 
 Tang and Yang 2024, "Pooling And Attention: What Are Effective Designs For LLM-Based Embedding Models?". Departures:
 padding is never attended (their design 4 does), layer embeddings exist for any depth (theirs end at 32 layers), sizes
-are options, and embeddings leave unnormalized, as with every other pooling.
+are options, and embeddings are not normalized, as with every other pooling.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .packed_segments import Lengths, count_tokens, fill_empty_texts, last_states, lengths_tensor, mean_states
+from .packed import Lengths, count_tokens, fill_empty_texts, last_states, lengths_tensor, mean_states
 
 
 # What the latents read. In a causal model only the last token has seen the whole text, so it alone is read (designs 2
@@ -87,7 +87,7 @@ class LatentPooler(nn.Module):
 
 
 class MultiLayerLatentPooler(LatentPooler):
-    """Latents attend to one vector a layer: its last token's state, or the mean of its tokens that count.
+    """Latents attend to one vector a layer: the last token's state, or the mean of the tokens that count.
 
     A learned embedding of the layer is added to each vector. The embedding layer's states are not read.
     """
@@ -134,7 +134,7 @@ class MultiLayerLatentPooler(LatentPooler):
 def cross_attend(query: Tensor, key_value: Tensor, key_counts: Sequence[int], heads: int) -> Tensor:
     """N shared queries [N, i] attend to each text's own keys and values [K, 2i] → [B, N, i].
 
-    Texts of similar length share a call; the projections before and behind it see no padding.
+    Texts of similar length share a call; the projections before and after it see no padding.
     """
     starts = [0]
     for count in key_counts:

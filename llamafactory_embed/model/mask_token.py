@@ -2,24 +2,25 @@
 
 LLM2Vec and DiffuLLaMA let a natural token double as the mask, or add one whose embedding is neither trained nor saved.
 Here an added token's embedding starts as the mean of all and is trained. With all weights trained it is a row of the
-embedding matrix. With an adapter it is one vector of its own, saved beside an adapter that stays an ordinary one: that
-loads on the unchanged base model wherever adapters are loaded, and only who needs the mask token reads the vector.
+embedding matrix. With an adapter it is a separate vector, saved beside an adapter that stays an ordinary one: that
+loads on the unchanged base model wherever adapters are loaded, and only a program that needs the mask token reads the
+vector.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..files import whole_file
+from .records import CheckpointRecord, find_last
 
 
 RECORD_NAME = "masked_tokens.json"
@@ -40,8 +41,11 @@ class MaskToken:
 
 
 @dataclass(frozen=True)
-class MaskedTokenRecord:
+class MaskedTokenRecord(CheckpointRecord):
     """What a checkpoint remembers so that masked tokens are predicted as they were trained."""
+
+    file_name: ClassVar[str] = RECORD_NAME
+    described_as: ClassVar[str] = "a checkpoint of a model that predicts masked tokens"
 
     mask_token: str
     mask_token_id: int
@@ -51,41 +55,12 @@ class MaskedTokenRecord:
     merged_adapters: tuple[str, ...] = ()
     """Adapters merged into the base model before this one, in that order."""
     block_size: int | None = None
-    """Of block diffusion: no token sees a block behind its own."""
+    """Of block diffusion: no token sees a block after its own."""
     sliding_window: Literal["keep", "ignore"] = "keep"
     """Full weights say it in their config.json, too; an adapter only here."""
 
-    def save(self, folder: str | Path) -> None:
-        """Write to a temporary name, then rename: a reader never sees half a file."""
-        path = Path(folder) / RECORD_NAME
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-
-    @classmethod
-    def find(cls, folders: Sequence[str | Path], **hub: Any) -> MaskedTokenRecord | None:
-        """That of the last folder which has one: a model, then the adapters on it. `hub` (`token`, `revision`,
-        `cache_dir`) is for those that are named by their place there."""
-        path = find_last(folders, RECORD_NAME, **hub)
-        if path is None:
-            return None
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**values | {"merged_adapters": tuple(values["merged_adapters"])})
-
-
-def find_last(folders: Sequence[str | Path], name: str, **hub: Any) -> Path | None:
-    """The file of that name in the last of these folders or repositories of the hub which has it."""
-    for folder in reversed(folders):
-        if os.path.isdir(folder):
-            path = Path(folder) / name
-        else:
-            try:
-                path = Path(hf_hub_download(str(folder), name, **hub))
-            except (OSError, ValueError):  # it is not there, nobody can be asked, or this is no name for the hub
-                continue
-        if path.is_file():
-            return path
-    return None
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "merged_adapters", tuple(self.merged_adapters))  # a list in JSON
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -104,14 +79,14 @@ def find_mask_token(
     tokenizer, if it has none."""
     if asked is None and family_token is not None:
         return _existing(tokenizer, family_token)
-    wanted = asked or ("mask" if tokenizer.mask_token is not None else otherwise)
-    if wanted == "mask":
+    choice = asked or ("mask" if tokenizer.mask_token is not None else otherwise)
+    if choice == "mask":
         return _own_or_added(tokenizer, family_token)
-    if wanted == "eos":
+    if choice == "eos":
         if tokenizer.eos_token is None:
             raise ValueError("`mask_token: eos` needs a tokenizer with an EOS token, and this one has none.")
         return _existing(tokenizer, tokenizer.eos_token)
-    return _existing(tokenizer, BLANK_TEXT if wanted == "blank" else wanted)
+    return _existing(tokenizer, BLANK_TEXT if choice == "blank" else choice)
 
 
 def _own_or_added(tokenizer: PreTrainedTokenizerBase, family_token: str | None) -> MaskToken:
@@ -142,11 +117,11 @@ def _existing(tokenizer: PreTrainedTokenizerBase, text: str) -> MaskToken:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def mean_embedding(embedding: nn.Module, known: int | None = None) -> Tensor:
-    """The mean of the embeddings of the first `known` tokens (all of them), [d] in float32, as the module gives them
+def mean_embedding(embedding: nn.Module, count: int | None = None) -> Tensor:
+    """The mean of the embeddings of the first `count` tokens (None: all), [d] in float32, as the module gives them
     out: some families scale."""
     weight: Tensor = embedding.weight
-    count = len(weight) if known is None else min(known, len(weight))
+    count = len(weight) if count is None else min(count, len(weight))
     total = torch.zeros(weight.shape[1], device=weight.device)
     with torch.no_grad():
         for start in range(0, count, ROWS_PER_MEAN):
@@ -156,23 +131,23 @@ def mean_embedding(embedding: nn.Module, known: int | None = None) -> Tensor:
 
 
 def give_mean_row(model: PreTrainedModel, token: MaskToken) -> None:
-    """Start an added token's rows, of the embedding and of a head of its own, as the mean of the others'."""
+    """Start an added token's rows, of the embedding and of an untied head, as the mean of the others'."""
     matrices = [model.get_input_embeddings().weight]
     head = model.get_output_embeddings()
     if head is not None and head.weight is not matrices[0]:
         matrices.append(head.weight)
     with torch.no_grad():
         for matrix in matrices:
-            # Rows behind the token are those that resizing added to come to a round number.
+            # Rows after the token's are those that resizing added to come to a round number.
             matrix[token.id :] = matrix[: token.id].float().mean(dim=0).to(matrix.dtype)
 
 
 def learn_mask_embedding(model: PreTrainedModel, token: MaskToken, start: Tensor | None = None) -> nn.Parameter:
-    """Give the token a vector [d] of its own, which learns, in place of a row of the embedding matrix. `start` is a
-    saved one; without it the mean of all embeddings. The token's id may lie outside of the matrix."""
+    """Give the token a vector [d] that learns, in place of a row of the embedding matrix. `start` is a saved one;
+    without it the mean of all embeddings. The token's id may lie outside of the matrix."""
     embedding = model.get_input_embeddings()
     if start is None:
-        start = mean_embedding(embedding, known=token.id)
+        start = mean_embedding(embedding, count=token.id)
     vector = nn.Parameter(start.detach().to(embedding.weight.device, torch.float32).clone())
     embedding.register_parameter(PARAMETER, vector)
     own_forward = embedding.forward
@@ -194,9 +169,8 @@ def find_mask_embedding(model: nn.Module, state_dict: dict[str, Tensor] | None =
 
 def save_mask_embedding(folder: str | Path, vector: Tensor) -> None:
     """Write it beside an adapter."""
-    temporary = Path(folder) / f"{EMBEDDING_NAME}.tmp"
-    save_file({PARAMETER: vector.float().cpu().contiguous()}, temporary)
-    os.replace(temporary, Path(folder) / EMBEDDING_NAME)
+    with whole_file(Path(folder) / EMBEDDING_NAME) as temporary:
+        save_file({PARAMETER: vector.float().cpu().contiguous()}, temporary)
 
 
 def load_mask_embedding(folders: Sequence[str | Path], **hub: Any) -> Tensor | None:
@@ -207,7 +181,7 @@ def load_mask_embedding(folders: Sequence[str | Path], **hub: Any) -> Tensor | N
 
 def write_mask_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vector: Tensor, token_id: int) -> None:
     """Put a learned vector into the embedding matrix, made larger if need be: for a merged model of one piece, which
-    everyone loads together with the tokenizer. Rows behind the token's that the model has already stay what they are:
+    everyone loads together with the tokenizer. Rows after the token's that the model has already stay what they are:
     they belong to others, perhaps to the tokens of a chat template."""
     if token_id >= model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))

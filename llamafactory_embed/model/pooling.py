@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from .latent_pooling import LatentKeys, LatentPooler, MultiLayerLatentPooler
-from .packed_segments import Lengths, first_states, last_states, mean_states
+from .packed import Lengths, first_states, last_states, mean_states
 
 
 TokenPooling = Literal["mean", "weighted_mean", "last", "eos", "bos"]

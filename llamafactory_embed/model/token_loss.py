@@ -116,7 +116,7 @@ class _SumWithGradients(torch.autograd.Function):
         totals = [torch.zeros_like(each) for each in learned]
 
         def losses_and_gradients(states: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-            """Of one chunk; its gradient of the head, as large as the head, is gone when the next one comes."""
+            """Those of one chunk; its gradient of the head, as large as the head, is freed before the next chunk."""
             with torch.enable_grad():
                 states = states.detach().requires_grad_()
                 losses = losses_of(states, labels)

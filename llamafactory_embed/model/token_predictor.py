@@ -62,7 +62,7 @@ class TokenBatch:
 
 
 class TokenScores(NamedTuple):
-    """Of the labels of all batches, one after the other."""
+    """The scores of all batches' labels, one after the other."""
 
     loss: Tensor  # what the labels count times their losses, summed; the only one with a gradient
     losses: Tensor  # [N] float32

@@ -94,17 +94,13 @@ def run(arguments: argparse.Namespace) -> int:
     asked = {field.name: getattr(arguments, field.name) for field in sampling_fields()}
     options = make_options(SamplingOptions, defaults | asked)
 
-    from ..model.families import find_family
-    from .checkpoint import load_sampler
+    from ..loading.checkpoint import load_diffusion_model
+    from ..loading.masked_tokens import MaskedTokenRequest
+    from .checkpoint import make_sampler
     from .settings import SamplingSettings
 
-    sampler = load_sampler(
-        arguments.checkpoint,
-        mask_token=arguments.mask_token,
-        shift=arguments.shift,
-        block_size=arguments.block_size,
-        device=arguments.device,
-    )
+    request = MaskedTokenRequest(arguments.mask_token, arguments.shift, block_size=arguments.block_size)
+    loaded = load_diffusion_model(arguments.checkpoint, request, device=arguments.device)
     generation = SimpleNamespace(
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
@@ -112,11 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
         top_k=arguments.top_k,
         repetition_penalty=arguments.repetition_penalty,
     )
-    family = find_family(sampler.model.config)
-    sampler.settings = SamplingSettings.from_options(
-        options, generation, family=family, block_size=sampler.settings.block_size, seed=arguments.seed
+    settings = SamplingSettings.from_options(
+        options, generation, family=loaded.family, block_size=loaded.settings.block_size, seed=arguments.seed
     )
-    for text in write_texts(sampler, arguments):
+    for text in write_texts(make_sampler(loaded, settings), arguments):
         print(text)
     return 0
 

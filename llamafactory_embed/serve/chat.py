@@ -7,7 +7,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llamafactory.chat.base_engine import BaseEngine, Response
@@ -18,8 +18,7 @@ from ..diffusion.texts import diffuseq_tokens
 from ..host.chat import DenoisingEngine
 from ..hparams.ddm import DiffusionOptions, DiffusionTuningOptions
 from ..loading.adapted_checkpoint import start_from_checkpoint
-from ..loading.predictor import check_family, load_token_predictor, set_up_masked_tokens, settle_block_size
-from ..loading.templates import choose_template
+from ..loading.predictor import choose_template, load_token_predictor, set_up_masked_tokens
 from ..model.families import find_family
 from ..sampling.sampler import Generated, Sampler
 from ..sampling.settings import SamplingSettings
@@ -59,8 +58,7 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         no_training = NoTraining(self._converted.name)
         model_args = start_from_checkpoint(model_args, options.checkpoint_dir, no_training)
         setup = set_up_masked_tokens(options, model_args, otherwise="mask")
-        check_family(options, setup)
-        options = settle_block_size(options, setup.remembered)
+        options = replace(options, block_size=setup.block_size)
         family = find_family(setup.config)
         self.tokenizer: Any = setup.tokenizer
         self.is_diffuseq = isinstance(options, DiffusionTuningOptions) and options.ddm_format == "diffuseq"

@@ -25,10 +25,11 @@ from ..diffusion.bound import evaluation_corruptions
 from ..diffusion.texts import Text
 from ..hparams.option import make_options
 from ..hparams.sampling import SamplingOptions
-from ..model.families import find_family
+from ..loading.checkpoint import load_diffusion_model
+from ..loading.masked_tokens import MaskedTokenRequest
 from ..model.packed import tokens_per_batch
 from ..model.token_predictor import TokenPredictor, pack_corrupted_texts
-from ..sampling.checkpoint import load_sampler
+from ..sampling.checkpoint import make_sampler
 from ..sampling.settings import SamplingSettings
 from .texts import cut_at, stop_strings
 
@@ -63,14 +64,15 @@ class DiffusionHarnessModel(TemplateLM):
         sampling = make_options(SamplingOptions, defaults | options)
         if block_size is not None and block_size < 0:
             raise ValueError(f"`model_args`: `block_size` must be at least 0, not {block_size}.")
-        self.sampler = load_sampler(
-            pretrained, mask_token=mask_token, shift=shift, block_size=block_size, device=device, dtype=dtype
-        )
-        self.block_size = self.sampler.settings.block_size
+        request = MaskedTokenRequest(mask_token, shift, block_size=block_size)
+        loaded = load_diffusion_model(pretrained, request, device=device, dtype=dtype)
+        self.block_size = loaded.settings.block_size
         greedy = SimpleNamespace(max_new_tokens=max_new_tokens, do_sample=False)
-        family = find_family(self.sampler.model.config)
-        self.sampler.settings = SamplingSettings.from_options(
-            sampling, greedy, family=family, block_size=self.block_size, seed=seed
+        self.sampler = make_sampler(
+            loaded,
+            SamplingSettings.from_options(
+                sampling, greedy, family=loaded.family, block_size=self.block_size, seed=seed
+            ),
         )
         self.predictor = TokenPredictor(
             self.sampler.model, shift=self.sampler.shift, sliding_window=self.sampler.sliding_window

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from accelerate.utils import DistributedType
+from llamafactory.train.callbacks import PissaConvertCallback
 from llamafactory.train.pt.trainer import CustomTrainer
 from peft import PeftModel
 from torch import Tensor
@@ -96,6 +97,7 @@ class WrappedModelTrainer(CustomTrainer, ABC):
                 "which an evaluation does not do; set `fsdp_version: 2`."
             )
         self.model_accepts_loss_kwargs |= self.sums_losses  # the Trainer would divide by the number of micro-batches
+        self.remove_callback(PissaConvertCallback)  # every checkpoint is converted when it is written
         self.batches = batches
         self.recipe = recipe
         self._write_card: Callable[[], None] | None = None

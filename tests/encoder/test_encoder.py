@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -147,14 +151,65 @@ def test_processes_encode_as_one(checkpoint: Path, tmp_path: Path, monkeypatch: 
             encoder.encode(["a", 3], devices=two)  # type: ignore[list-item]
         np.testing.assert_allclose(encoder.encode(PROSE, devices=two), encoder.encode(PROSE), atol=1e-5)
 
+        processes[0].kill()
+        processes[0].join()
+        np.testing.assert_allclose(encoder.encode(PROSE, devices=two), encoder.encode(PROSE), atol=1e-5)
+        assert not any(process.is_alive() for process in processes)  # others have taken their place
+
         monkeypatch.setattr(encoder_pool, "PATIENCE", 0.2)
-        for process in processes:
+        monkeypatch.setattr(encoder_pool, "CHUNK", 3)
+        pool = encoder._pool
+        assert pool is not None
+        results = pool.embed(texts, "", "document")
+        next(results)
+        for process in pool._processes:
             process.kill()
         with pytest.raises(RuntimeError, match=r"encoder on cpu ended with code -9"):
-            encoder.encode(PROSE, devices=two)
+            list(results)
+        assert not pool.is_alive
     finally:
         encoder.close()
-    assert not any(process.is_alive() for process in processes)
+
+
+WAITING = """
+import sys, time
+from llamafactory_embed import Encoder
+if __name__ == "__main__":
+    encoder = Encoder(sys.argv[1], device="cpu")
+    encoder.encode(["a", "b"], devices=["cpu", "cpu"])
+    print(*(process.pid for process in encoder._pool._processes), flush=True)
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.process
+def test_processes_do_not_outlive_a_caller_that_is_killed(checkpoint: Path, tmp_path: Path) -> None:
+    script = tmp_path / "waiting.py"
+    script.write_text(WAITING, encoding="utf-8")
+    caller = subprocess.Popen([sys.executable, str(script), str(checkpoint)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert caller.stdout is not None
+        numbers = [int(number) for number in caller.stdout.readline().split()]
+        assert len(numbers) == 2
+        assert all(map(is_running, numbers))
+    finally:
+        caller.kill()
+        caller.wait()
+    deadline = time.monotonic() + 300  # for hangs only: they end at once
+    while any(map(is_running, numbers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [number for number in numbers if is_running(number)]
+    for number in left:
+        psutil.Process(number).kill()
+    assert left == []
+
+
+def is_running(number: int) -> bool:
+    """Whether there is such a process that is not a zombie."""
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_devices_need_a_checkpoint_and_a_list(encoder: Encoder, checkpoint: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_model_that_was_not_below_the_adapter_is_refused(tmp_path: Path) -> No
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.add_tokens(["<one>", "<two>"])
     tokenizer.save_pretrained(other)
-    with pytest.raises(ValueError, match=rf"other` is not the model .* has the id 302, not {MASK}; name .*base"):
+    with pytest.raises(ValueError, match=rf"other is not the model .* the id 302, not {MASK}; name .*base"):
         export(tmp_path, model_name_or_path=str(other))
     assert not (tmp_path / "exported").exists()
 

@@ -185,5 +185,5 @@ def test_an_adapter_becomes_a_folder_of_llm2vec(tmp_path: Path) -> None:
     before = AdapterFiles.find(tmp_path / "adapter").read_weights()
     assert back.keys() == before.keys()
     assert all(torch.equal(back[name], before[name]) for name in before)
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists: name a new folder"):
         save_as_llm2vec(tmp_path / "adapter", tmp_path / "llm2vec", modules, settings, tiny_tokenizer())

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from llamafactory_embed.loading.adapted_checkpoint import start_from_checkpoint
-from llamafactory_embed.loading.wrapped_checkpoint import convert_checkpoint, find_weight_files
+from llamafactory_embed.loading.adapted_checkpoint import convert_checkpoint, start_from_checkpoint
+from llamafactory_embed.loading.weights import find_weight_files
 from tests.golden.case_files import GoldenCase, golden_cases
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llamafactory_embed.model.latent_pooling import LARGEST_LENGTH_RATIO, LatentPooler, group_by_length
-from llamafactory_embed.model.packed_segments import mean_states
+from llamafactory_embed.model.packed import mean_states
 from llamafactory_embed.model.pooling import LatentPooling, Pooling, TokenPooling, build_pooler, needs_eos
 
 

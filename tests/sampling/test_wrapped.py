@@ -15,8 +15,12 @@ from llamafactory.chat import ChatModel
 from safetensors.torch import load_file, save_file
 
 from llamafactory_embed.cli import main
-from llamafactory_embed.loading.adapted_checkpoint import CONVERTED_FOLDER, start_from_checkpoint
-from llamafactory_embed.loading.wrapped_checkpoint import WRAPPED_MASKS, is_wrapped
+from llamafactory_embed.loading.adapted_checkpoint import (
+    CONVERTED_FOLDER,
+    WRAPPED_MASKS,
+    is_wrapped,
+    start_from_checkpoint,
+)
 from llamafactory_embed.model.mask_token import RECORD_NAME, MaskedTokenRecord
 from llamafactory_embed.sampling.checkpoint import load_sampler
 from llamafactory_embed.sampling.settings import SamplingSettings

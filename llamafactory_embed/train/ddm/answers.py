@@ -25,7 +25,7 @@ from ...diffusion.texts import (
     with_end,
 )
 from ...hparams.ddm import DiffusionTuningOptions
-from ...loading.templates import choose_template
+from ...loading.predictor import choose_template
 from ...model.families import Family
 
 

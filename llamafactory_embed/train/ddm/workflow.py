@@ -19,13 +19,7 @@ from ...diffusion.texts import diffuseq_tokens, texts_of_documents
 from ...host.documents import asks_for_packing
 from ...hparams.ddm import DiffusionOptions, DiffusionTuningOptions
 from ...loading.adapted_checkpoint import start_from_checkpoint
-from ...loading.predictor import (
-    MaskedTokenSetup,
-    check_family,
-    load_token_predictor,
-    set_up_masked_tokens,
-    settle_block_size,
-)
+from ...loading.predictor import MaskedTokenSetup, load_token_predictor, set_up_masked_tokens
 from ...model.families import find_family
 from ...model.mask_token import MaskedTokenRecord
 from ...model.packed import tokens_per_batch
@@ -117,8 +111,7 @@ def prepare(
     options: DiffusionOptions = finetuning_args.stage_options
     model_args = start_from_checkpoint(model_args, options.checkpoint_dir, training_args)
     setup = set_up_masked_tokens(options, model_args, otherwise="mask")
-    check_family(options, setup)
-    options = settle_block_size(options, setup.remembered)
+    options = dataclasses.replace(options, block_size=setup.block_size)
     if not only_predicts(training_args):
         check_blocks(options, data_args.cutoff_len)
     if training_args.do_predict:
@@ -180,7 +173,7 @@ def run(
         logger.info_rank0("The data are prepared; with `do_train`, `do_eval` or `do_predict` they would be used.")
         return
 
-    model, record = load_token_predictor(setup, model_args, finetuning_args, training_args, options.block_size)
+    model, record = load_token_predictor(setup, model_args, finetuning_args, training_args)
     if not only_predicts(training_args):
         check_windows(options, model.config, data_args.cutoff_len)
     trainer = make_trainer(model, record, start, data, data_args, training_args, finetuning_args, callbacks)

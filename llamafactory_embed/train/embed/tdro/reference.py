@@ -25,8 +25,9 @@ from ....data.retrieval.rows import Example
 from ....hparams.contrastive import ComparisonOptions
 from ....hparams.tdro import TdroOptions
 from ....loading.backbone import attention_backend, with_adapters_of_causal_lm
-from ....loading.checkpoint import ADAPTER_CONFIG_NAME, POOLER_NAME
+from ....loading.checkpoint import POOLER_NAME
 from ....loading.embedder import SERVED_ALIKE, continue_pooler, load_embedding_model_for_training
+from ....loading.weights import ADAPTER_CONFIG_NAME, weights_must_fit
 from ....model.embedding import EmbeddingModel
 from ....model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from ....model.packed import PackedBatch
@@ -164,7 +165,8 @@ def load_reference(
     host_args = copy.copy(finetuning_args)
     host_args.ref_model = start
     host_args.ref_model_adapters = ",".join(renamed) if renamed else None
-    backbone = create_ref_model(model_args, host_args)
+    with weights_must_fit():
+        backbone = create_ref_model(model_args, host_args)
     model = EmbeddingModel(backbone, config, backend=attention_backend(model_args.flash_attn))
     if model.pooler.state_dict() and not Path(checkpoint, POOLER_NAME).is_file():
         raise ValueError(f"The reference {checkpoint} has no {POOLER_NAME}, which `pooling: {config.pooling}` needs.")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ....hparams.word_task import WordTaskOptions
+from ....model.records import CheckpointRecord
 
 
 RECORD_NAME = "word_task.json"
@@ -20,8 +20,11 @@ CLASSIFIER_NAME = "word_classifier.safetensors"
 
 
 @dataclass(frozen=True)
-class WordTaskRecord:
+class WordTaskRecord(CheckpointRecord):
     """Labels, and how words are read; a classifier is worth nothing on hidden states that are read otherwise."""
+
+    file_name: ClassVar[str] = RECORD_NAME
+    described_as: ClassVar[str] = "a checkpoint of a classifier of words"
 
     word_task: str
     labels: list[str]
@@ -32,15 +35,6 @@ class WordTaskRecord:
     space_before_words: bool
     base_model: str
     merged_adapters: list[str]
-
-    def save(self, folder: Path) -> None:
-        temporary = folder / f"{RECORD_NAME}.tmp"
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(temporary, folder / RECORD_NAME)
-
-    @classmethod
-    def load(cls, folder: Path) -> WordTaskRecord:
-        return cls(**json.loads((folder / RECORD_NAME).read_text("utf-8")))
 
     def check_read_alike(self, options: WordTaskOptions, space_before_words: bool, folder: Path) -> None:
         """Refuse a recipe that reads words in another way than this classifier was trained on."""

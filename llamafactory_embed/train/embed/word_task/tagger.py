@@ -24,6 +24,7 @@ from ....loading.backbone import (
     load_backbone_for_training,
     load_config,
 )
+from ....loading.weights import weights_must_fit
 from ....model.around_decoder import AroundDecoder
 from ....model.packed import fill_rows, forward_packed, pack_texts, split_texts, tokens_per_batch
 from .record import WordTaskRecord, load_classifier
@@ -228,12 +229,13 @@ def load_backbone(
 
     # The host loads only models with a language-model head, which DeBERTa does not have.
     dtype = model_args.compute_dtype if training_args.do_train else model_args.infer_dtype
-    model: Any = AutoModel.from_pretrained(
-        model_args.model_name_or_path,
-        dtype=dtype,
-        trust_remote_code=model_args.trust_remote_code,
-        **hub_options(model_args),
-    )
+    with weights_must_fit():
+        model: Any = AutoModel.from_pretrained(
+            model_args.model_name_or_path,
+            dtype=dtype,
+            trust_remote_code=model_args.trust_remote_code,
+            **hub_options(model_args),
+        )
     adapters = list(model_args.adapter_name_or_path or [])
     for adapter in adapters:
         model = PeftModel.from_pretrained(model, adapter, subfolder=model_args.adapter_folder or "").merge_and_unload()
