@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..loading.checkpoint import ADAPTER_CONFIG_NAME
+from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 
 

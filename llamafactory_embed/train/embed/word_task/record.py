@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ....files import whole_file
 from ....hparams.word_task import WordTaskOptions
 from ....model.records import CheckpointRecord
 
@@ -56,9 +56,8 @@ class WordTaskRecord(CheckpointRecord):
 
 
 def save_classifier(folder: Path, state: dict[str, Tensor]) -> None:
-    temporary = folder / f"{CLASSIFIER_NAME}.tmp"
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, temporary)
-    os.replace(temporary, folder / CLASSIFIER_NAME)
+    with whole_file(folder / CLASSIFIER_NAME) as temporary:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, temporary)
 
 
 def load_classifier(folder: Path) -> dict[str, Tensor]:
