@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.loading.checkpoint import load_diffusion_model
-from llamafactory_embed.model.token_predictor import NO_LABEL, TokenPredictor, pack_predictions
+from llamafactory_embed.model.token_predictor import NO_LABEL, CorruptedText, TokenPredictor, pack_corrupted_texts
 from llamafactory_embed.recipe import check_recipe
 from tests.e2e import contrastive_runs, ddm_runs, token_runs
 from tests.tiny_models import save_tiny_model
@@ -116,7 +116,8 @@ def score(model: TokenPredictor, tokenizer: Any) -> Tensor:
     if mask is None:
         mask = tokenizer.convert_tokens_to_ids("_")
     hidden = torch.arange(len(tokens)) % 3 == 1
-    batches = pack_predictions([tokens.where(~hidden, mask)], [tokens.where(hidden, NO_LABEL)])
+    corrupted = CorruptedText(tokens.where(~hidden, mask), tokens.where(hidden, NO_LABEL))
+    batches = pack_corrupted_texts([corrupted])
     was_training = model.training
     with torch.no_grad():
         losses = model.eval()(batches, with_correct=True).losses

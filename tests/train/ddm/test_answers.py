@@ -18,7 +18,7 @@ from llamafactory_embed.diffusion.texts import (
     diffuseq_tokens,
 )
 from llamafactory_embed.hparams.ddm import DiffusionTuningOptions
-from llamafactory_embed.loading.templates import choose_template
+from llamafactory_embed.loading.predictor import choose_template
 from llamafactory_embed.model.families import family_of
 from llamafactory_embed.train.ddm.answers import AnswerData, ChatTexts, DiffuSeqTexts, load_answers
 from tests.tiny_models import tiny_tokenizer
