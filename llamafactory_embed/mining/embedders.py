@@ -116,8 +116,8 @@ def _load(kind: str, option: str, model: str, device: str | None) -> Any:
         package = importlib.import_module("sentence_transformers")
     except ImportError as error:
         raise ValueError(
-            f"`{option}: {model}` is not a checkpoint of this package, so sentence-transformers must load it, which is not "
-            "installed: pip install 'llamafactory-embed[eval]'."
+            f"`{option}: {model}` is no checkpoint of this package, so sentence-transformers must load it, which is "
+            "not installed: pip install 'llamafactory-embed[eval]'."
         ) from error
     try:
         return getattr(package, kind)(model, device=device)

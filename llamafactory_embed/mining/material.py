@@ -24,7 +24,7 @@ from ..data.retrieval.entries import Entry
 from ..data.retrieval.formats import KNOWN_COLUMNS
 from ..data.retrieval.reader import is_beir, task_instruction
 from ..files import digest
-from .sources import MiningRow, Passage, passages_of_corpus, rows_of_collection, rows_of_records
+from .sources import MiningRow, Passage, mining_rows_of_collection, mining_rows_of_records, passages_of_corpus
 
 
 Item = TypeVar("Item")
@@ -208,20 +208,16 @@ def read_material(
             if corpus is None and passage.text:
                 passages.add(Passage(passage.key, passage.text))
         bad_rows.finish()
-        rows = rows_of_collection(collection, entry)
+        rows = mining_rows_of_collection(collection, entry)
     else:
-        rows = rows_of_records(entry, bad_rows)
+        rows = mining_rows_of_records(entry, bad_rows)
     written = _write_rows(rows, folder, max_rows)
     bad_rows.finish()
     if not written:
         raise ValueError(f"`data`: `{entry.name}` ({entry.location}) has no rows.")
 
     if corpus is not None:
-        for each in _progress(passages_of_corpus(corpus, bad_rows), "Reading passages"):
-            passages.add(each)
-        bad_rows.finish()
-        if not len(passages):
-            raise ValueError(f"`corpus`: `{corpus}` has no passages.")
+        passages.add_corpus(corpus, bad_rows)
     elif not is_beir(entry):
         for row in written:
             passages.add_positives(row)
@@ -264,6 +260,13 @@ class _PassageWriter:
         self._hashes.append(text_hash(passage.text))
         self._records.add(passage)
 
+    def add_corpus(self, path: str, bad_rows: BadRows) -> None:
+        for passage in _progress(passages_of_corpus(path, bad_rows), "Reading passages"):
+            self.add(passage)
+        bad_rows.finish()
+        if not len(self):
+            raise ValueError(f"`corpus`: `{path}` has no passages.")
+
     def add_positives(self, row: dict[str, Any]) -> None:
         """Add the positives of a row's record."""
         ids = row["positive_ids"] or [""] * len(row["positives"])
@@ -291,8 +294,8 @@ def _write_answers(folder: Path, instruction: str) -> None:
     for record in _progress(Records(folder, "rows"), "Joining rows"):
         row = MiningRow(**record)
         answers = {by_text.find(text_hash(text)) for text in row.positives}
-        answers |= {by_id.find(id_hash(key)) for key in row.positive_ids}
-        numbers.extend(sorted(answers - {-1}))
+        answers.update(number for key in row.positive_ids for number in by_id.find_all(id_hash(key)))
+        numbers.extend(sorted(answers))
         hashes.extend([query_hash(row, instruction)] * (len(numbers) - len(hashes)))
     HashTable.write(folder, "answers", np.frombuffer(hashes, dtype=np.uint64), np.frombuffer(numbers, dtype=np.int64))
 

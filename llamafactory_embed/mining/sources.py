@@ -85,7 +85,7 @@ def file_stamps(path: str | None) -> list[tuple[str, int, int]]:
 # ------------------------------------------------ rows --------------------------------------------------------
 
 
-def rows_of_collection(collection: beir.Collection, entry: Entry) -> Iterator[MiningRow]:
+def mining_rows_of_collection(collection: beir.Collection, entry: Entry) -> Iterator[MiningRow]:
     """The judged queries of a BEIR folder, after its passages have been read."""
     for number, query in enumerate(collection.queries()):
         yield MiningRow(
@@ -99,7 +99,7 @@ def rows_of_collection(collection: beir.Collection, entry: Entry) -> Iterator[Mi
         )
 
 
-def rows_of_records(entry: Entry, bad_rows: BadRows) -> Iterator[MiningRow]:
+def mining_rows_of_records(entry: Entry, bad_rows: BadRows) -> Iterator[MiningRow]:
     """The rows of any other data set, none of which is held; labelled pairs are grouped where they are adjacent."""
     records = records_of_entry(entry, HubOptions(), streaming=True)
     for record, row in group_nli_pairs(parse_records(records, entry, bad_rows), consecutive_only=True):

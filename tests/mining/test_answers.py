@@ -117,11 +117,12 @@ def test_the_instructions_of_a_collection_take_turns(checkpoint: Path, tmp_path:
 
 @pytest.mark.parametrize("ids_of", ["corpus", "rows"])
 def test_an_id_stands_for_one_passage(ids_of: str, checkpoint: Path, tmp_path: Path) -> None:
-    """The ids that the data give are numbers that passages without an id would get, too."""
+    """The ids of the data are numbers that passages without an id would get, too; null is no id."""
     texts = ["copper", "tin", "lead", "iron", "zinc", "gold"]
     given = {0: "1", 2: "4", 3: "_1", 5: "3"}
     if ids_of == "corpus":
-        passages = [{"text": text} | ({"docid": given[n]} if n in given else {}) for n, text in enumerate(texts)]
+        passages: list[dict[str, Any]] = [{"text": text, "docid": given.get(n)} for n, text in enumerate(texts)]
+        passages[4].pop("docid")
         corpus = {"corpus": write_lines(tmp_path / "corpus.jsonl", passages)}
         rows: list[dict[str, Any]] = [{"query": f"which {text}", "positive": text} for text in texts]
     else:
