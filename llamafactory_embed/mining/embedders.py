@@ -35,11 +35,11 @@ def load_embedder(
             raise ValueError(
                 f"`{name}` is for sentence-transformers models; {model} has its own templates, with `instruction`."
             )
-        return _OwnCheckpoint(model, device)
+        return _EncoderOfCheckpoint(model, device)
     return _SentenceTransformer(model, device, query_prompt, document_prompt)
 
 
-class _OwnCheckpoint:
+class _EncoderOfCheckpoint:
     def __init__(self, model: str, device: str | None) -> None:
         self._encoder = Encoder(model, device=device)
         self._normalize = True if self._encoder.config.similarity == "cosine" else None
