@@ -90,8 +90,14 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """One process: everything that mining does between the vectors on disk and the rankings."""
     import numpy as np
 
-    from llamafactory_embed.mining.search import FOUND, IndexSettings, merge, search_shard, shard_bounds
-    from llamafactory_embed.mining.vectors import ChunkedVectors
+    from llamafactory_embed.mining.search import (
+        HIT,
+        ChunkedVectors,
+        IndexSettings,
+        merge,
+        search_shard,
+        shard_bounds,
+    )
 
     from .memory import PeakMemory
 
@@ -107,7 +113,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     parts = []
     for number, each in enumerate(bounds):
         file = folder / f"{request['index']}-{number}.found"
-        found = np.lib.format.open_memmap(file, "w+", FOUND, (len(queries), settings.depth))
+        found = np.lib.format.open_memmap(file, "w+", HIT, (len(queries), settings.depth))
         parts.append(search_shard(queries, passages, *each, settings.depth, index, found))
     found = merge(parts, settings.depth)
     seconds = time.perf_counter() - start

@@ -1,1 +1,1 @@
-"""Data tools around training: hard negatives for a data set, and duplicates of test queries taken out of one."""
+"""Tools that prepare training data: mine hard negatives, and remove queries of test sets."""

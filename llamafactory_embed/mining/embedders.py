@@ -1,4 +1,4 @@
-"""The models that mining uses: an `Encoder` or a sentence-transformers model to search, a cross-encoder to judge."""
+"""The models that mining uses: an `Encoder` or a sentence-transformers model to search, a cross-encoder to score."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..encoder.encoder import Encoder
+from ..files import whole_file
 from ..model.embedding_config import CONFIG_NAME
 
 
@@ -21,25 +22,24 @@ class Embedder(Protocol):
         """Embed queries, each with its instruction, into a `.npy` file [n, d] of float32."""
 
     def write_documents(self, texts: Sequence[str], instruction: str, file: Path) -> None:
-        """Embed documents; those of a symmetric task have its instruction, others none."""
+        """Embed documents; those of a symmetric task get its instruction, others none."""
 
 
 def load_embedder(
     model: str, device: str | None, query_prompt: str | None = None, document_prompt: str | None = None
 ) -> Embedder:
-    """An Encoder of a checkpoint of this package, a SentenceTransformer of anything else."""
+    """Load a checkpoint of this package as an Encoder, anything else as a SentenceTransformer."""
     if os.path.isfile(os.path.join(model, CONFIG_NAME)):
         if query_prompt is not None or document_prompt is not None:
             name = "query_prompt" if query_prompt is not None else "document_prompt"
             raise ValueError(
-                f"`{name}` is for sentence-transformers models; {model} has its own templates, into which "
-                "`instruction` goes."
+                f"`{name}` is for sentence-transformers models; {model} has its own templates, with `instruction`."
             )
-        return _OwnCheckpoint(model, device)
+        return _EncoderOfCheckpoint(model, device)
     return _SentenceTransformer(model, device, query_prompt, document_prompt)
 
 
-class _OwnCheckpoint:
+class _EncoderOfCheckpoint:
     def __init__(self, model: str, device: str | None) -> None:
         self._encoder = Encoder(model, device=device)
         self._normalize = True if self._encoder.config.similarity == "cosine" else None
@@ -63,14 +63,14 @@ class _SentenceTransformer:
 
     def write_queries(self, texts: Sequence[str], instructions: Sequence[str], file: Path) -> None:
         if self._query_prompt is None:
-            self._save(self._model.encode_query(list(texts), **self._how), file)
+            self._save(self._model.encode_query(list(texts), **self._options), file)
             return
         prompts = [self._query_prompt.replace("{instruction}", each) for each in instructions]
         by_prompt: dict[str, list[int]] = {}
         for number, prompt in enumerate(prompts):
             by_prompt.setdefault(prompt, []).append(number)
         parts = [
-            self._model.encode_query([texts[number] for number in numbers], prompt=prompt, **self._how)
+            self._model.encode_query([texts[number] for number in numbers], prompt=prompt, **self._options)
             for prompt, numbers in by_prompt.items()
         ]
         order = np.argsort([number for numbers in by_prompt.values() for number in numbers])
@@ -78,27 +78,27 @@ class _SentenceTransformer:
 
     def write_documents(self, texts: Sequence[str], instruction: str, file: Path) -> None:
         prompt = {} if self._document_prompt is None else {"prompt": self._document_prompt}
-        self._save(self._model.encode_document(list(texts), **prompt, **self._how), file)
+        self._save(self._model.encode_document(list(texts), **prompt, **self._options), file)
 
     @property
-    def _how(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         return {"normalize_embeddings": self._normalize, "show_progress_bar": False, "convert_to_numpy": True}
 
     @staticmethod
     def _save(vectors: np.ndarray, file: Path) -> None:
-        temporary = file.with_suffix(".tmp.npy")
-        np.save(temporary, np.asarray(vectors, dtype=np.float32))
-        os.replace(temporary, file)
+        with whole_file(file) as temporary, open(temporary, "wb") as content:
+            np.save(content, np.asarray(vectors, dtype=np.float32))
 
 
 class CrossEncoderScores:
-    """Raw scores (logits) of pairs: a softmax over them, as distillation makes it, is what the model means."""
+    """Raw scores (logits) of pairs, over which distillation takes a softmax."""
 
     def __init__(self, model: str, device: str | None) -> None:
         self._model = _load("CrossEncoder", "cross_encoder", model, device)
         if self._model.num_labels != 1:
             raise ValueError(
-                f"`cross_encoder`: {model} gives {self._model.num_labels} numbers a pair; a relevance score is one."
+                f"`cross_encoder`: {model} gives {self._model.num_labels} numbers for a pair; mining needs one, the "
+                "relevance score."
             )
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:

@@ -11,26 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from ..data.retrieval.entries import Entry
-from .data_source import check_readable, find_source
-from .miner import JOB_STEPS, Miner, write_text
+from ..files import whole_file, write_json
+from .miner import JOB_STEPS, Miner
 from .options import MiningOptions
 from .search import import_faiss
-from .workers import Workers, find_workers, own_device
+from .sources import check_readable, find_source
+from .workers import find_workers, local_device
 
 
-def mine(options: MiningOptions, workers: Workers | None = None) -> dict[str, Any]:
+def mine(options: MiningOptions) -> dict[str, Any]:
     """Write `options.output` and return the summary's figures. What an interrupted call has done is not done again."""
     output = Path(options.output)
-    if output.exists() and not options.overwrite:
-        raise ValueError(f"`output`: {output} exists; name another file, or allow it with `overwrite`.")
-    import_faiss()
-    entry = find_source("data", options.data, options.dataset_dir)
-    if options.corpus is not None:
-        check_readable("corpus", options.corpus)
-    if not entry.on_hub and output.resolve() == Path(entry.location).resolve():
-        raise ValueError(f"`output`: {output} is the data itself; name another file.")
-
-    workers = workers or find_workers(options)
+    entry = _check(options, output)
+    workers = find_workers(options)
     miner = Miner(_for_all_processes(options), entry)
     if workers.is_first:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -41,15 +34,28 @@ def mine(options: MiningOptions, workers: Workers | None = None) -> dict[str, An
     summary = _summarize(miner) | {"entry": suggest_entry(options, entry)}
     if workers.is_first:
         _join_results(miner.results(), output)
-        write_text(output.with_suffix(".summary.json"), json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        write_json(output.with_suffix(".summary.json"), summary, indent=1)
     workers.close()
     if workers.is_first and not options.keep_work:
         miner.work.remove()
     return summary
 
 
+def _check(options: MiningOptions, output: Path) -> Entry:
+    """The entry of the data, when everything has been checked that needs no data or model."""
+    if output.exists() and not options.overwrite:
+        raise ValueError(f"`output`: {output} exists; name another file, or allow it with `overwrite`.")
+    import_faiss()
+    entry = find_source("data", options.data, options.dataset_dir)
+    if options.corpus is not None:
+        check_readable("corpus", options.corpus)
+    if not entry.on_hub and output.resolve() == Path(entry.location).resolve():
+        raise ValueError(f"`output`: {output} is the data itself; name another file.")
+    return entry
+
+
 def suggest_entry(options: MiningOptions, entry: Entry) -> dict[str, Any]:
-    """What to add to dataset_info.json so that a recipe can name the output; it keeps what the input's entry says."""
+    """The entry of dataset_info.json with which a recipe can name the output; it keeps what the input's entry says."""
     settings: dict[str, Any] = {
         "file_name": os.path.relpath(options.output, options.dataset_dir),
         "formatting": "retrieval",
@@ -73,16 +79,14 @@ def _for_all_processes(options: MiningOptions) -> MiningOptions:
         for name in ("model", "cross_encoder")
         if (path := getattr(options, name)) is not None and os.path.isdir(path)
     }
-    return dataclasses.replace(options, **folders, work_folder=options.work, device=own_device(options))
+    return dataclasses.replace(options, **folders, work_folder=options.work, device=local_device(options))
 
 
 def _join_results(parts: list[Path], output: Path) -> None:
-    temporary = output.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with whole_file(output) as temporary, open(temporary, "wb") as file:
         for part in parts:
             with open(part, "rb") as content:
                 shutil.copyfileobj(content, file)
-    os.replace(temporary, output)
 
 
 def _summarize(miner: Miner) -> dict[str, Any]:

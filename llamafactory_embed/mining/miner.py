@@ -2,7 +2,7 @@
 
     read     rows and passages                  once, by one process
     embed    passages and queries               a job for each chunk
-    search   what every query finds             a job for each shard of the passages
+    search   the nearest passages of queries    a job for each shard of the passages
     select   candidates, scores, output rows    a job for each chunk of rows
 
 A job is done when its file is there; files get their names when they are complete.
@@ -12,25 +12,62 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-from collections.abc import Sequence
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data.retrieval.entries import Entry
-from .data_source import fingerprint
+from ..data.retrieval.reader import task_instruction
+from ..files import whole_file, write_text
 from .embedders import CrossEncoderScores, Embedder, load_embedder
 from .material import Material, read_material
-from .options import MiningOptions
-from .search import FOUND, IndexSettings, merge, search_shard, shard_bounds
+from .options import STEP_OPTIONS, MiningOptions
+from .search import HIT, ChunkedVectors, IndexSettings, merge, search_shard, shard_bounds
 from .selector import Selector
-from .vectors import ChunkedVectors
-from .work_folder import WorkFolder
+from .sources import file_stamps
 
 
-JOB_STEPS = ("embed", "search", "select")
+STEPS = ("read", "embed", "search", "select")
+JOB_STEPS = STEPS[1:]
+SETTINGS = "settings.json"
+LAYOUT = 2  # of the files of a work folder; folders of another layout are done again
+
+
+class WorkFolder:
+    """A folder for each step, in which mining leaves what it has done, so that it can be interrupted and continued.
+
+    A step is done again when its settings, or those of a step before it, change.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def folder(self, step: str) -> Path:
+        """Where a step leaves its files."""
+        return self.path / step
+
+    def prepare(self, settings: dict[str, Any]) -> None:
+        """Keep the steps that were begun with these settings, remove the others."""
+        if self.path.exists() and any(self.path.iterdir()) and not (self.path / STEPS[0]).is_dir():
+            raise ValueError(f"`work_folder`: {self.path} holds other files; name an empty or new folder.")
+        so_far: dict[str, Any] = {}  # a step's file names the settings of those before, too
+        for step in STEPS:
+            folder = self.folder(step)
+            so_far |= {step: settings[step]}
+            written = json.dumps(so_far, indent=1, ensure_ascii=False, sort_keys=True)
+            if not (folder / SETTINGS).is_file() or (folder / SETTINGS).read_text("utf-8") != written:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                write_text(folder / SETTINGS, written)
+
+    def remove(self) -> None:
+        """Remove the steps' folders, and the folder itself if nothing else is in it."""
+        for step in STEPS:
+            shutil.rmtree(self.folder(step), ignore_errors=True)
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
 
 
 class Miner:
@@ -41,17 +78,17 @@ class Miner:
         self.entry = entry
         self.work = WorkFolder(options.work)
         self._index_settings = IndexSettings(
-            options.index,
-            options.ivf_lists,
-            options.ivf_probes,
-            options.hnsw_links,
-            options.hnsw_search,
-            options.index_device,
-            options.memory_mb,
+            kind=options.index,
+            ivf_lists=options.ivf_lists,
+            ivf_probes=options.ivf_probes,
+            hnsw_links=options.hnsw_links,
+            hnsw_search=options.hnsw_search,
+            device=options.index_device,
+            memory_mb=options.memory_mb,
         )
 
     def prepare(self) -> None:
-        """The first step, and the removal of what was done with other settings."""
+        """Do the first step, and remove what was done with other settings."""
         self.work.prepare(self._settings())
         folder = self.work.folder("read")
         if not (folder / "done").is_file():
@@ -69,7 +106,7 @@ class Miner:
         """The jobs of a step that are still to be done."""
         return [number for number, file in enumerate(self._files(step)) if not file.is_file()]
 
-    def work_of(self, step: str, number: int) -> int:
+    def size_of(self, step: str, number: int) -> int:
         """How many passages or rows a job deals with."""
         start, stop = self._bounds(step)[number]
         return stop - start
@@ -87,7 +124,7 @@ class Miner:
     @functools.cached_property
     def material(self) -> Material:
         """Rows and passages; there when the first step is done."""
-        return Material(self.work.folder("read"))
+        return Material(self.work.folder("read"), task_instruction(self.entry))
 
     def _bounds(self, step: str) -> list[tuple[int, int]]:
         size = self.options.chunk_size
@@ -120,33 +157,30 @@ class Miner:
             self._embedder.write_documents(self.material.passage_texts(start, stop), instruction, file)
         else:
             rows = self.material.rows(start, stop)
-            own = [self._instruction if row.instruction is None else row.instruction for row in rows]
-            self._embedder.write_queries([row.query for row in rows], own, file)
+            instructions = [self._instruction if row.instruction is None else row.instruction for row in rows]
+            self._embedder.write_queries([row.query for row in rows], instructions, file)
 
     def _search(self, number: int) -> None:
         start, stop = self._bounds("search")[number]
         depth = self.options.window[1]
-        file = self._files("search")[number]
-        temporary = file.with_suffix(".tmp")
-        found = np.lib.format.open_memmap(temporary, "w+", FOUND, (len(self._queries), depth))
-        search_shard(self._queries, self._passages, start, stop, depth, self._index_settings, found)
-        found.flush()
-        os.replace(temporary, file)
+        with whole_file(self._files("search")[number]) as temporary:
+            hits = np.lib.format.open_memmap(temporary, "w+", HIT, (len(self._queries), depth))
+            search_shard(self._queries, self._passages, start, stop, depth, self._index_settings, hits)
+            hits.flush()
 
     def _select(self, number: int) -> None:
         start, stop = self._bounds("select")[number]
-        found = merge([shard[start:stop] for shard in self._shards], self.options.window[1])
+        hits = merge([shard[start:stop] for shard in self._shards], self.options.window[1])
         rows = self.material.rows(start, stop)
-        records, summary = self._selector.select(rows, found, self._queries.read(start, stop), start)
+        records, summary = self._selector.select(rows, hits, self._queries.read(start, stop), start)
         file = self._files("select")[number]
         write_text(file.with_suffix(".json"), json.dumps(summary, ensure_ascii=False))
         write_text(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
 
     @property
     def _instruction(self) -> str:
-        if self.options.instruction is not None:
-            return self.options.instruction
-        return self.entry.instructions[0] if len(self.entry.instructions) == 1 else ""
+        """The instruction of rows that name none."""
+        return task_instruction(self.entry) if self.options.instruction is None else self.options.instruction
 
     @functools.cached_property
     def _embedder(self) -> Embedder:
@@ -168,45 +202,34 @@ class Miner:
     @functools.cached_property
     def _selector(self) -> Selector:
         name = self.options.cross_encoder
-        judge = None if name is None else CrossEncoderScores(name, self.options.device)
-        return Selector(self.options, self.material, self._passages, judge)
+        cross_encoder = None if name is None else CrossEncoderScores(name, self.options.device)
+        return Selector(self.options, self.material, self._passages, cross_encoder)
 
     # ------------------------------ what they depend on ------------------------------
 
     def _settings(self) -> dict[str, Any]:
-        options = self.options
-        values = {name: getattr(options, name) for name in options.__dataclass_fields__}
+        """By step, everything on which its results depend, apart from the results of the steps before."""
         entry = self.entry
-        files = [*fingerprint(entry.location), *fingerprint(options.corpus)]
-        read = {"location": entry.location, "columns": dict(entry.columns), "entry_split": entry.split, "files": files}
-        return {
-            "read": read | _pick(values, ("corpus", "split", "max_rows", "skip_bad_rows")),
-            "embed": {"files": fingerprint(options.model), "instruction": self._instruction}
-            | {"instructions": list(entry.instructions), "symmetric": entry.symmetric}
-            | _pick(values, ("model", "query_prompt", "document_prompt", "chunk_size")),
-            "search": {"depth": options.window[1]}
-            | _pick(values, ("index", "ivf_lists", "ivf_probes", "hnsw_links", "hnsw_search", "memory_mb")),
-            "select": {"judge": fingerprint(options.cross_encoder)}
-            | _pick(
-                values,
-                (
-                    "num_negatives", "ranks", "sampling", "seed", "near_duplicate_similarity", "absolute_margin",
-                    "relative_margin", "cross_encoder", "format", "examples",
-                ),
-            ),
-        }  # fmt: skip
-
-
-def write_text(file: Path, content: str) -> None:
-    """Write to a temporary name, then rename: a file with its name is complete."""
-    temporary = file.with_suffix(f"{file.suffix}.tmp")
-    temporary.write_text(content, "utf-8")
-    os.replace(temporary, file)
+        settings = {
+            step: {name: getattr(self.options, name) for name in names} for step, names in STEP_OPTIONS.items()
+        }
+        settings["read"] |= {
+            "layout": LAYOUT,
+            "location": entry.location,
+            "columns": dict(entry.columns),
+            "entry_split": entry.split,
+            "instructions": list(entry.instructions),
+            "files": [*file_stamps(entry.location), *file_stamps(self.options.corpus)],
+        }
+        settings["embed"] |= {
+            "files": file_stamps(self.options.model),
+            "instruction": self._instruction,
+            "symmetric": entry.symmetric,
+        }
+        settings["search"] |= {"depth": self.options.window[1]}
+        settings["select"] |= {"cross_encoder_files": file_stamps(self.options.cross_encoder)}
+        return settings
 
 
 def _chunks(count: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _pick(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: values[name] for name in names}

@@ -1,24 +1,66 @@
-"""Nearest passages by inner product with FAISS (Douze et al. 2024), in shards that fit into a given memory."""
+"""Vectors on disk, and the nearest of them by inner product with FAISS (Douze et al. 2024), in shards that fit into a
+given memory."""
 
 from __future__ import annotations
 
 import importlib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, Protocol
 
 import numpy as np
-
-from .vectors import ChunkedVectors
 
 
 MIB = 2**20
 LARGEST_QUERY_BLOCK = 4096
 LARGEST_SHARD = 1_000_000  # passages, so that a large corpus is work for several processes
 IVF_TRAINING_VECTORS = 64  # a cell, enough for k-means
-FOUND = np.dtype([("score", np.float32), ("passage", np.int64)])
-MISSING = np.array((-np.inf, -1), dtype=FOUND)  # where there are fewer passages than places
+HIT = np.dtype([("score", np.float32), ("passage", np.int64)])
+NO_HIT = np.array((-np.inf, -1), dtype=HIT)  # where there are fewer passages than places
+
+
+class ChunkedVectors:
+    """float32 vectors [n, d] in `.npy` files of `chunk` rows each (the last may have fewer), memory-mapped."""
+
+    def __init__(self, paths: Sequence[Path], chunk: int) -> None:
+        self._chunks = [np.asarray(np.load(path, mmap_mode="r")) for path in paths]
+        self._chunk = chunk
+        self.dimension = self._chunks[0].shape[1]
+        self._count = sum(map(len, self._chunks))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def parts(self, start: int, stop: int) -> list[np.ndarray]:
+        """The rows [start, stop) as pieces that are still on disk."""
+        pieces = []
+        while start < stop:
+            number, first = divmod(start, self._chunk)
+            piece = self._chunks[number][first : first + stop - start]
+            pieces.append(piece)
+            start += len(piece)
+        return pieces
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The rows [start, stop) in memory."""
+        result = np.empty((stop - start, self.dimension), dtype=np.float32)
+        filled = 0
+        for piece in self.parts(start, stop):
+            result[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return result
+
+    def gather(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The rows at any positions, in memory [len(positions), d]."""
+        result = np.empty((len(positions), self.dimension), dtype=np.float32)
+        numbers, rows = np.divmod(np.asarray(positions, dtype=np.int64), self._chunk)
+        for number in np.unique(numbers):
+            here = numbers == number
+            result[here] = self._chunks[number][rows[here]]
+        return result
 
 
 @dataclass(frozen=True)
@@ -26,6 +68,7 @@ class IndexSettings:
     """Which index, and how exactly it searches."""
 
     kind: Literal["flat", "ivf", "hnsw"] = "flat"
+    _: KW_ONLY
     ivf_lists: int | None = None
     ivf_probes: int = 32
     hnsw_links: int = 32
@@ -34,8 +77,8 @@ class IndexSettings:
     memory_mb: int = 4096
 
     def rows_per_shard(self, dimension: int) -> int:
-        """How many passages a shard may have: five eighths of the memory are the index's, an eighth is for queries
-        and what they find, the rest for FAISS."""
+        """How many passages a shard may have: five eighths of the memory are for the index, one eighth for queries and
+        their hits, the rest for FAISS."""
         bytes_per_vector = {
             "flat": 4 * dimension,
             "ivf": int(4 * dimension * 2.25) + 16,  # lists grow by doubling; their training sample is gone
@@ -50,14 +93,14 @@ class IndexSettings:
 
 
 class Index(Protocol):
-    """What is needed of an index of FAISS."""
+    """The part of a FAISS index that mining uses."""
 
     def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and positions [Q, depth], best first; position -1 where nothing was found."""
+        """Scores and positions [Q, depth], best first; position -1 where there is none."""
 
 
-def import_faiss() -> Any:
-    """FAISS, or one sentence on where to get it."""
+def import_faiss() -> ModuleType:
+    """FAISS, or one sentence that says where to get it."""
     try:
         return importlib.import_module("faiss")
     except ImportError as error:
@@ -80,33 +123,33 @@ def search_shard(
     stop: int,
     depth: int,
     settings: IndexSettings,
-    found: np.ndarray | None = None,
+    hits: np.ndarray | None = None,
 ) -> np.ndarray:
-    """What every query finds among the passages [start, stop): [Q, depth] of `FOUND`, best first.
+    """The nearest of the passages [start, stop) to every query: [Q, depth] of `HIT`, best first.
 
-    `found` is where to write it, an array on disk where there are many queries.
+    `hits` is the array to write to: one on disk where there are many queries.
     """
-    if found is None:
-        found = np.empty((len(queries), depth), dtype=FOUND)
+    if hits is None:
+        hits = np.empty((len(queries), depth), dtype=HIT)
     index = build_index(passages, start, stop, settings)
     block = settings.query_block(queries.dimension, depth)
     for first in range(0, len(queries), block):
         part = queries.read(first, min(first + block, len(queries)))
         scores, positions = index.search(part, min(depth, stop - start))
-        here = np.empty(scores.shape, dtype=FOUND)
-        here["score"] = np.where(positions < 0, MISSING["score"], scores)
-        here["passage"] = np.where(positions < 0, MISSING["passage"], positions + start)
-        found[first : first + len(part)] = merge([here], depth)
-    return found
+        here = np.empty(scores.shape, dtype=HIT)
+        here["score"] = np.where(positions < 0, NO_HIT["score"], scores)
+        here["passage"] = np.where(positions < 0, NO_HIT["passage"], positions + start)
+        hits[first : first + len(part)] = merge([here], depth)
+    return hits
 
 
 def merge(parts: Sequence[np.ndarray], depth: int) -> np.ndarray:
-    """The best of several searches [Q, ·] of `FOUND` → [Q, depth]; equal scores stand in the order of the passages."""
-    found = np.concatenate(parts, axis=1)
-    order = np.lexsort((found["passage"], -found["score"]), axis=1)[:, :depth]
-    best = np.take_along_axis(found, order, axis=1)
+    """The best of several searches [Q, ·] of `HIT` → [Q, depth]; equal scores stand in the order of the passages."""
+    hits = np.concatenate(parts, axis=1)
+    order = np.lexsort((hits["passage"], -hits["score"]), axis=1)[:, :depth]
+    best = np.take_along_axis(hits, order, axis=1)
     if best.shape[1] < depth:
-        missing = np.full((len(best), depth - best.shape[1]), MISSING, dtype=FOUND)
+        missing = np.full((len(best), depth - best.shape[1]), NO_HIT, dtype=HIT)
         best = np.concatenate([best, missing], axis=1)
     return best
 
@@ -140,7 +183,7 @@ def build_index(passages: ChunkedVectors, start: int, stop: int, settings: Index
     return index
 
 
-def _use_gpus(faiss: Any, settings: IndexSettings) -> bool:
+def _use_gpus(faiss: ModuleType, settings: IndexSettings) -> bool:
     if settings.device == "cpu" or settings.kind == "hnsw":
         return False
     gpus = faiss.get_num_gpus()
@@ -150,16 +193,16 @@ def _use_gpus(faiss: Any, settings: IndexSettings) -> bool:
 
 
 def _training_sample(passages: ChunkedVectors, start: int, stop: int, lists: int) -> np.ndarray:
-    """Vectors at even distances."""
+    """Vectors spread evenly over the passages."""
     count = stop - start
-    wanted = min(IVF_TRAINING_VECTORS * lists, count)
-    return passages.gather(start + np.arange(wanted) * count // wanted)
+    size = min(IVF_TRAINING_VECTORS * lists, count)
+    return passages.gather(start + np.arange(size) * count // size)
 
 
 class _FlatOnCpu:
     """Exact search in an array, without the second copy that an index would make."""
 
-    def __init__(self, faiss: Any, vectors: np.ndarray) -> None:
+    def __init__(self, faiss: ModuleType, vectors: np.ndarray) -> None:
         self._faiss = faiss
         self._vectors = vectors
 

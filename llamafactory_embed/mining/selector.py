@@ -1,20 +1,71 @@
-"""From what queries found to rows with hard negatives, and the figures of the summary."""
+"""Which of the passages that a query found are its hard negatives, the rows with them, and figures for the summary.
+
+The ranks are those of tDRO (Ma et al. 2024); the margins those of NV-Retriever (Moreira et al. 2024): a passage
+that scores as high as the positive is likely to be an answer that nobody marked.
+"""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from .embedders import CrossEncoderScores
-from .hard_negatives import below_margins, below_near_duplicates, candidates_in_window, sample
-from .material import Material, MiningRow
+from .material import Material
 from .options import MiningOptions
-from .vectors import ChunkedVectors
+from .search import ChunkedVectors
+from .sources import MiningRow
+
+
+NEGATIVES_OF_AN_EXAMPLE = 3
+
+
+# ------------------------------------------------ one ranking ------------------------------------------------
+
+
+def candidates_in_window(ranking: np.ndarray, first: int, last: int, answers: Collection[int]) -> np.ndarray:
+    """The ranks [first, last) of a ranking [k] of passages, without answers and missing places (-1).
+
+    Ranks count from 0 and before anything is left out. Returned are places in the ranking, in its order.
+    """
+    window = ranking[first:last]
+    usable = (window >= 0) & ~np.isin(window, list(answers))
+    return first + np.flatnonzero(usable)
+
+
+def below_near_duplicates(candidates: np.ndarray, positives: np.ndarray, most: float) -> np.ndarray:
+    """Whether the largest cosine of each candidate [n, d] with a positive [p, d] is `most` or less: [n]."""
+    return (_unit(candidates) @ _unit(positives).T).max(axis=1) <= most
+
+
+def below_margins(
+    scores: np.ndarray, positive_scores: np.ndarray, absolute: float | None, relative: float | None
+) -> np.ndarray:
+    """Whether each candidate's score [n] keeps its distance from the lowest of the positives' scores [p]: [n].
+
+    The relative margin is a share of the positive score's size, so that it means the same below zero.
+    """
+    positive = float(positive_scores.min())
+    most = min(positive - (absolute or 0.0), positive - (relative or 0.0) * abs(positive))
+    return scores <= most
+
+
+def sample(count: int, size: int, how: Literal["random", "first"], rng: random.Random) -> list[int]:
+    """Which of `count` candidates are taken, in their order: all where there are no more than `size`."""
+    if count <= size:
+        return list(range(count))
+    return sorted(rng.sample(range(count), size)) if how == "random" else list(range(size))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+# ------------------------------------------------ rows -------------------------------------------------------
 
 
 @dataclass
@@ -30,13 +81,11 @@ class Candidates:
     """[n], with the query"""
     positive_similarities: np.ndarray
     """[p], of the row's positives"""
-    texts: list[str] = field(default_factory=list)
-    """[n], where the cross-encoder asked for them"""
     scores: np.ndarray | None = None
     """[p + n], the cross-encoder's"""
 
-    def keep(self, places: Any) -> None:
-        """Leave only these places, a mask or a list."""
+    def keep(self, places: np.ndarray | list[int]) -> None:
+        """Keep only these places, a mask or a list."""
         self.passages = self.passages[places]
         self.similarities = self.similarities[places]
         if self.scores is not None:
@@ -48,44 +97,49 @@ class Selector:
     """Chooses the negatives of some rows at a time."""
 
     def __init__(
-        self, options: MiningOptions, material: Material, vectors: ChunkedVectors, judge: CrossEncoderScores | None
+        self,
+        options: MiningOptions,
+        material: Material,
+        vectors: ChunkedVectors,
+        cross_encoder: CrossEncoderScores | None,
     ) -> None:
         self.options = options
         self.material = material
         self.vectors = vectors
-        self.judge = judge
+        self.cross_encoder = cross_encoder
         self._counts: Counter[str] = Counter()
 
     def select(
-        self, rows: Sequence[MiningRow], found: np.ndarray, queries: np.ndarray, first_number: int
+        self, rows: Sequence[MiningRow], hits: np.ndarray, queries: np.ndarray, first_number: int
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Output records of these rows, whose queries [Q, d] found [Q, k] passages, and figures about them."""
+        """Output records of these rows, whose queries [Q, d] found `hits` [Q, k], and figures about them."""
         self._counts = Counter(rows=len(rows))
         each = [
-            self._candidates(row, first_number + place, found[place], queries[place]) for place, row in enumerate(rows)
+            self._candidates(row, first_number + place, hits[place], queries[place]) for place, row in enumerate(rows)
         ]
         if self.options.has_margin:
-            if self.judge is not None:
-                self._score(each)
+            self._score(each)
             for candidates in each:
                 self._apply_margins(candidates)
-        for candidates in each:
-            rng = random.Random(f"{self.options.seed}/{candidates.number}")
-            wanted = self.options.num_negatives
-            candidates.keep(sample(len(candidates.passages), wanted, self.options.sampling, rng))
-        if self.judge is not None and not self.options.has_margin:
+            self._sample(each)
+        else:
+            self._sample(each)
             self._score(each)
         written = [candidates for candidates in each if len(candidates.passages)]
         return [self._record(candidates) for candidates in written], self._summarize(written)
 
-    def _candidates(self, row: MiningRow, number: int, found: np.ndarray, query: np.ndarray) -> Candidates:
+    def _candidates(self, row: MiningRow, number: int, hits: np.ndarray, query: np.ndarray) -> Candidates:
         first, last = self.options.window
-        known = self.material.known_answers(row)
-        places = candidates_in_window(found["passage"], first, last, known)
-        self._counts["known answers"] += int(np.isin(found["passage"][first:last], list(known)).sum())
+        answers = self.material.answers_of(row)
+        places = candidates_in_window(hits["passage"], first, last, answers)
+        self._counts["known answers"] += int(np.isin(hits["passage"][first:last], list(answers)).sum())
         positives = self.vectors.gather(self.material.positions_of_positives(row))  # [p, d]
         candidates = Candidates(
-            row, number, found["passage"][places], found["score"][places], positive_similarities=positives @ query
+            row=row,
+            number=number,
+            passages=hits["passage"][places],
+            similarities=hits["score"][places],
+            positive_similarities=positives @ query,
         )
         most = self.options.near_duplicate_similarity
         if most is not None and len(places):
@@ -103,68 +157,87 @@ class Selector:
         self._counts["too close to the positive's score"] += int((~kept).sum())
         candidates.keep(kept)
 
+    def _sample(self, each: Sequence[Candidates]) -> None:
+        """Each row has its own random numbers, so that the draw does not depend on chunks."""
+        for candidates in each:
+            rng = random.Random(f"{self.options.seed}/{candidates.number}")
+            size = self.options.num_negatives
+            candidates.keep(sample(len(candidates.passages), size, self.options.sampling, rng))
+
     def _score(self, each: Sequence[Candidates]) -> None:
-        """The cross-encoder's scores of all rows at once, so that its batches are full."""
-        assert self.judge is not None
-        texts = [[*one.row.positives, *self._texts(one)] for one in each]
-        scores = self.judge.score(
-            [(one.row.query, text) for one, own in zip(each, texts, strict=True) for text in own]
+        """Let the cross-encoder, if there is one, score all rows at once, so that its batches are full."""
+        if self.cross_encoder is None:
+            return
+        texts = [[*candidates.row.positives, *self._texts(candidates)] for candidates in each]
+        scores = self.cross_encoder.score(
+            [
+                (candidates.row.query, text)
+                for candidates, passages in zip(each, texts, strict=True)
+                for text in passages
+            ]
         )
-        ends = np.cumsum([len(own) for own in texts])
-        for one, own in zip(each, np.split(scores, ends[:-1]), strict=True):
-            one.scores = own
+        ends = np.cumsum([len(passages) for passages in texts])
+        for candidates, part in zip(each, np.split(scores, ends[:-1]), strict=True):
+            candidates.scores = part
 
     def _texts(self, candidates: Candidates) -> list[str]:
         return [self.material.passages[int(number)][1] for number in candidates.passages]
 
+    # -------------------------------------------- what is written --------------------------------------------
+
     def _record(self, candidates: Candidates) -> dict[str, Any]:
-        row, negatives = candidates.row, self._texts(candidates)
+        row = candidates.row
         scores = None if candidates.scores is None else [round(float(score), 6) for score in candidates.scores]
-        record: dict[str, Any] = {"query": row.query}
-        if self.options.format == "retrieval":
-            record["positive"] = row.positives[0] if len(row.positives) == 1 else row.positives
-            record["negative"] = negatives
-            if scores is not None:
-                record["score"] = scores
-        else:
-            ids = row.positive_ids or list(map(self._id, self.material.positions_of_positives(row)))
-            ids = [*ids, *(self._id(int(number)) for number in candidates.passages)]
-            passages = [
-                {"docid": key, "text": text} | ({} if scores is None else {"ce_score": scores[place]})
-                for place, (key, text) in enumerate(zip(ids, [*row.positives, *negatives], strict=True))
-            ]
-            record["positive_passages"] = passages[: len(row.positives)]
-            record["negative_passages"] = passages[len(row.positives) :]
+        passages = self._layout_of_tdro if self.options.format == "tdro" else self._layout_of_retrieval
+        record = {"query": row.query, **passages(candidates, scores)}
         if row.instruction is not None:
             record["instruction"] = row.instruction
         return record
 
-    def _id(self, number: int) -> str:
-        return self.material.passages[number][0] or str(number)
+    def _layout_of_retrieval(self, candidates: Candidates, scores: list[float] | None) -> dict[str, Any]:
+        positives = candidates.row.positives
+        passages: dict[str, Any] = {
+            "positive": positives[0] if len(positives) == 1 else positives,
+            "negative": self._texts(candidates),
+        }
+        return passages if scores is None else passages | {"score": scores}
+
+    def _layout_of_tdro(self, candidates: Candidates, scores: list[float] | None) -> dict[str, Any]:
+        row, passage_id = candidates.row, self.material.passage_id
+        ids = row.positive_ids or [passage_id(number) for number in self.material.positions_of_positives(row)]
+        ids = [*ids, *(passage_id(int(number)) for number in candidates.passages)]
+        texts = [*row.positives, *self._texts(candidates)]
+        passages: list[dict[str, Any]] = [{"docid": key, "text": text} for key, text in zip(ids, texts, strict=True)]
+        for passage, score in zip(passages, scores or (), strict=False):
+            passage["ce_score"] = score
+        positives = len(row.positives)
+        return {"positive_passages": passages[:positives], "negative_passages": passages[positives:]}
 
     def _summarize(self, written: Sequence[Candidates]) -> dict[str, Any]:
-        wanted = self.options.num_negatives
+        size = self.options.num_negatives
         self._counts["rows written"] = len(written)
-        self._counts["rows with fewer negatives than asked"] = sum(len(one.passages) < wanted for one in written)
-        self._counts["negatives"] = sum(len(one.passages) for one in written)
+        self._counts["rows with fewer negatives than asked"] = sum(len(each.passages) < size for each in written)
+        self._counts["negatives"] = sum(len(each.passages) for each in written)
         self._counts["negatives above their positive"] = sum(
-            int((one.similarities > one.positive_similarities.min()).sum()) for one in written
+            int((each.similarities > each.positive_similarities.min()).sum()) for each in written
         )
         return {
             "counts": dict(self._counts),
-            "sum_of_positive_similarities": float(sum(one.positive_similarities.mean() for one in written)),
-            "sum_of_negative_similarities": float(sum(one.similarities.mean() for one in written)),
-            "examples": [
-                {
-                    "where": f"{one.row.file}:{one.row.line}",
-                    "query": one.row.query,
-                    "positive": one.row.positives[0],
-                    "similarity": float(one.positive_similarities[0]),
-                    "negatives": [
-                        {"text": text, "similarity": float(similarity)}
-                        for text, similarity in list(zip(self._texts(one), one.similarities, strict=True))[:3]
-                    ],
-                }
-                for one in written[: self.options.examples]
+            "sum_of_positive_similarities": float(sum(each.positive_similarities.mean() for each in written)),
+            "sum_of_negative_similarities": float(sum(each.similarities.mean() for each in written)),
+            "examples": [self._example(each) for each in written[: self.options.examples]],
+        }
+
+    def _example(self, candidates: Candidates) -> dict[str, Any]:
+        row = candidates.row
+        negatives = list(zip(self._texts(candidates), candidates.similarities, strict=True))
+        return {
+            "where": f"{row.file}:{row.line}",
+            "query": row.query,
+            "positive": row.positives[0],
+            "similarity": float(candidates.positive_similarities[0]),
+            "negatives": [
+                {"text": text, "similarity": float(similarity)}
+                for text, similarity in negatives[:NEGATIVES_OF_AN_EXAMPLE]
             ],
         }

@@ -1,4 +1,4 @@
-"""Who does the jobs of a step: this process, the ranks of torchrun, or Ray workers. All see the same work folder."""
+"""The workers that do the jobs of a step: this process, the ranks of torchrun, or Ray. All share the work folder."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .options import MiningOptions
 
 
 UNITS = {"embed": "texts", "search": "passages", "select": "rows"}
-LONGEST_STEP = datetime.timedelta(days=30)  # ranks that are done wait for the others
+LONGEST_STEP = datetime.timedelta(days=30)  # ranks that have finished wait for the others
 
 
 class Workers(Protocol):
-    """Does what is left of a step, and comes back when all of it is done."""
+    """Share out the jobs of a step."""
 
     is_first: bool
     """Whether this process reads the data and writes the result."""
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Wait until all processes have come here."""
 
     def do_jobs(self, miner: Miner, step: str) -> None:
-        """All jobs of a step that are not done yet."""
+        """Do all jobs of a step that are not done yet, and return when all processes are done."""
 
     def close(self) -> None:
         """Wait for the last time."""
@@ -39,17 +39,17 @@ class OneProcess:
     is_first = True
 
     def wait(self) -> None:
-        """For nobody."""
+        """Nothing to wait for: all jobs run in this process."""
 
     def do_jobs(self, miner: Miner, step: str) -> None:
         _do(miner, step, miner.jobs(step), show=True)
 
     def close(self) -> None:
-        """For nobody."""
+        """Nothing to wait for: all jobs run in this process."""
 
 
 class Ranks:
-    """The processes of torchrun; every one of them takes each n-th job."""
+    """The processes of torchrun; each of n takes every n-th job."""
 
     def __init__(self) -> None:
         import torch.distributed as dist
@@ -59,19 +59,19 @@ class Ranks:
         self.is_first = self._rank == 0
 
     def wait(self) -> None:
-        """A barrier."""
+        """Meet the other ranks at a barrier."""
         import torch.distributed as dist
 
         dist.barrier()
 
     def do_jobs(self, miner: Miner, step: str) -> None:
         jobs = miner.jobs(step)
-        self.wait()  # nobody begins before all have seen the same list
+        self.wait()  # no rank begins before all have seen the same list
         _do(miner, step, jobs[self._rank :: self._count], show=self.is_first)
         self.wait()
 
     def close(self) -> None:
-        """The last barrier."""
+        """Meet the other ranks for the last time."""
         import torch.distributed as dist
 
         self.wait()
@@ -79,7 +79,7 @@ class Ranks:
 
 
 class RayWorkers:
-    """Actors of Ray Data, here or on a cluster whose machines share the work folder."""
+    """Actors of Ray Data, on this machine or on a cluster whose machines share the work folder."""
 
     is_first = True
 
@@ -100,7 +100,7 @@ class RayWorkers:
             raise ValueError(f"`ray_workers: {count}`: the Ray cluster has {cpus} CPUs; each worker needs one.")
 
     def wait(self) -> None:
-        """For nobody: the driver alone comes here."""
+        """Nothing to wait for: only the driver comes here."""
 
     def do_jobs(self, miner: Miner, step: str) -> None:
         import ray
@@ -119,11 +119,11 @@ class RayWorkers:
         )
         with _progress(miner, step, jobs) as progress:
             for batch in done.iter_batches(batch_size=1):
-                progress.update(sum(miner.work_of(step, int(number)) for number in batch["job"]))
+                progress.update(sum(miner.size_of(step, int(number)) for number in batch["job"]))
         self._check(miner, step)
 
     def close(self) -> None:
-        """For nobody; the cluster stays, others may use it."""
+        """Nothing to wait for; the cluster stays, because others may use it."""
 
     @staticmethod
     def _check(miner: Miner, step: str) -> None:
@@ -149,7 +149,7 @@ class _RayWorker:
 
 
 def find_workers(options: MiningOptions) -> Workers:
-    """Ray where it is asked for, ranks where torchrun started us."""
+    """Ray workers if the options ask for them, ranks if torchrun started this process."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if options.ray_workers:
         if ranks > 1:
@@ -158,8 +158,8 @@ def find_workers(options: MiningOptions) -> Workers:
     return Ranks() if ranks > 1 else OneProcess()
 
 
-def own_device(options: MiningOptions) -> str | None:
-    """The device of this process: under torchrun, every rank has a GPU of its own where there are GPUs."""
+def local_device(options: MiningOptions) -> str | None:
+    """The device of this process: under torchrun, each rank gets one of the GPUs, if there are any."""
     import torch
 
     if options.device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
@@ -171,9 +171,9 @@ def _do(miner: Miner, step: str, jobs: list[int], show: bool) -> None:
     with _progress(miner, step, jobs, show) as progress:
         for number in jobs:
             miner.do(step, number)
-            progress.update(miner.work_of(step, number))
+            progress.update(miner.size_of(step, number))
 
 
-def _progress(miner: Miner, step: str, jobs: list[int], show: bool = True) -> Any:
-    total = sum(miner.work_of(step, number) for number in jobs)
-    return tqdm(total=total, desc=f"{step.capitalize()}", unit=f" {UNITS[step]}", disable=not show or not jobs)
+def _progress(miner: Miner, step: str, jobs: list[int], show: bool = True) -> tqdm[Any]:
+    total = sum(miner.size_of(step, number) for number in jobs)
+    return tqdm(total=total, desc=step.capitalize(), unit=f" {UNITS[step]}", disable=not show or not jobs)

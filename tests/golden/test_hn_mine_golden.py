@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from llamafactory_embed.mining.dedup.matchers import SimHashMatcher
-from llamafactory_embed.mining.dedup.simhash import FingerprintTable, hamming_distance, simhash
-from llamafactory_embed.mining.hard_negatives import candidates_in_window, sample
+from llamafactory_embed.mining.dedup.matchers import FingerprintTable, SimHashMatcher, hamming_distance, simhash
 from llamafactory_embed.mining.search import IndexSettings, merge, search_shard
-from llamafactory_embed.mining.vectors import VectorsInMemory
+from llamafactory_embed.mining.selector import candidates_in_window, sample
+from tests.mining.helpers import on_disk
 
 from .case_files import GoldenCase, golden_cases
 
@@ -21,11 +21,9 @@ from .case_files import GoldenCase, golden_cases
 pytest.importorskip("faiss")
 
 
-def rank(mining: dict[str, Any], shards: int) -> np.ndarray:
+def rank(mining: dict[str, Any], shards: int, folder: Path) -> np.ndarray:
     """The ranking of the case's passages, searched in so many shards."""
-    queries, passages = (
-        VectorsInMemory(np.array(mining[f"{kind}_embeddings"], dtype=np.float32)) for kind in ("query", "corpus")
-    )
+    queries, passages = (on_disk(np.array(mining[f"{kind}_embeddings"]), folder, kind) for kind in ("query", "corpus"))
     edges = np.linspace(0, len(passages), shards + 1).astype(int).tolist()
     found = [
         search_shard(queries, passages, start, stop, mining["topk"], IndexSettings())
@@ -37,9 +35,9 @@ def rank(mining: dict[str, Any], shards: int) -> np.ndarray:
 
 @golden_cases("tdro/hn_mine")
 @pytest.mark.parametrize("shards", [1, 3])
-def test_rankings(case: GoldenCase, shards: int) -> None:
+def test_rankings(case: GoldenCase, shards: int, tmp_path: Path) -> None:
     mining = case.part("hard_negatives")
-    found = rank(mining, shards)
+    found = rank(mining, shards, tmp_path)
     for each in mining["expected"]:
         ranking = found[each["query"]]
         # Places that no passage fills come last. They hold -1, in the case perhaps nothing, and have no score.

@@ -11,6 +11,7 @@ import numpy as np
 
 from llamafactory_embed.mining.mine import mine
 from llamafactory_embed.mining.options import MiningOptions
+from llamafactory_embed.mining.search import ChunkedVectors
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -47,3 +48,12 @@ def ranked(queries: np.ndarray, passages: np.ndarray) -> tuple[np.ndarray, np.nd
     """Similarities [Q, P] and the whole ranking [Q, P]."""
     similarities = queries @ passages.T
     return similarities, np.argsort(-similarities, axis=1, kind="stable")
+
+
+def on_disk(vectors: np.ndarray, folder: Path, name: str, chunk: int = 10**9) -> ChunkedVectors:
+    """Vectors in files of so many rows, as the embedding step leaves them."""
+    paths = []
+    for start in range(0, len(vectors), chunk):
+        paths.append(folder / f"{name}-{start:05}.npy")
+        np.save(paths[-1], vectors[start : start + chunk].astype(np.float32))
+    return ChunkedVectors(paths, chunk)

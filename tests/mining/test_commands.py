@@ -63,7 +63,9 @@ def test_the_entry_keeps_what_the_input_says(checkpoint: Path, folder: Path) -> 
     entry = {"file_name": "../rows.jsonl", "formatting": "retrieval", **settings}
     (folder / "sets").mkdir()
     (folder / "sets" / "dataset_info.json").write_text(json.dumps({"rows": entry}), "utf-8")
-    options = MiningOptions(str(checkpoint), "rows", "sets/mined.jsonl", "sets", ranks="0:9")
+    options = MiningOptions(
+        model=str(checkpoint), data="rows", output="sets/mined.jsonl", dataset_dir="sets", ranks="0:9"
+    )
     assert mine(options)["entry"] == {"mined": entry | {"file_name": "mined.jsonl"}}
 
 
@@ -92,7 +94,7 @@ def mining_sentences() -> list[tuple[dict[str, Any], str]]:
         ({"output": "rows.jsonl", "overwrite": True}, r"`output`: rows.jsonl is the data itself"),
         ({"output": "out.csv"}, r"`output`: 'out.csv' must end in .jsonl"),
         ({"ranks": "2-9"}, r"`ranks`: '2-9' must be FIRST:LAST, for instance 2:100"),
-        ({"ranks": "9:2"}, r"`ranks`: 9:2 holds no rank; FIRST must be below LAST"),
+        ({"ranks": "9:2"}, r"`ranks`: 9:2 is an empty range; FIRST must be below LAST"),
         ({"num_negatives": 0}, r"`num_negatives` must be at least 1, not 0"),
         ({"relative_margin": 3.0}, r"`relative_margin` must be between 0 and 1, not 3.0"),
         ({"memory_mb": 5}, r"`memory_mb` must be at least 64, not 5"),

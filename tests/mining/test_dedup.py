@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import json
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from llamafactory_embed.mining.dedup import deduplicate as deduplicate_module
 from llamafactory_embed.mining.dedup.deduplicate import deduplicate
-from llamafactory_embed.mining.dedup.matchers import make_matchers
-from llamafactory_embed.mining.dedup.minhash import MinHashTable, jaccard, rows_per_band
+from llamafactory_embed.mining.dedup.matchers import MinHashTable, jaccard, make_matchers, rows_per_band
 from llamafactory_embed.mining.dedup.options import DedupOptions
 
 from .helpers import read_lines, write_lines
@@ -55,7 +59,8 @@ def training(tmp_path: Path) -> Path:
 
 
 def options(tmp_path: Path, training: Path, *against: Path, **more: Any) -> DedupOptions:
-    return DedupOptions(str(training), [str(each) for each in against], str(tmp_path / "clean.jsonl"), **more)
+    output = str(tmp_path / "clean.jsonl")
+    return DedupOptions(data=str(training), against=[str(each) for each in against], output=output, **more)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +138,11 @@ def test_an_entry_of_dataset_info(training: Path, test_set: Path, tmp_path: Path
     }  # fmt: skip
     (tmp_path / "dataset_info.json").write_text(json.dumps(entries), "utf-8")
     (tmp_path / "test.txt").write_text("answer 3\n", "utf-8")
-    chosen = DedupOptions("train", ["held_out"], str(tmp_path / "clean.jsonl"), str(tmp_path), methods=["exact"])
-    assert [each["query"] for each in deduplicate(chosen)["duplicates"]] == ["answer 3"]
+    output = str(tmp_path / "clean.jsonl")
+    by_name = DedupOptions(
+        data="train", against=["held_out"], output=output, dataset_dir=str(tmp_path), methods=["exact"]
+    )
+    assert [each["query"] for each in deduplicate(by_name)["duplicates"]] == ["answer 3"]
 
 
 def test_bad_rows_leave_no_output(training: Path, test_set: Path, tmp_path: Path) -> None:
@@ -184,8 +192,8 @@ def test_bands_miss_one_pair_in_a_thousand_at_most(threshold: float) -> None:
 
 
 def test_the_first_method_that_finds_is_told(tmp_path: Path) -> None:
-    matchers = make_matchers(DedupOptions("d", ["t"], "o.jsonl", methods=["exact", "minhash", "simhash"]))
-    assert list(matchers) == ["exact", "minhash", "simhash"]
+    methods = ["exact", "minhash", "simhash"]
+    assert list(make_matchers(DedupOptions(data="d", against=["t"], output="o.jsonl", methods=methods))) == methods
 
 
 def sentences() -> list[tuple[dict[str, Any], str]]:
@@ -225,3 +233,54 @@ def test_wrong_options(
     assert "\n" not in str(caught.value)
     assert training.read_bytes() == before
     assert not (tmp_path / "new.jsonl").exists()
+
+
+def test_columns_of_a_table_that_json_does_not_know(tmp_path: Path, test_set: Path) -> None:
+    moment = datetime.datetime(2020, 2, 29, 12, 30, 0, 250_000)
+    columns: dict[str, list[Any]] = {
+        "query": ["who was he", TEST_QUERIES[0], "when was it"],
+        "positive": ["a", "b", "c"],
+        "day": [datetime.date(2020, 2, 29), None, datetime.date(1, 1, 1)],
+        "moment": [moment, moment, None],
+        "moment_in_utc": [moment.replace(tzinfo=datetime.UTC)] * 3,
+        "time": [moment.time()] * 3,
+        "price": [decimal.Decimal("1.10")] * 3,
+        "image": [b"\x00\xff", b"", None],
+        "history": [[{"day": datetime.date(2021, 1, 1), "prices": [decimal.Decimal("0.50"), None]}], [], None],
+        "number": [1, 2, 3],
+        "share": [0.1, 0.2, None],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "table.parquet")
+    report = deduplicate(options(tmp_path, tmp_path / "table.parquet", test_set))
+    assert report["dropped"] == 1
+    first, last = read_lines(tmp_path / "clean.jsonl")
+    assert first == {
+        "query": "who was he",
+        "positive": "a",
+        "day": "2020-02-29",
+        "moment": "2020-02-29T12:30:00.250000",
+        "moment_in_utc": "2020-02-29T12:30:00.250000+00:00",
+        "time": "12:30:00.250000",
+        "price": "1.10",
+        "image": "AP8=",
+        "history": [{"day": "2021-01-01", "prices": ["0.50", None]}],
+        "number": 1,
+        "share": 0.1,
+    }
+    assert list(last) == list(columns)
+    assert (last["day"], last["moment"], last["image"], last["history"], last["share"]) == (
+        "0001-01-01", None, None, None, None,
+    )  # fmt: skip
+
+
+def test_a_column_that_cannot_be_written_is_named(
+    tmp_path: Path, test_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the images of a data set."""
+    data = write_lines(tmp_path / "train.jsonl", [{"query": "copper", "positive": "p"}])
+    record = {"query": "copper", "positive": "p", "image": {"thumbnail": object()}}
+    monkeypatch.setattr(deduplicate_module, "records_of_entry", lambda *a, **k: iter([("shown", 3, record)]))
+    monkeypatch.setattr(deduplicate_module, "read_test_queries", lambda options: [])
+    with pytest.raises(ValueError, match=r"shown:3: column `image` holds a value of type object, which JSON cannot"):
+        deduplicate(options(tmp_path, data, test_set))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("clean")]

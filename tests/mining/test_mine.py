@@ -351,8 +351,9 @@ def test_plain_texts_and_max_rows(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_the_summary_shows_what_was_found(checkpoint: Path, verbs: Path, encoder: Encoder, tmp_path: Path) -> None:
     options = MiningOptions(
-        str(checkpoint), "verbs", str(tmp_path / "out.jsonl"), str(verbs), chunk_size=16, examples=2, num_negatives=5
-    )
+        model=str(checkpoint), data="verbs", output=str(tmp_path / "out.jsonl"), dataset_dir=str(verbs), chunk_size=16,
+        examples=2, num_negatives=5,
+    )  # fmt: skip
     summary = mine(options)
     written = read_lines(tmp_path / "out.jsonl")
     assert summary["rows written"] == len(written)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 
 from llamafactory_embed.mining import miner
 from llamafactory_embed.mining.miner import Miner
+from llamafactory_embed.mining.options import STEP_OPTIONS, MiningOptions
 from llamafactory_embed.mining.search import IndexSettings
 
 from .helpers import mined, write_lines
@@ -63,16 +67,16 @@ def test_interrupted_work_goes_on(
 
             patch.setattr(Miner, "do", fail)
         else:
-            replace, calls = miner.os.replace, Counter[str]()
+            replace, calls = os.replace, Counter[str]()
 
             def fail_to_rename(source: Any, target: Any) -> None:
-                folder = Path(target).parent.name
-                calls[folder] += 1
+                folder, name = Path(target).parent.name, Path(target).name
+                calls[folder] += name != miner.SETTINGS
                 if folder == step and calls[folder] == 2:
                     raise KeyboardInterrupt
                 replace(source, target)
 
-            patch.setattr(miner.os, "replace", fail_to_rename)
+            patch.setattr(os, "replace", fail_to_rename)
         with pytest.raises(KeyboardInterrupt):
             mined(tmp_path, "resumed", **options)
     assert not (tmp_path / "resumed.jsonl").exists()
@@ -134,6 +138,41 @@ def test_changed_data_are_read_again(checkpoint: Path, tmp_path: Path) -> None:
     after = mined(tmp_path, **options, overwrite=True)
     assert any("another" in row["negative"] for row in after)
     assert not any("another" in row["negative"] for row in before)
+
+
+def test_every_option_belongs_to_a_step_or_changes_no_result() -> None:
+    without_effect = {
+        "data", "output", "dataset_dir",  # the data set's location and settings are compared
+        "instruction",  # compared as it applies, wherever it comes from
+        "index_device", "device", "ray_workers", "work_folder", "keep_work", "overwrite",
+    }  # fmt: skip
+    of_steps = [name for names in STEP_OPTIONS.values() for name in names]
+    assert sorted([*of_steps, *without_effect]) == sorted(field.name for field in dataclasses.fields(MiningOptions))
+
+
+def test_rows_are_read_again_when_instructions_take_other_turns(checkpoint: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "rows.jsonl", [{"query": f"q{number}", "positive": f"p{number}"} for number in range(4)])
+    instructions = (["Find", "Search"], ["Search", "Find"])
+    for turns in instructions:
+        entry = {"file_name": "rows.jsonl", "formatting": "retrieval", "instruction": turns}
+        (tmp_path / "dataset_info.json").write_text(json.dumps({"rows": entry}), "utf-8")
+        found = mined(
+            tmp_path, model=checkpoint, data="rows", dataset_dir=tmp_path, ranks="0:9", keep_work=True, overwrite=True
+        )
+        assert [row["instruction"] for row in found] == turns * 2
+
+
+def test_a_work_folder_of_another_version_is_done_again(
+    options: dict[str, Any], done: Counter[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(miner, "LAYOUT", 1)
+        before = mined(tmp_path, **options, keep_work=True)
+    jobs = dict(done)
+    done.clear()
+    (tmp_path / "mined.jsonl.work" / "read" / "answers.hashes.npy").unlink()
+    assert mined(tmp_path, **options, keep_work=True, overwrite=True) == before
+    assert dict(done) == jobs
 
 
 def test_a_folder_of_others_is_left_alone(options: dict[str, Any], tmp_path: Path) -> None:

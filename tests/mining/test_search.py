@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llamafactory_embed.mining.search import IndexSettings, merge, search_shard, shard_bounds
-from llamafactory_embed.mining.vectors import ChunkedVectors, VectorsInMemory
+from llamafactory_embed.mining.search import ChunkedVectors, IndexSettings, merge, search_shard, shard_bounds
+
+from .helpers import on_disk
 
 
 faiss = pytest.importorskip("faiss")
@@ -26,23 +27,18 @@ def make_vectors(count: int, dimension: int = 16, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def queries() -> VectorsInMemory:
-    return VectorsInMemory(make_vectors(30, seed=1))
+def queries(tmp_path_factory: pytest.TempPathFactory) -> ChunkedVectors:
+    return on_disk(make_vectors(30, seed=1), tmp_path_factory.mktemp("vectors"), "queries")
 
 
 @pytest.fixture(scope="module")
 def passages(tmp_path_factory: pytest.TempPathFactory) -> ChunkedVectors:
-    """On disk, in files whose edges are not those of the shards."""
-    folder, vectors = tmp_path_factory.mktemp("vectors"), make_vectors(500)
-    paths = []
-    for number in range(0, 500, 64):
-        paths.append(folder / f"{number:03}.npy")
-        np.save(paths[-1], vectors[number : number + 64])
-    return ChunkedVectors(paths, 64)
+    """In files whose edges are not those of the shards."""
+    return on_disk(make_vectors(500), tmp_path_factory.mktemp("vectors"), "passages", chunk=64)
 
 
 @pytest.fixture(scope="module")
-def exact(queries: VectorsInMemory) -> np.ndarray:
+def exact(queries: ChunkedVectors) -> np.ndarray:
     """The ranking found by looking at everything."""
     return np.argsort(-(queries.read(0, 30) @ make_vectors(500).T), axis=1, kind="stable")[:, :DEPTH]
 
@@ -66,7 +62,7 @@ def test_vectors_in_files_are_one_array(passages: ChunkedVectors) -> None:
 )
 @pytest.mark.parametrize("edges", [[0, 500], [0, 5, 171, 400, 500]], ids=["whole", "shards"])
 def test_an_index_that_looks_everywhere_is_exact(
-    settings: IndexSettings, edges: list[int], queries: VectorsInMemory, passages: ChunkedVectors, exact: np.ndarray
+    settings: IndexSettings, edges: list[int], queries: ChunkedVectors, passages: ChunkedVectors, exact: np.ndarray
 ) -> None:
     parts = [
         search_shard(queries, passages, start, stop, DEPTH, settings) for start, stop in itertools.pairwise(edges)
@@ -78,22 +74,25 @@ def test_an_index_that_looks_everywhere_is_exact(
 
 
 def test_an_index_that_looks_less_far_finds_less(
-    queries: VectorsInMemory, passages: ChunkedVectors, exact: np.ndarray
+    queries: ChunkedVectors, passages: ChunkedVectors, exact: np.ndarray
 ) -> None:
-    for settings in (IndexSettings("ivf", ivf_lists=40, ivf_probes=2), IndexSettings("hnsw", 4, 1, 4, 8)):
+    for settings in (
+        IndexSettings("ivf", ivf_lists=40, ivf_probes=2),
+        IndexSettings("hnsw", hnsw_links=4, hnsw_search=8),
+    ):
         found = search_shard(queries, passages, 0, 500, DEPTH, settings)["passage"]
         recall = np.mean([len(set(a) & set(b)) / DEPTH for a, b in zip(found.tolist(), exact.tolist(), strict=True)])
         assert 0.1 < recall < 0.98, settings.kind
 
 
-def test_equal_scores_stand_in_the_order_of_the_passages() -> None:
-    passages = VectorsInMemory(np.ones((9, 4), dtype=np.float32))
+def test_equal_scores_stand_in_the_order_of_the_passages(tmp_path: Path) -> None:
+    passages = on_disk(np.ones((9, 4)), tmp_path, "passages")
     parts = [search_shard(passages, passages, *bounds, 6, IndexSettings()) for bounds in ((0, 4), (4, 9))]
     assert merge(parts[::-1], 6)["passage"].tolist() == [[0, 1, 2, 3, 4, 5]] * 9
 
 
-def test_missing_places_are_last(queries: VectorsInMemory) -> None:
-    few = VectorsInMemory(make_vectors(3))
+def test_missing_places_are_last(queries: ChunkedVectors, tmp_path: Path) -> None:
+    few = on_disk(make_vectors(3), tmp_path, "few")
     found = search_shard(queries, few, 0, 3, 5, IndexSettings("ivf", ivf_lists=3, ivf_probes=1))
     assert (found["passage"][:, -2:] == -1).all()
     assert np.isneginf(found["score"][:, -2:]).all()
@@ -120,12 +119,12 @@ MEMORY_TEST = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from llamafactory_embed.mining.search import IndexSettings, search_shard, shard_bounds
-from llamafactory_embed.mining.vectors import ChunkedVectors, VectorsInMemory
+from llamafactory_embed.mining.search import ChunkedVectors, IndexSettings, search_shard, shard_bounds
+from tests.mining.helpers import on_disk
 
 file, kind, memory, allowed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 passages = ChunkedVectors([file], 10**9)
-queries = VectorsInMemory(passages.read(0, 200))
+queries = on_disk(passages.read(0, 200), file.parent, "queries")
 settings = IndexSettings(kind, memory_mb=memory, hnsw_links=8, ivf_lists=16)
 search_shard(queries, passages, 0, 1000, 20, settings)  # libraries allocate what they keep
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
@@ -142,19 +141,19 @@ MANY_QUERIES_TEST = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from llamafactory_embed.mining.search import FOUND, IndexSettings, search_shard
-from llamafactory_embed.mining.vectors import ChunkedVectors, VectorsInMemory
+from llamafactory_embed.mining.search import HIT, ChunkedVectors, IndexSettings, search_shard
+from tests.mining.helpers import on_disk
 
-folder, on_disk = Path(sys.argv[1]), sys.argv[2] == "disk"
+folder = Path(sys.argv[1])
 queries = ChunkedVectors([folder / "queries.npy"], 10**9)
-passages = VectorsInMemory(queries.read(0, 300))
+passages = on_disk(queries.read(0, 300), folder, "passages")
 settings = IndexSettings("flat", memory_mb=16)
-search_shard(VectorsInMemory(queries.read(0, 300)), passages, 0, 300, 100, settings)
+search_shard(passages, passages, 0, 300, 100, settings)
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + 16 * 2**20,) * 2)
 shape = (len(queries), 100)
-found = np.lib.format.open_memmap(folder / "found.npy", "w+", FOUND, shape) if on_disk else None
-search_shard(queries, passages, 0, 300, 100, settings, found)
+hits = np.lib.format.open_memmap(folder / "hits.npy", "w+", HIT, shape) if sys.argv[2] == "disk" else None
+search_shard(queries, passages, 0, 300, 100, settings, hits)
 """
 
 
@@ -186,7 +185,7 @@ def test_a_search_stays_within_its_memory(kind: str, memory: int, tmp_path: Path
 
 
 def test_gpus_are_used_where_faiss_has_some(
-    monkeypatch: pytest.MonkeyPatch, queries: VectorsInMemory, passages: ChunkedVectors, exact: np.ndarray
+    monkeypatch: pytest.MonkeyPatch, queries: ChunkedVectors, passages: ChunkedVectors, exact: np.ndarray
 ) -> None:
     moved: list[Any] = []
 
@@ -206,7 +205,7 @@ def test_gpus_are_used_where_faiss_has_some(
     assert moved == []
 
 
-def test_a_gpu_that_is_not_there(queries: VectorsInMemory, passages: ChunkedVectors) -> None:
+def test_a_gpu_that_is_not_there(queries: ChunkedVectors, passages: ChunkedVectors) -> None:
     if faiss.get_num_gpus():
         pytest.skip("this FAISS sees GPUs")
     with pytest.raises(ValueError, match=r"`index_device: gpu`: this FAISS sees no GPU"):

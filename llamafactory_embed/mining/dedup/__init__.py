@@ -1,1 +1,1 @@
-"""`dedup`: take training queries out that are, but for a few letters, queries of a test set."""
+"""`dedup`: remove training queries that are queries of a test set, apart from a few letters."""

@@ -1,11 +1,15 @@
-"""Copy training data without the rows whose query is one of a test set, and report what was left out and why."""
+"""Copy training data without the rows whose query is one of a test set, and report each row left out and why."""
 
 from __future__ import annotations
 
+import base64
+import datetime
+import decimal
 import json
 import os
+import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,10 @@ from ...data.retrieval.entries import Entry
 from ...data.retrieval.formats import KNOWN_COLUMNS, NliPair, Record
 from ...data.retrieval.reader import is_beir, parse_records, records_of_entry
 from ...data.retrieval.rows import Row
-from ..data_source import find_source
-from .matchers import make_matchers
-from .options import DedupOptions
+from ...files import whole_file, write_json
+from ..sources import find_source
+from .matchers import Matcher, make_matchers
+from .options import REPORTED_SETTINGS, DedupOptions
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,34 @@ class TestQuery:
 def deduplicate(options: DedupOptions) -> dict[str, Any]:
     """Write `options.output` and its report, and return the report. The data itself is never touched."""
     output = Path(options.output)
+    entry = _check(options, output)
+    queries = read_test_queries(options)
+    matchers = make_matchers(options)
+    for query in queries:
+        for matcher in matchers.values():
+            matcher.add(query.text)
+
+    rows = 0
+    duplicates: list[dict[str, Any]] = []
+    bad_rows = BadRows(options.skip_bad_rows, KNOWN_COLUMNS)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(output) as temporary:
+        with open(temporary, "w", encoding="utf-8", errors="surrogatepass") as file:
+            for where, text, record in tqdm(_queries(entry, bad_rows), desc="Comparing", unit=" rows"):
+                rows += 1
+                duplicate = _find_duplicate(text, matchers, queries)
+                if duplicate is None:
+                    file.write(to_json_line(record, where))
+                else:
+                    duplicates.append({"row": where, "query": text, **duplicate})
+        bad_rows.finish()
+    report = _report(options, queries, duplicates, rows)
+    write_json(output.with_suffix(".report.json"), report, indent=1)
+    return report
+
+
+def _check(options: DedupOptions, output: Path) -> Entry:
+    """The entry of the data, when the options have been checked."""
     entry = find_source("data", options.data, options.dataset_dir)
     if is_beir(entry):
         raise ValueError(
@@ -47,52 +80,44 @@ def deduplicate(options: DedupOptions) -> dict[str, Any]:
         raise ValueError(f"`output`: {output} is the data itself, which is never overwritten; name another file.")
     if output.exists() and not options.overwrite:
         raise ValueError(f"`output`: {output} exists; name another file, or allow it with `overwrite`.")
-    queries = read_test_queries(options)
-    matchers = make_matchers(options)
-    for query in queries:
-        for matcher in matchers.values():
-            matcher.add(query.text)
+    return entry
 
-    dropped: list[dict[str, Any]] = []
-    bad_rows = BadRows(options.skip_bad_rows, KNOWN_COLUMNS)
-    temporary = output.with_suffix(".tmp")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    rows = 0
-    with open(temporary, "w", encoding="utf-8", errors="surrogatepass") as file:
-        for where, text, record in tqdm(_queries(entry, bad_rows), desc="Comparing", unit=" rows"):
-            rows += 1
-            for method, matcher in matchers.items():
-                found = matcher.find(text)
-                if found is not None:
-                    same = queries[found[0]]
-                    dropped.append(
-                        {"row": where, "query": text, "test_set": same.test_set, "test_row": same.where}
-                        | {"test_query": same.text, "method": method, "nearness": found[1]}
-                    )
-                    break
-            else:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    if bad_rows.count and not options.skip_bad_rows:
-        os.remove(temporary)
-    bad_rows.finish()
-    os.replace(temporary, output)
-    report = {
+
+def _find_duplicate(text: str, matchers: Mapping[str, Matcher], queries: Sequence[TestQuery]) -> dict[str, str] | None:
+    """The test query that the first method finds, as the report shows it."""
+    for method, matcher in matchers.items():
+        match = matcher.find(text)
+        if match is not None:
+            number, nearness = match
+            same = queries[number]
+            return {
+                "test_set": same.test_set,
+                "test_row": same.where,
+                "test_query": same.text,
+                "method": method,
+                "nearness": nearness,
+            }
+    return None
+
+
+def _report(
+    options: DedupOptions, queries: Sequence[TestQuery], duplicates: list[dict[str, Any]], rows: int
+) -> dict[str, Any]:
+    return {
         "data": options.data,
         "output": options.output,
         "rows": rows,
-        "kept": rows - len(dropped),
-        "dropped": len(dropped),
-        "dropped_by_test_set": {name: 0 for name in options.against} | Counter(each["test_set"] for each in dropped),
-        "dropped_by_method": {name: 0 for name in options.methods} | Counter(each["method"] for each in dropped),
+        "kept": rows - len(duplicates),
+        "dropped": len(duplicates),
+        "dropped_by_test_set": dict.fromkeys(options.against, 0) | Counter(each["test_set"] for each in duplicates),
+        "dropped_by_method": dict.fromkeys(options.methods, 0) | Counter(each["method"] for each in duplicates),
         "test_queries": dict(Counter(query.test_set for query in queries)),
-        "settings": {
-            name: getattr(options, name)
-            for name in ("methods", "simhash_distance", "minhash_similarity", "minhash_pieces", "minhash_window")
-        },
-        "duplicates": dropped,
+        "settings": {name: getattr(options, name) for name in REPORTED_SETTINGS},
+        "duplicates": duplicates,
     }
-    _write_report(report, output.with_suffix(".report.json"))
-    return report
+
+
+# ------------------------------------------------ reading -----------------------------------------------------
 
 
 def read_test_queries(options: DedupOptions) -> list[TestQuery]:
@@ -102,14 +127,14 @@ def read_test_queries(options: DedupOptions) -> list[TestQuery]:
         entry = find_source("against", name, options.dataset_dir)
         bad_rows = BadRows(options.skip_bad_rows, KNOWN_COLUMNS)
         if is_beir(entry):
-            found = _beir_queries(entry.location)
+            texts = _beir_queries(entry.location)
         else:
-            found = ((where, text) for where, text, _ in _queries(entry, bad_rows))
-        own = [TestQuery(text, name, where) for where, text in found]
+            texts = ((where, text) for where, text, _ in _queries(entry, bad_rows))
+        of_this_set = [TestQuery(text, name, where) for where, text in texts]
         bad_rows.finish()
-        if not own:
+        if not of_this_set:
             raise ValueError(f"`against`: `{name}` has no queries.")
-        queries += own
+        queries += of_this_set
     return queries
 
 
@@ -122,15 +147,46 @@ def _beir_queries(folder: str) -> Iterator[tuple[str, str]]:
 def _queries(entry: Entry, bad_rows: BadRows) -> Iterator[tuple[str, str, Record]]:
     """Where, query and whole record of every row; of labelled pairs (NLI), the premise is the query."""
     records = records_of_entry(entry, HubOptions(), streaming=True)
-    for record, parsed in parse_records(records, entry, bad_rows):
-        yield f"{parsed.file}:{parsed.line}", _query(parsed), record
+    for record, row in parse_records(records, entry, bad_rows):
+        yield f"{row.file}:{row.line}", _query_of(row), record
 
 
-def _query(parsed: Row | NliPair) -> str:
-    return parsed.query if isinstance(parsed, Row) else parsed.premise
+def _query_of(row: Row | NliPair) -> str:
+    return row.query if isinstance(row, Row) else row.premise
 
 
-def _write_report(report: dict[str, Any], path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+# ------------------------------------------------ writing -----------------------------------------------------
+
+
+def to_json_line(record: Record, where: str) -> str:
+    """A record as a line of JSON. Tables hold types that JSON lacks: they become text from which each can be restored.
+
+    Days and times are written as in ISO 8601, decimal numbers with all their digits, bytes in base64.
+    """
+    try:
+        return json.dumps(record, ensure_ascii=False, default=_to_text) + "\n"
+    except TypeError:
+        column, kind = next(_unknown_values(record))
+        raise ValueError(
+            f"{where}: column `{column}` holds a value of type {kind}, which JSON cannot; leave the column out of "
+            "the data."
+        ) from None
+
+
+def _to_text(value: object) -> str:
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (decimal.Decimal, datetime.timedelta, uuid.UUID)):
+        return str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    raise TypeError(type(value).__name__)
+
+
+def _unknown_values(record: Record) -> Iterator[tuple[str, str]]:
+    """Column and type of what `to_json_line` cannot write."""
+    for column, value in record.items():
+        try:
+            json.dumps(value, default=_to_text)
+        except TypeError as error:
+            yield column, str(error)

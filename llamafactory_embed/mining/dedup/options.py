@@ -1,4 +1,4 @@
-"""What `llamafactory-embed dedup` is told."""
+"""The options of `llamafactory-embed dedup`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...hparams.option import REQUIRED, choices, option
 Method = Literal["simhash", "minhash", "exact"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DedupOptions:
     """The defaults are those of tDRO (Ma et al. 2024, arXiv 2408.10613)."""
 
@@ -23,19 +23,19 @@ class DedupOptions:
     dataset_dir: str = option("data", "folder of dataset_info.json")
     methods: list[str] = option(
         ["simhash"],
-        f"what makes two queries the same, any of {', '.join(choices(Method))}; the first that finds one counts",
+        f"ways to compare queries, any of {', '.join(choices(Method))}; the first that finds a duplicate is reported",
     )
-    simhash_distance: int = option(2, "bits of 64 in which duplicates may differ", minimum=0, maximum=31)
+    simhash_distance: int = option(2, "most bits of 64 in which duplicates may differ", minimum=0, maximum=31)
     minhash_similarity: float = option(
-        0.8, "share of common pieces (Jaccard) from which on queries are duplicates", minimum=0.05, maximum=1
+        0.8, "smallest share of common pieces (Jaccard) of duplicates", minimum=0.05, maximum=1
     )
     minhash_pieces: Literal["characters", "words"] = option(
         "characters", "pieces of MinHash: windows of characters, or pairs of words"
     )
     minhash_window: int = option(4, "characters of a window", minimum=1)
     skip_bad_rows: bool = option(False, "skip and count rows that cannot be used")
-    overwrite: bool = option(False, "replace an OUTPUT that exists")
-    examples: int = option(10, "duplicates that the table shows", minimum=0)
+    overwrite: bool = option(False, "replace an existing OUTPUT")
+    examples: int = option(10, "duplicates shown in the table", minimum=0)
 
     def __post_init__(self) -> None:
         for method in self.methods:
@@ -43,3 +43,6 @@ class DedupOptions:
                 raise ValueError(f"`methods`: {method!r} is not one of {', '.join(choices(Method))}.")
         if not self.output.endswith(".jsonl"):
             raise ValueError(f"`output`: {self.output!r} must end in .jsonl.")
+
+
+REPORTED_SETTINGS = ("methods", "simhash_distance", "minhash_similarity", "minhash_pieces", "minhash_window")
