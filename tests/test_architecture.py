@@ -68,41 +68,22 @@ CONTRACTS = {
     "run": "every command has one (`cli.py`)",
     "apply": "every seam has one (`autoload.py`)",
 }
-# Names that are still defined twice. This list may only get shorter.
-TWICE = {
-    "Corruption", "SamplingOptions", "describe", "even_counts", "fill_rows", "find_layout", "fingerprint",
-    "format_table", "judge", "load_backbone", "make_batches", "metrics_section", "parse_record", "prepare",
-    "read_weights", "revision_of", "share_counts", "write_card", "write_json", "write_model_card", "write_text",
-}  # fmt: skip
-
 LONGEST_MODULE = 350
 SHORTEST_MODULE = 40
 # Modules below `SHORTEST_MODULE` lines, apart from `__init__.py`.
 SHORT_MODULES = {
     "data/packages.py": "files from the package index, for several rooms",
-    "data/words/sentences.py": "the record that readers, tokenization and metrics share",
     "doctor/finding.py": "the record that all sections share",
-    "evaluation/corpus_texts.py": "still to be merged",
-    "evaluation/local/pairs.py": "one kind of task",
-    "evaluation/minilm.py": "still to be merged",
-    "evaluation/words.py": "still to be merged",
     "host/data.py": "one seam",
     "host/lm_eval.py": "one seam",
     "host/templates.py": "one seam",
     "hparams/masked_tokens.py": "the options that several stages share",
     "hparams/mntp.py": "the options of one stage",
+    "hparams/run.py": "the option that all stages share",
     "hparams/suggestion.py": "used by rooms that declare no options",
-    "loading/templates.py": "still to be merged",
-    "loading/weights.py": "still to be merged",
-    "model/around_decoder.py": "still to be merged",
-    "sampling/stops.py": "still to be merged",
-    "train/embed/losses/angle.py": "one loss",
-    "train/embed/losses/cosent.py": "one loss",
-    "train/embed/losses/matryoshka.py": "one loss",
-    "train/embed/losses/simcse.py": "one loss",
-    "train/embed/losses/similarity.py": "what all losses share",
+    "train/embed/losses/distillation.py": "the losses of one kind",
+    "train/embed/losses/own_passages.py": "the losses of one kind",
     "train/embed/mntp/trainer.py": "one stage's trainer",
-    "train/token_card.py": "still to be merged",
 }
 
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -261,14 +242,13 @@ def defined_names(text: str) -> set[str]:
 
 
 def names_defined_twice(sources: Sources) -> list[str]:
-    """A public name means one thing. Also tells which names of `TWICE` have gone."""
+    """A public name means one thing."""
     modules = defaultdict(list)
     for path, text in sources.items():
         for name in defined_names(text):
             modules[name].append(path)
     twice = {name for name, paths in modules.items() if len(paths) > 1} - CONTRACTS.keys()
-    broken = [f"{name} is defined in {' and '.join(modules[name])}" for name in sorted(twice - TWICE)]
-    return broken + [f"{name} is no longer defined twice: take it off the list" for name in sorted(TWICE - twice)]
+    return [f"{name} is defined in {' and '.join(modules[name])}" for name in sorted(twice)]
 
 
 def wrong_sizes(sources: Sources) -> list[str]:
@@ -337,8 +317,6 @@ def test_imports_that_happen_later_make_no_circle(path: str, lines: str, sources
 
 
 def test_what_has_gone_from_a_list_is_found(sources: Sources) -> None:
-    gone = sorted(TWICE)[0]
-    assert names_defined_twice({path: text.replace(f" {gone}", " Other") for path, text in sources.items()})
     short = sorted(SHORT_MODULES)[0]
     assert wrong_sizes({path: text for path, text in sources.items() if path != short})
     assert misplaced_in_host(

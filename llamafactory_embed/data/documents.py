@@ -70,7 +70,7 @@ class DocumentProcessor:
         if len(filled) < len(documents) and not self.line_by_line:
             logger.warning("%d of %d documents are empty and are left out.", len(documents) - len(filled), len(texts))
         pieces = [piece for tokens in self._tokenize(filled) for piece in cut(tokens, self.data_args.cutoff_len)]
-        rows = fill_rows(pieces, self.data_args.cutoff_len) if self.packing else [[piece] for piece in pieces]
+        rows = pack_pieces(pieces, self.data_args.cutoff_len) if self.packing else [[piece] for piece in pieces]
         return {
             "input_ids": [[token for piece in row for token in piece] for row in rows],
             "lengths": [[len(piece) for piece in row] for row in rows],
@@ -98,7 +98,7 @@ def cut(tokens: Sequence[int], limit: int) -> list[Sequence[int]]:
     return [tokens[start : start + limit] for start in range(0, len(tokens), limit)]
 
 
-def fill_rows(pieces: Iterable[Sequence[int]], limit: int) -> list[list[Sequence[int]]]:
+def pack_pieces(pieces: Iterable[Sequence[int]], limit: int) -> list[list[Sequence[int]]]:
     """Pieces in their order, as many per row as fit into `limit` tokens; the last row may be shorter."""
     rows: list[list[Sequence[int]]] = []
     room = 0

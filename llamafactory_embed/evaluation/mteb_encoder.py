@@ -19,7 +19,7 @@ from ..encoder.encoder import Encoder, Role
 from ..files import digest
 from .chunks import Parts, split_documents, whole_documents
 from .prompts import Instructions
-from .search import EXACT, Corpus, prepare, search_exactly, search_with_faiss
+from .search import EXACT, Corpus, as_searched, search_exactly, search_with_faiss
 from .tasks import texts_of
 from .vector_store import VectorStore
 
@@ -72,7 +72,7 @@ class MtebEncoder:
         queries, with the task's instruction if it has one."""
         texts = [text for batch in inputs for text in batch["text"]]
         store, rows = self._embed(texts, task_metadata, prompt_type)
-        return prepare(store.vectors[rows], self.dimension, self.encoder.config.normalize).numpy()
+        return as_searched(store.vectors[rows], self.dimension, self.encoder.config.normalize).numpy()
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """All pairs, [N, M]."""
@@ -118,7 +118,7 @@ class MtebEncoder:
         corpus, ids = self._corpus
         query = mteb_types.PromptType.query
         store, rows = self._embed(texts_of(queries, task_metadata, query), task_metadata, query)
-        vectors = prepare(store.vectors[rows], self.dimension, corpus.unit_length)
+        vectors = as_searched(store.vectors[rows], self.dimension, corpus.unit_length)
         names = [str(key) for key in queries["id"]]
         if top_ranked is not None:
             return self._score_candidates(dict(zip(names, vectors, strict=True)), top_ranked)

@@ -39,7 +39,7 @@ class Corpus:
 
     def read(self, parts: slice | np.ndarray) -> Tensor:
         """Vectors of some parts [p, dimension], as they are compared."""
-        return prepare(self.vectors[self.rows[parts]], self.dimension, self.unit_length)
+        return as_searched(self.vectors[self.rows[parts]], self.dimension, self.unit_length)
 
     def blocks(self) -> Iterator[slice]:
         """Slices of the parts that hold whole documents."""
@@ -51,7 +51,7 @@ class Corpus:
             start = end
 
 
-def prepare(vectors: np.ndarray, dimension: int, unit_length: bool) -> Tensor:
+def as_searched(vectors: np.ndarray, dimension: int, unit_length: bool) -> Tensor:
     """Vectors as they are compared: cut (Matryoshka), then of unit length."""
     cut = torch.from_numpy(np.array(vectors[:, :dimension], dtype=np.float32))
     return torch.nn.functional.normalize(cut, dim=-1) if unit_length else cut

@@ -37,7 +37,7 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..model.mask_token import MaskedTokenRecord
-from .weights import WRAPPED_DECODER, fetch, find_weight_files, has_wrapper, read_names, read_weights
+from .weights import WRAPPED_DECODER, fetch, find_weight_files, has_wrapper, read_names, read_tensors
 
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def convert_checkpoint(
         total = 0
         for number, file in enumerate(files, start=1):
             target = SAFE_WEIGHTS_NAME if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
-            weights = {renamed[old]: each.contiguous() for old, each in read_weights(file) if old in renamed}
+            weights = {renamed[old]: each.contiguous() for old, each in read_tensors(file) if old in renamed}
             check_shapes(weights, names, source)
             if names.input_embedding in weights:
                 config.vocab_size = len(weights[names.input_embedding])

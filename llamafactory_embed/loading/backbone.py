@@ -17,7 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from attention_patch import Backend
 
-from ..hparams.host_options import check_that_the_base_is_kept
+from ..stages.host_settings import check_that_the_base_is_kept
 from . import pissa
 from .llm2vec_adapters import ModuleNames, adapter_for_causal_lm
 from .weights import weights_must_fit

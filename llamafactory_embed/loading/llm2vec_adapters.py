@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 
-Layout = Literal["causal_lm", "decoder"]
+AdapterLayout = Literal["causal_lm", "decoder"]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -59,14 +59,14 @@ class ModuleNames:
         with torch.device("meta"):
             return cls.of_model(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
 
-    def in_layout(self, layout: Layout) -> frozenset[str]:
+    def in_layout(self, layout: AdapterLayout) -> frozenset[str]:
         """The modules as an adapter of that layout names them."""
         if layout == "causal_lm":
             return self.causal_lm
         prefix = f"{self.decoder_name}."
         return frozenset(name.removeprefix(prefix) for name in self.causal_lm if name.startswith(prefix))
 
-    def rename(self, name: str, layout: Layout) -> str:
+    def rename(self, name: str, layout: AdapterLayout) -> str:
         """A name of the other layout in this one."""
         prefix = f"{self.decoder_name}."
         if layout == "causal_lm":
@@ -136,10 +136,10 @@ class AdapterFiles:
         return digest.hexdigest()[:12]
 
 
-def find_layout(parameter_names: Iterable[str], modules: ModuleNames, adapter: str) -> Layout:
+def find_adapter_layout(parameter_names: Iterable[str], modules: ModuleNames, adapter: str) -> AdapterLayout:
     """The layout whose names an adapter uses for its modules; other names belong to another architecture."""
     names = list(parameter_names)
-    layouts: tuple[Layout, ...] = ("causal_lm", "decoder")
+    layouts: tuple[AdapterLayout, ...] = ("causal_lm", "decoder")
     for layout in layouts:
         known = modules.in_layout(layout)
         if names and all(find_module(name, known) is not None for name in names):
@@ -163,12 +163,14 @@ def find_module(parameter_name: str, modules: frozenset[str]) -> str | None:
     return None
 
 
-def convert_adapter(adapter: AdapterFiles, destination: str | Path, layout: Layout, modules: ModuleNames) -> None:
+def convert_adapter(
+    adapter: AdapterFiles, destination: str | Path, layout: AdapterLayout, modules: ModuleNames
+) -> None:
     """Write the adapter in that layout into the folder `destination`, which must not exist; an adapter that has the
     layout already keeps its names."""
     weights = adapter.read_weights()
     config = adapter.read_config()
-    found = find_layout(weights, modules, adapter.name)
+    found = find_adapter_layout(weights, modules, adapter.name)
     if found != layout:
         owners = {name: str(find_module(name, modules.in_layout(found))) for name in weights}
         adapted = {
@@ -200,7 +202,7 @@ def convert_adapter(adapter: AdapterFiles, destination: str | Path, layout: Layo
 
 
 def _convert_config(
-    config: Mapping[str, Any], adapted: Iterable[str], layout: Layout, modules: ModuleNames
+    config: Mapping[str, Any], adapted: Iterable[str], layout: AdapterLayout, modules: ModuleNames
 ) -> dict[str, Any]:
     """`adapted` are the modules with an adapter, under their new names."""
     converted = dict(config)
@@ -246,7 +248,7 @@ def adapter_for_causal_lm(name: str | Path, modules: ModuleNames, cache: str | P
     The folder's name follows from the adapter's content, so a second run finds it; several processes may ask at once.
     """
     adapter = AdapterFiles.find(name, **hub)
-    if find_layout(adapter.parameter_names(), modules, adapter.name) == "causal_lm":
+    if find_adapter_layout(adapter.parameter_names(), modules, adapter.name) == "causal_lm":
         return str(name)
     short_name = re.sub(r"[^\w.-]+", "_", Path(str(name)).name) or "adapter"
     folder = Path(cache).absolute() / f"{short_name}-{adapter.fingerprint()}"

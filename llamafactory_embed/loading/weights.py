@@ -94,7 +94,7 @@ def read_names(folder: Path) -> list[str]:
     return []
 
 
-def read_weights(file: Path) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     """The weights of a file, one by one."""
     if file.suffix != ".safetensors":
         yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
@@ -152,7 +152,7 @@ def _load_whole_weights(backbone: PreTrainedModel, folder: Path) -> None:
         backbone.load_state_dict(saved.state_dict())
         return
     for file in find_weight_files(folder):
-        for name, weight in read_weights(file):
+        for name, weight in read_tensors(file):
             if weight.shape != own[name].shape:
                 raise ValueError(
                     f"`{name}` in {folder} has the shape {list(weight.shape)}, but the model has "

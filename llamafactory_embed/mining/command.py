@@ -26,12 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     summary = mine(read_options(arguments, MiningOptions))
     if os.environ.get("RANK", "0") == "0":
-        print("\n".join(describe(summary)))
+        print("\n".join(describe_mining(summary)))
         print(f"\nThe entry for dataset_info.json:\n{json.dumps(summary['entry'], indent=2, ensure_ascii=False)}")
     return 0
 
 
-def describe(summary: dict[str, Any]) -> list[str]:
+def describe_mining(summary: dict[str, Any]) -> list[str]:
     """The summary as a table, and examples."""
     lines = [""]
     for name, value in summary.items():

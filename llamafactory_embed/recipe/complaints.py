@@ -13,7 +13,7 @@ from ..host.argument_check import (
     list_argument_classes,
     untouched_environment,
 )
-from ..hparams.host_options import check_that_the_base_is_kept
+from ..stages.host_settings import check_that_the_base_is_kept
 from ..stages.registry import load_registry
 from .machine import remark_on_packages
 from .report import Report

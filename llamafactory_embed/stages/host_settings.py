@@ -117,6 +117,15 @@ def refuse_unsupported(settings: Mapping[str, Any]) -> None:
         raise ValueError(sentence)
 
 
+def check_that_the_base_is_kept(train_from_scratch: bool, finetuning_type: str) -> None:
+    """Refuse to train an adapter on random weights, which no checkpoint would hold."""
+    if train_from_scratch and finetuning_type in ("lora", "oft"):
+        raise ValueError(
+            f"`train_from_scratch: true` with `finetuning_type: {finetuning_type}` would save an adapter without the "
+            "random weights below it: use `finetuning_type: full`."
+        )
+
+
 def _shown(value: Any) -> str:
     """A value as a recipe writes it."""
     return str(value).lower() if isinstance(value, bool) else str(getattr(value, "value", value))

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llamafactory.extras.ploting import plot_loss
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments as HfTrainingArguments
 
 from ..data.document_batches import DocumentBatches, GivenRows, StreamedDocumentBatches
-from .stopping import StopAfterSteps
 from .trainer import Batches, WrappedModelTrainer
 
 
@@ -79,3 +80,17 @@ def train_and_evaluate(
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     return metrics
+
+
+class StopAfterSteps(TrainerCallback):
+    """Ends training at a step. The schedule stays that of the whole run, and the run ends as any other: with its last
+    evaluation, checkpoint and card."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(
+        self, args: HfTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        control.should_training_stop |= state.global_step >= self.steps
+        return control

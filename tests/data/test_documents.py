@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from llamafactory.hparams import DataArguments, ModelArguments, TrainingArguments
 
-from llamafactory_embed.data.documents import DocumentProcessor, cut, fill_rows, load_documents
+from llamafactory_embed.data.documents import DocumentProcessor, cut, load_documents, pack_pieces
 from llamafactory_embed.host.documents import asks_for_packing
 from tests.tiny_models import tiny_tokenizer
 
@@ -71,8 +71,8 @@ def test_empty_documents_are_counted(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_rows_are_filled_as_far_as_pieces_fit() -> None:
     pieces = [[0] * length for length in (5, 5, 6, 1, 16, 1)]
-    assert [[len(piece) for piece in row] for row in fill_rows(pieces, 16)] == [[5, 5, 6], [1], [16], [1]]
-    assert fill_rows([], 16) == []
+    assert [[len(piece) for piece in row] for row in pack_pieces(pieces, 16)] == [[5, 5, 6], [1], [16], [1]]
+    assert pack_pieces([], 16) == []
 
 
 @pytest.mark.parametrize(

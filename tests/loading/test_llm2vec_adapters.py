@@ -17,7 +17,7 @@ from llamafactory_embed.loading.llm2vec_adapters import (
     ModuleNames,
     adapter_for_causal_lm,
     convert_adapter,
-    find_layout,
+    find_adapter_layout,
     save_as_llm2vec,
 )
 from tests.tiny_models import tiny_config, tiny_model, tiny_tokenizer
@@ -148,7 +148,7 @@ def test_what_cannot_be_converted_gets_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`lm_head.*lies outside the decoder"):
         convert_adapter(AdapterFiles.find(head), tmp_path / "out", "decoder", modules)
     with pytest.raises(ValueError, match="changes `nothing`"):
-        find_layout([], modules, "empty")
+        find_adapter_layout([], modules, "empty")
 
 
 def test_the_names_are_those_of_the_file(tmp_path: Path) -> None:

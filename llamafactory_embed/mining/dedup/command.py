@@ -23,11 +23,11 @@ def run(arguments: argparse.Namespace) -> int:
     from .deduplicate import deduplicate  # late: it imports the readers
 
     options = read_options(arguments, DedupOptions)
-    print("\n".join(describe(deduplicate(options), options.examples)))
+    print("\n".join(describe_duplicates(deduplicate(options), options.examples)))
     return 0
 
 
-def describe(report: dict[str, Any], examples: int) -> list[str]:
+def describe_duplicates(report: dict[str, Any], examples: int) -> list[str]:
     """The report as a table, and some of the duplicates."""
     lines = [
         f"\n{report['rows']:,} rows, {report['dropped']:,} left out, {report['kept']:,} in {report['output']}",

@@ -34,7 +34,9 @@ def find_eval_tasks(names: Sequence[str] | None, dataset_dir: Any) -> list[Any]:
     return choose_tasks(names, dataset_dir if isinstance(dataset_dir, str) else None, option="eval_tasks")
 
 
-def judge(trainer: EmbeddingTrainer, tasks: Sequence[Any], training_args: TrainingArguments) -> dict[str, float]:
+def judge_finished_model(
+    trainer: EmbeddingTrainer, tasks: Sequence[Any], training_args: TrainingArguments
+) -> dict[str, float]:
     """Main scores of the tasks, on the main process; what engines have cut into shards is read back from the
     checkpoint. The results are those of `llamafactory-embed eval`, in `mteb` below `output_dir`."""
     if not tasks:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PLOTTED = ("loss", "eval_ndcg@10")  # what `plot_loss` draws
 
 
-def make_batches(
+def make_retrieval_batches(
     tasks: Sequence[AnyTask],
     options: RetrievalDataOptions,
     task_batching: Literal["homogeneous", "mixed"],

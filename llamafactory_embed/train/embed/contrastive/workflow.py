@@ -13,10 +13,10 @@ from ....hparams.contrastive import ContrastiveOptions
 from ....loading.embedder import load_embedding_model_for_training
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
-from ..eval_tasks import find_eval_tasks, judge
+from ..eval_tasks import find_eval_tasks, judge_finished_model
 from ..losses import LOSSES
 from ..tasks import AnyTask, check_templates, embedding_config, first_rows, load_train_and_eval_tasks
-from ..workflow import PLOTTED, evaluate_and_publish, make_batches
+from ..workflow import PLOTTED, evaluate_and_publish, make_retrieval_batches
 from .batch import ContrastiveCollator
 from .objective import ContrastiveObjective
 from .simcse import refuse_equal_views, set_attention_dropout
@@ -47,7 +47,7 @@ def run_contrastive(
     retrieval_evals = [build_retrieval_eval(task) for task in eval_tasks]
     check_contrast(options, tasks, training_args)
     mteb_tasks = find_eval_tasks(options.eval_tasks, data_args.dataset_dir)
-    dataset, batch_sampler = make_batches(
+    dataset, batch_sampler = make_retrieval_batches(
         tasks, options, options.task_batching, data_args, training_args, finetuning_args
     )
 
@@ -87,7 +87,11 @@ def run_contrastive(
     if training_args.do_train:
         train_and_save(trainer, training_args, finetuning_args, PLOTTED)
     evaluate_and_publish(
-        trainer, tasks, model_args, training_args, more_metrics=lambda: judge(trainer, mteb_tasks, training_args)
+        trainer,
+        tasks,
+        model_args,
+        training_args,
+        more_metrics=lambda: judge_finished_model(trainer, mteb_tasks, training_args),
     )
 
 

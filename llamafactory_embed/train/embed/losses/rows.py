@@ -41,19 +41,19 @@ def rows_of_all_ranks(rows: EmbeddedRows) -> EmbeddedRows:
 
 def similarity_matrix(queries: Tensor, candidates: Tensor, similarity: Similarity) -> Tensor:
     """Every query [B, d] against every candidate [N, d] → [B, N]."""
-    queries, candidates = prepare(queries, similarity), prepare(candidates, similarity)
+    queries, candidates = for_similarity(queries, similarity), for_similarity(candidates, similarity)
     with torch.autocast(device_type=queries.device.type, enabled=False):
         return queries @ candidates.T
 
 
 def own_similarities(queries: Tensor, passages: Tensor, similarity: Similarity) -> Tensor:
     """Each query [B, d] against its own passages [B, K, d] → [B, K]."""
-    queries, passages = prepare(queries, similarity), prepare(passages, similarity)
+    queries, passages = for_similarity(queries, similarity), for_similarity(passages, similarity)
     with torch.autocast(device_type=queries.device.type, enabled=False):
         return (passages @ queries.unsqueeze(-1)).squeeze(-1)
 
 
-def prepare(embeddings: Tensor, similarity: Similarity) -> Tensor:
+def for_similarity(embeddings: Tensor, similarity: Similarity) -> Tensor:
     """Embeddings in float32 at least, of unit length for cosines: bfloat16 has 3 digits, and similarities are divided
     by temperatures as small as 0.002."""
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))

@@ -17,7 +17,7 @@ from ....hparams.tdro import TdroOptions
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
 from ..tasks import check_templates, embedding_config, load_train_and_eval_tasks
-from ..workflow import PLOTTED, evaluate_and_publish, make_batches
+from ..workflow import PLOTTED, evaluate_and_publish, make_retrieval_batches
 from .batch import TdroCollator
 from .history import PICTURE_NAME, closing_table, draw_weights
 from .reference import ModelLoader
@@ -57,7 +57,7 @@ def run_tdro(
     start = start_weights(options.tdro_start_weights, names)
     weights = TaskWeights(start, options)
     retrieval_evals = [build_retrieval_eval(task) for task in eval_tasks]
-    dataset, batch_sampler = make_batches(tasks, options, "mixed", data_args, training_args, finetuning_args)
+    dataset, batch_sampler = make_retrieval_batches(tasks, options, "mixed", data_args, training_args, finetuning_args)
     assert isinstance(dataset, RetrievalDataset)
     assert isinstance(batch_sampler, GlobalBatchSampler)
 

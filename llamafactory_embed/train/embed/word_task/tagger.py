@@ -182,7 +182,7 @@ def load_tagger(
 ) -> tuple[WordTagger, WordTaskRecord]:
     """The model of a recipe, with the classifier in the folder `trained` if there is one, and what its checkpoints
     remember."""
-    loaded = load_backbone(tokenizer.tokenizer, options, model_args, finetuning_args, training_args)
+    loaded = load_word_backbone(tokenizer.tokenizer, options, model_args, finetuning_args, training_args)
     tagger = WordTagger(
         loaded.model,
         len(labels),
@@ -211,7 +211,7 @@ def load_tagger(
     return tagger, record
 
 
-def load_backbone(
+def load_word_backbone(
     tokenizer: PreTrainedTokenizerBase,
     options: WordTaskOptions,
     model_args: ModelArguments,

@@ -74,7 +74,7 @@ def run_word_task(
         model=tagger,
         record=record,
         held_out=WordEval(splits.held_out, eval_examples) if splits.held_out else None,
-        batches=make_batches(len(train_examples), training_args, finetuning_args),
+        batches=make_sentence_batches(len(train_examples), training_args, finetuning_args),
         recipe=finetuning_args.recipe,
         args=training_args,
         finetuning_args=finetuning_args,
@@ -114,7 +114,7 @@ def choose_labels(labels: list[str], trained: Path | None, options: WordTaskOpti
     return labels
 
 
-def make_batches(
+def make_sentence_batches(
     count: int, training_args: TrainingArguments, finetuning_args: FinetuningArguments
 ) -> SentenceBatches | None:
     """This rank's part of the global batches of `count` sentences."""
