@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -43,7 +42,7 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
+def write_json(path: str | Path, value: object, indent: int | None = 2) -> None:
     """Write a whole JSON file, ended by a new line."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 

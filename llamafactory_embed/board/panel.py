@@ -126,12 +126,12 @@ def move_after(block: Block, neighbour: Block) -> None:
 # Values as words of a command line
 
 
-def is_sayable(value: Any) -> bool:
+def is_sayable(value: object) -> bool:
     """The argument parser has no word for None, and none for an empty list; a recipe has."""
     return value is not None and value != []
 
 
-def write_words(value: Any) -> str:
+def write_words(value: object) -> str:
     """The words after `--option`, quoted for the shell where that is needed."""
     if isinstance(value, list):
         return " ".join(write_words(item) for item in value)
@@ -140,6 +140,6 @@ def write_words(value: Any) -> str:
     return shlex.quote(str(value))
 
 
-def write_recipe_line(name: str, value: Any) -> str:
+def write_recipe_line(name: str, value: object) -> str:
     """The same option as a line of a recipe."""
     return f"{name}: {json.dumps(value, ensure_ascii=False)}"

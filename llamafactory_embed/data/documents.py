@@ -18,6 +18,7 @@ from .tokenization import find_special_tokens
 
 if TYPE_CHECKING:
     from llamafactory.hparams import DataArguments, ModelArguments, TrainingArguments
+    from transformers import PreTrainedTokenizerBase
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def load_documents(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     line_by_line: bool,
     packing: bool,
@@ -56,7 +57,7 @@ class DocumentProcessor:
     """What the host's loader calls with batches of its standard format."""
 
     template: Any
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     processor: Any
     data_args: DataArguments
     line_by_line: bool

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.queues import Queue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,7 +126,7 @@ class EncoderPool:
                         ) from None
 
 
-def _stop(processes: Sequence[Any], chunks: Any) -> None:
+def _stop(processes: Sequence[Any], chunks: Queue[Any]) -> None:
     for _ in processes:
         chunks.put(None)
     end = time.monotonic() + FAREWELL
@@ -137,7 +138,9 @@ def _stop(processes: Sequence[Any], chunks: Any) -> None:
     chunks.cancel_join_thread()  # nobody reads what is left
 
 
-def _work(encoder_arguments: dict[str, Any], device: str, threads: int, chunks: Any, results: Any) -> None:
+def _work(
+    encoder_arguments: dict[str, Any], device: str, threads: int, chunks: Queue[Any], results: Queue[Any]
+) -> None:
     """A process: load, then embed chunk after chunk."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

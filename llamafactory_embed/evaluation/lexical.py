@@ -6,6 +6,7 @@ from typing import Any
 
 import mteb
 import numpy as np
+from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.model_meta import ModelMeta
 from scipy.sparse import csr_matrix, diags
 from sklearn.feature_extraction.text import CountVectorizer
@@ -33,7 +34,7 @@ class LexicalSearch:
             model_type=["sparse"],
         )
 
-    def index(self, corpus: Any, *, task_metadata: Any, **kwargs: Any) -> None:
+    def index(self, corpus: Any, *, task_metadata: TaskMetadata, **kwargs: Any) -> None:
         """Count the words of the corpus."""
         self._ids = [str(each) for each in corpus["id"]]
         self._counter = CountVectorizer(analyzer=words, dtype=np.float64)
@@ -41,7 +42,7 @@ class LexicalSearch:
         self._weights, self._query_weights = (bm25_weights if self.kind == "bm25" else tfidf_weights)(counts)
 
     def search(
-        self, queries: Any, *, task_metadata: Any, top_k: int, top_ranked: Any = None, **kwargs: Any
+        self, queries: Any, *, task_metadata: TaskMetadata, top_k: int, top_ranked: Any = None, **kwargs: Any
     ) -> dict[str, dict[str, float]]:
         """The documents that share the most telling words with each query. A document that shares none is not a
         result, unless it is one of the candidates to be scored."""

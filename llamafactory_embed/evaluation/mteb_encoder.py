@@ -74,11 +74,11 @@ class MtebEncoder:
         store, rows = self._embed(texts, task_metadata, prompt_type)
         return as_searched(store.vectors[rows], self.dimension, self.encoder.config.normalize).numpy()
 
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+    def similarity(self, embeddings1: mteb_types.Array, embeddings2: mteb_types.Array) -> Any:
         """All pairs, [N, M]."""
         return (dot_score if self.is_dot else cos_sim)(embeddings1, embeddings2)
 
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+    def similarity_pairwise(self, embeddings1: mteb_types.Array, embeddings2: mteb_types.Array) -> Any:
         """Corresponding pairs, [N]."""
         return (pairwise_dot_score if self.is_dot else pairwise_cos_sim)(embeddings1, embeddings2)
 

@@ -13,6 +13,7 @@ from . import contract
 
 if TYPE_CHECKING:
     from llamafactory.hparams import DataArguments, FinetuningArguments, ModelArguments, TrainingArguments
+    from transformers import PreTrainedTokenizerBase
 
 
 PROCESSOR = "PretrainDatasetProcessor"  # the name that the host's loader looks its processor up by
@@ -25,7 +26,7 @@ def load_pretraining_data(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
     """The host's `train_dataset` and `eval_dataset` for the format of its stage `pt`."""
     from llamafactory.data import loader

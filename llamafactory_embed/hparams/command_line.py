@@ -48,7 +48,7 @@ def flag(field: dataclasses.Field[Any]) -> str:
     return prefix + field.name.replace("_", "-")
 
 
-def describe_argument(field: dataclasses.Field[Any], annotation: Any) -> tuple[list[str], dict[str, Any]]:
+def describe_argument(field: dataclasses.Field[Any], annotation: object) -> tuple[list[str], dict[str, Any]]:
     """What `add_argument` is called with for one option."""
     metadata = field.metadata
     default = default_of(field)

@@ -51,30 +51,30 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
-def union(annotation: Any) -> tuple[Any, ...]:
+def union(annotation: object) -> tuple[Any, ...]:
     """The members of a union, or the one type there is."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
-def choices(annotation: Any) -> tuple[Any, ...]:
+def choices(annotation: object) -> tuple[Any, ...]:
     """The values of a (possibly optional) `Literal`, without None."""
     literals = [part for part in union(annotation) if typing.get_origin(part) is typing.Literal]
     return tuple(value for literal in literals for value in typing.get_args(literal))
 
 
-def is_optional(annotation: Any) -> bool:
+def is_optional(annotation: object) -> bool:
     """Whether None is a value of this type."""
     return type(None) in union(annotation)
 
 
-def scalar_type(annotation: Any) -> type | None:
+def scalar_type(annotation: object) -> type | None:
     """int, float, bool or str where the option is one of them (or None), otherwise None."""
     scalars = [part for part in union(annotation) if part is not type(None)]
     return scalars[0] if len(scalars) == 1 and scalars[0] in (int, float, bool, str) else None
 
 
-def item_type(annotation: Any) -> type | None:
+def item_type(annotation: object) -> type | None:
     """The type of the items where the option is a list (or None), otherwise None."""
     for part in union(annotation):
         if typing.get_origin(part) is list:
@@ -93,7 +93,7 @@ def make_options(declaration: type[Options], values: Mapping[str, Any]) -> Optio
     return declaration(**values)
 
 
-def find_problem(field: dataclasses.Field[Any], annotation: Any, value: Any) -> str | None:
+def find_problem(field: dataclasses.Field[Any], annotation: object, value: object) -> str | None:
     """What is wrong with one option's value, as a sentence."""
     if value is None:
         return None if is_optional(annotation) else f"`{field.name}` needs a value."
@@ -122,7 +122,7 @@ def find_problem(field: dataclasses.Field[Any], annotation: Any, value: Any) -> 
     return None
 
 
-def _is_a(value: Any, scalar: type) -> bool:
+def _is_a(value: object, scalar: type) -> bool:
     """Whether a value is of that type: `temperature: 1` is a float, but `true` is not a number."""
     if isinstance(value, bool):
         return scalar is bool

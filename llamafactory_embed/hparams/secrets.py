@@ -51,7 +51,7 @@ def secrets_of(*records: object) -> set[str]:
     return {text for text in texts if len(text) >= _SHORTEST_SECRET}
 
 
-def without_secrets(value: Any, secrets: Collection[str] = ()) -> Any:
+def without_secrets(value: object, secrets: Collection[str] = ()) -> Any:
     """A copy of a recipe, or of part of one, without secrets: None in place of a secret option, "(hidden)" in place of
     a part of a text. `secrets` are values that are hidden wherever they occur."""
     if isinstance(value, Mapping):
@@ -100,7 +100,7 @@ def _list_secrets(record: Mapping[Any, Any]) -> Iterable[str]:
             yield from _list_secrets(vars(value))
 
 
-def _list_texts(value: Any) -> Iterable[str]:
+def _list_texts(value: object) -> Iterable[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -111,7 +111,7 @@ def _list_texts(value: Any) -> Iterable[str]:
             yield from _list_texts(each)
 
 
-def _is_filled(value: Any) -> bool:
+def _is_filled(value: object) -> bool:
     """Whether a value could be a secret: a number or a switch cannot."""
     return isinstance(value, (str, bytes, Mapping, list, tuple)) and len(value) > 0
 

@@ -23,7 +23,7 @@ import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 
@@ -259,7 +259,11 @@ def adapter_for_causal_lm(name: str | Path, modules: ModuleNames, cache: str | P
 
 
 def save_as_llm2vec(
-    name: str | Path, target: str | Path, modules: ModuleNames, settings: Mapping[str, Any], tokenizer: Any
+    name: str | Path,
+    target: str | Path,
+    modules: ModuleNames,
+    settings: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Write an adapter, such as one of masked next-token prediction, as a folder that LLM2Vec loads on the base model:
     `LLM2Vec.from_pretrained(base, peft_model_name_or_path=target)`. `target` must not exist. `settings` are those of

@@ -241,7 +241,7 @@ def weights_must_fit() -> Iterator[None]:
     would start from random numbers instead, and say so in its log only."""
     load: Any = PreTrainedModel.from_pretrained.__func__
 
-    def from_pretrained(cls: type[PreTrainedModel], name: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls: type[PreTrainedModel], name: object, *args: Any, **kwargs: Any) -> Any:
         with_info = kwargs.pop("output_loading_info", False)
         model, info = load(cls, name, *args, output_loading_info=True, **kwargs)
         check_that_weights_fit(model, info, str(name))

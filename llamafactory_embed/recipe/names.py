@@ -63,7 +63,7 @@ def check_option_values(report: Report, options: dict[Any, Any], argument_classe
     return meant
 
 
-def report_unknown(report: Report, name: Any, known: Collection[str]) -> str | None:
+def report_unknown(report: Report, name: object, known: Collection[str]) -> str | None:
     """Report an unknown option, and return the one that was probably meant."""
     if is_switched_on("ALLOW_EXTRA_ARGS"):
         report.remark(name, f"`{name}` is not an option; ALLOW_EXTRA_ARGS makes the run ignore it.")

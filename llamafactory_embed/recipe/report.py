@@ -31,12 +31,12 @@ class Report:
     unquoted: dict[Any, str] = field(default_factory=dict)
     """Option → its value as it is written, where it is one plain word."""
 
-    def problem(self, option: Any, sentence: str, line: int | None = None) -> None:
+    def problem(self, option: object, sentence: str, line: int | None = None) -> None:
         """Record what has to be changed."""
         problem = Problem(self.path, line or self.lines.get(option), sentence)
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def remark(self, option: Any, sentence: str) -> None:
+    def remark(self, option: object, sentence: str) -> None:
         """Record what would not work on this machine, or not now."""
         self.remarks.append(Problem(self.path, self.lines.get(option), f"here: {sentence}"))

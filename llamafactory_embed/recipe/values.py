@@ -24,7 +24,9 @@ COMMA_LISTS: dict[str, Any] = {
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
-def find_host_problem(declared: dataclasses.Field[Any], annotation: Any, value: Any, plain: str | None) -> str | None:
+def find_host_problem(
+    declared: dataclasses.Field[Any], annotation: object, value: object, plain: str | None
+) -> str | None:
     """What is wrong with the value of one option of LLaMA-Factory; `plain` is how it is written if without quotes."""
     name = declared.name
     if value is None:
@@ -52,7 +54,7 @@ def find_host_problem(declared: dataclasses.Field[Any], annotation: Any, value: 
     return f"`{name}` must be {describe_type(annotation)}, not {value!r}{hint}"
 
 
-def guess_value(annotation: Any, value: Any, plain: str | None) -> Any:
+def guess_value(annotation: object, value: object, plain: str | None) -> Any:
     """The value that was probably meant in the place of a wrong one, or None."""
     allowed = (*choices(annotation), *enumerated(annotation))
     if allowed:
@@ -66,13 +68,13 @@ def guess_value(annotation: Any, value: Any, plain: str | None) -> Any:
     return next((each for each in candidates if fits(annotation, each)), None)
 
 
-def enumerated(annotation: Any) -> tuple[Any, ...]:
+def enumerated(annotation: object) -> tuple[Any, ...]:
     """The values of the enumerations in an annotation; the host writes `SchedulerType | str` for one of them."""
     kinds = [part for part in union(annotation) if isinstance(part, type) and issubclass(part, enum.Enum)]
     return tuple(member.value for kind in kinds for member in kind)
 
 
-def fits(annotation: Any, value: Any) -> bool:
+def fits(annotation: object, value: object) -> bool:
     """Whether the host can use the value for an option of that type."""
     for part in union(annotation):
         kind = typing.get_origin(part) or part
@@ -101,7 +103,7 @@ def is_number(text: str) -> bool:
     return True
 
 
-def describe_type(annotation: Any) -> str:
+def describe_type(annotation: object) -> str:
     """The types of an option in words."""
     kinds = [typing.get_origin(part) or part for part in union(annotation)]
     return " or ".join(TYPE_NAMES.get(kind, "a mapping") for kind in kinds if kind is not type(None))

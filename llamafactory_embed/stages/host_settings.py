@@ -22,20 +22,20 @@ class Refusal(NamedTuple):
     """Why, and what to do instead; the end of a sentence."""
 
 
-def _is_off(value: Any) -> bool:
+def _is_off(value: object) -> bool:
     return value is False
 
 
-def _updates_in_backward(optimizer: Any) -> bool:
+def _updates_in_backward(optimizer: object) -> bool:
     name = str(getattr(optimizer, "value", optimizer))
     return name in ("lomo", "adalomo") or name.endswith("_layerwise")
 
 
-def _is_not_random(strategy: Any) -> bool:
+def _is_not_random(strategy: object) -> bool:
     return strategy not in (None, "random")
 
 
-def _deals_out_batches(config: Any) -> bool:
+def _deals_out_batches(config: object) -> bool:
     settings = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
     return any(settings.get(name) for name in ("split_batches", "dispatch_batches"))
 
@@ -126,6 +126,6 @@ def check_that_the_base_is_kept(train_from_scratch: bool, finetuning_type: str) 
         )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value as a recipe writes it."""
     return str(value).lower() if isinstance(value, bool) else str(getattr(value, "value", value))

@@ -63,7 +63,9 @@ class ResumedEpoch(TrainerCallback):
     """Tells the sampler the epoch in which training goes on. To skip the batches it has seen, the Trainer puts a plain
     data loader around the sampler, to which it cannot tell the epoch."""
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         data_loader: EpochDataLoader = kwargs["train_dataloader"]
         steps_per_epoch = math.ceil(len(data_loader) / args.gradient_accumulation_steps)
         data_loader.set_epoch(state.global_step // steps_per_epoch)

@@ -286,7 +286,7 @@ def _number(value: Any, column: str = "ce_score") -> float:
     return number
 
 
-def _nli_label(value: Any) -> str:
+def _nli_label(value: object) -> str:
     label = str("" if value is None else value).strip().lower()
     label = NLI_LABELS.get(label, label)
     if label not in NLI_LABELS.values():
@@ -294,7 +294,7 @@ def _nli_label(value: Any) -> str:
     return label
 
 
-def _type_name(value: Any) -> str:
+def _type_name(value: object) -> str:
     names = {type(None): "nothing", list: "a list", dict: "an object", bool: "true or false"}
     return names.get(type(value), f"the number {value!r}" if isinstance(value, (int, float)) else repr(value))
 

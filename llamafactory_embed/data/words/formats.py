@@ -130,7 +130,7 @@ def parse_sentence(
     return Sentence(tuple(words), tuple(_label(label, label_names) for label in labels), file, line)
 
 
-def _label(label: Any, names: Sequence[str] | None) -> str:
+def _label(label: object, names: Sequence[str] | None) -> str:
     if isinstance(label, bool) or not isinstance(label, int | float | str):
         raise BadRowError(f"the label {label!r} is neither text nor a number")
     if names is None or isinstance(label, str):

@@ -48,7 +48,7 @@ class CachedReference:
 
 
 def cache_path(
-    folder: str | Path, models: Iterable[str], config: EmbeddingConfig, options: ComparisonOptions, dtype: Any
+    folder: str | Path, models: Iterable[str], config: EmbeddingConfig, options: ComparisonOptions, dtype: object
 ) -> Path:
     """The file for a reference made of these models; another reference, prompt, length or temperature has another."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in CONFIG_LEFT_OUT}

@@ -72,5 +72,5 @@ def find_classifier(candidates: list[str | None]) -> Path | None:
     return None
 
 
-def _written(value: Any) -> str:
+def _written(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
