@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ..data.files import data_files, file_type, is_saved_dataset
-from ..data.retrieval.beir import is_beir_folder
+from ..data.retrieval.beir import is_collection
 from ..data.retrieval.entries import Entry, find_entries, make_entry
 
 
@@ -34,7 +34,7 @@ def check_readable(option: str, path: str) -> None:
         raise ValueError(f"`{option}`: there is no file or folder `{path}`.")
     if os.path.isfile(path):
         file_type(path)
-    elif not is_beir_folder(path) and not is_saved_dataset(path) and not data_files(path):
+    elif not is_collection(path) and not is_saved_dataset(path) and not data_files(path):
         raise ValueError(f"`{option}`: the folder `{path}` holds neither data files nor a BEIR collection.")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -110,7 +109,7 @@ def read_material(
     rows.finish()
     written = Records(folder, "rows")
     if corpus is not None:
-        path = os.path.join(corpus, beir.CORPUS) if beir.is_beir_folder(corpus) else corpus
+        path = beir.corpus_path(corpus) if beir.is_collection(corpus) else corpus
         for key, text, _ in _progress(_passages_of_file(path, bad_rows), "Reading passages"):
             passages.add(key, text)
         bad_rows.finish()

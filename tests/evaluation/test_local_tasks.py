@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from llamafactory_embed.evaluation.local import load_path, split_path
 from llamafactory_embed.evaluation.revisions import revision_of_data
 from llamafactory_embed.evaluation.tasks import choose_tasks
+from tests.data.retrieval.helpers import FOLDERS
 from tests.evaluation.conftest import write_beir, write_lines
 
 
@@ -224,3 +225,10 @@ def test_choosing_tasks_leaves_random_numbers_alone() -> None:
         seed(5)
     choose_tasks(["SciFact"], None)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+
+
+def test_miracl_as_published_is_retrieval() -> None:
+    data = load_path(str(FOLDERS / "miracl-v1.0-de")).task.dataset["default"]["test"]
+    assert data["queries"]["text"][:] == ['Wo endet die "Donau"?', "Welcher Berg raucht?"]
+    assert data["relevant_docs"] == {"0#0": {"5#0": 1, "6#0": 0}, "1#0": {"6#0": 1}}
+    assert data["corpus"]["id"][:] == ["5#0", "6#0"]

@@ -25,13 +25,21 @@ ROLES: dict[str, tuple[str, ...]] = {
     "instruction": ("instruction",),
     "text": ("text", "sentence"),
 }
+# Columns that hold ids instead of texts, where the entry of the data set names the texts.
+ID_ROLES: dict[str, tuple[str, ...]] = {
+    "query_id": ("query_id",),
+    "positive_ids": ("positive_ids", "positive_id"),
+    "negative_ids": ("negative_ids", "negative_id"),
+}
+ID_ROLE_OF = {"query": "query_id", "positive": "positive_ids", "negative": "negative_ids"}
+SET_COLUMN = "set"
 PASSAGE_COLUMNS = ("positive_passages", "negative_passages", "new_negatives")
 NLI_COLUMNS = ("premise", "hypothesis", "label")
 NUMBERED_NEGATIVE = re.compile(r"negative_?\d+")
 KNOWN_COLUMNS = (
     "; ".join(f"{role} ({', '.join(f'`{name}`' for name in names)})" for role, names in ROLES.items())
     + "; `negative_1` … `negative_n`; "
-    + ", ".join(f"`{name}`" for name in (*PASSAGE_COLUMNS, *NLI_COLUMNS))
+    + ", ".join(f"`{name}`" for name in (*PASSAGE_COLUMNS, *NLI_COLUMNS, SET_COLUMN))
 )
 
 # MS MARCO with instructions (Weller et al. 2024): up to this many generated negatives are taken before sampling.
@@ -60,7 +68,7 @@ class Layout:
     """Which columns of a record play which role."""
 
     shape: str
-    """`passages`, `nli`, `triple` (with or without negatives and score) or `text`."""
+    """`passages`, `nli`, `triple` (with or without negatives and score), `set` or `text`."""
     roles: Mapping[str, str]
     numbered_negatives: tuple[str, ...] = ()
 
@@ -81,6 +89,9 @@ def parse_record(record: Record, columns: Mapping[str, str], file: str, line: in
     if layout.shape == "text":
         text = _text(record, layout.roles["text"])
         return Row(text, (text,), instruction=instruction, file=file, line=line)
+    if layout.shape == "set":
+        first, *others = _members_of_set(record[SET_COLUMN])
+        return Row(first, tuple(others), instruction=instruction, file=file, line=line)
     if layout.shape == "passages":
         return _parse_passages(record, layout, instruction, file, line)
     return _parse_triple(record, layout, instruction, file, line)
@@ -111,6 +122,8 @@ def find_layout(columns: tuple[str, ...], named: tuple[tuple[str, str], ...]) ->
         shape = "nli"
     elif "query" in roles and "positive" in roles:
         shape = "triple"
+    elif SET_COLUMN in columns and "query" not in roles and "positive" not in roles:
+        shape = "set"
     elif "text" in roles and "query" not in roles and "positive" not in roles:
         shape = "text"
     else:
@@ -166,15 +179,41 @@ def _parse_triple(record: Record, layout: Layout, instruction: str | None, file:
     negatives: tuple[str, ...] = ()
     for column in (layout.roles.get("negative"), *layout.numbered_negatives):
         negatives += () if column is None else _texts(record, column, empty_is_none=True)
+    instruction_of_query, query = _query(record, layout.roles["query"])
     return Row(
-        _text(record, layout.roles["query"]),
+        query,
         positives,
         negatives,
         _scores(record, layout.roles.get("score"), len(positives) + len(negatives)),
-        instruction,
+        instruction_of_query or instruction,
         file=file,
         line=line,
     )
+
+
+def _query(record: Record, column: str) -> tuple[str | None, str]:
+    """The instruction, where the query is a pair of [instruction, text], and the text.
+
+    White space and the full stop at the instruction's end are left out: templates put the mark that follows it.
+    """
+    value = record[column]
+    if not is_instructed(value):
+        return None, _text(record, column)
+    instruction, text = value
+    instruction = check_characters(instruction, column).strip().removesuffix(".")
+    return instruction or None, _text({column: text}, column)
+
+
+def is_instructed(value: Any) -> bool:
+    """Whether a value is [instruction, text], as texts are stored by GritLM (Muennighoff et al. 2024) and ReasonIR."""
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(part, str) for part in value)
+
+
+def _members_of_set(value: Any) -> tuple[str, ...]:
+    """The texts of `set`, all of which mean the same; the first becomes the query."""
+    if not isinstance(value, (list, tuple)) or len(value) < 2:
+        raise BadRowError(f"`{SET_COLUMN}` must be a list of at least two texts")
+    return _texts({SET_COLUMN: value}, SET_COLUMN)
 
 
 def _parse_passages(record: Record, layout: Layout, instruction: str | None, file: str, line: int) -> Row:
@@ -262,8 +301,17 @@ def _texts(record: Record, column: str, empty_is_none: bool = False) -> tuple[st
     if empty_is_none and (value is None or value == ""):
         return ()
     if isinstance(value, (list, tuple)):
-        return tuple(_text({column: item}, column) for item in value)
+        return tuple(_text({column: _without_instruction(item, column)}, column) for item in value)
     return (_text(record, column),)
+
+
+def _without_instruction(item: Any, column: str) -> Any:
+    """The text of [instruction, text]; passages of a task that is not symmetric have an empty instruction."""
+    if not is_instructed(item):
+        return item
+    if item[0].strip():
+        raise BadRowError(f"a passage of `{column}` has the instruction {item[0]!r}; only queries may have one")
+    return item[1]
 
 
 def _scores(record: Record, column: str | None, count: int) -> tuple[float, ...] | None:
@@ -307,7 +355,11 @@ def _explain_missing(roles: list[str], columns: tuple[str, ...]) -> str:
     parts = []
     for role in roles:
         meant = _nearest_column(role, columns, 0.7)
+        ids = next((name for name in columns if name in ID_ROLES[ID_ROLE_OF[role]]), None)
         hint = f" (is `{meant}` a misspelt `{role}`?)" if meant else ""
+        if ids is not None and not meant:
+            key = "queries" if role == "query" else "corpus"
+            hint = f" (`{ids}` holds ids: name their texts with `{key}` in the data set's entry)"
         parts.append(f"`{role}`{hint}")
     return f"there is no column {' and no '.join(parts)} among {', '.join(f'`{name}`' for name in columns)}"
 
@@ -325,5 +377,6 @@ def _refuse_misspelt_columns(layout: Layout, columns: tuple[str, ...]) -> None:
 
 
 def _nearest_column(role: str, columns: tuple[str, ...], likeness: float) -> str | None:
-    unknown = [name for name in columns if not any(name in names for names in ROLES.values())]
+    known = {name for names in (*ROLES.values(), *ID_ROLES.values()) for name in names}
+    unknown = [name for name in columns if name not in known]
     return nearest(role, unknown, likeness)
