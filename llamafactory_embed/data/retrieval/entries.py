@@ -12,7 +12,7 @@ from typing import Any
 from ...hparams.suggestion import suggest
 from ..files import registered_entries
 from ..problems import broken_character
-from .formats import ID_ROLES, ROLES
+from .formats import ID_ROLE_OF, ID_ROLES, ROLES
 
 
 HOST_KEYS = (
@@ -121,12 +121,7 @@ def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entr
                 f"Data set `{name}`: `columns` names a column for `{role}`; the roles are {', '.join(roles)}"
                 f"{suggest(role, roles)}"
             )
-    for ids, texts in (("query_id", "query"), ("positive_ids", "positive"), ("negative_ids", "negative")):
-        if ids in columns and texts in columns:
-            raise ValueError(f"Data set `{name}`: `columns` names `{texts}` and `{ids}`; name the one that is there.")
-    for key, ids in (("queries", ["query_id"]), ("corpus", ["positive_ids", "negative_ids"])):
-        if key not in settings and any(role in columns for role in ids):
-            raise ValueError(f"Data set `{name}`: `columns` names {ids[0]!r}, whose texts `{key}` must name.")
+    _check_columns_of_ids(name, columns, settings)
     instruction = settings.get("instruction") or ""
     instructions = tuple(instruction) if isinstance(instruction, list) else (instruction,)
     if not instructions or not all(isinstance(text, str) for text in instructions):
@@ -155,6 +150,16 @@ def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entr
         corpus=_find_texts(name, "corpus", settings, dataset_dir),
         queries=_find_texts(name, "queries", settings, dataset_dir),
     )
+
+
+def _check_columns_of_ids(name: str, columns: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    """A column holds ids or texts, and ids need the file with their texts."""
+    for role, ids in ID_ROLE_OF.items():
+        key = "queries" if role == "query" else "corpus"
+        if ids in columns and role in columns:
+            raise ValueError(f"Data set `{name}`: `columns` names `{role}` and `{ids}`; name the one that is there.")
+        if ids in columns and key not in settings:
+            raise ValueError(f"Data set `{name}`: `columns` names `{ids}`; name their texts with `{key}`.")
 
 
 def _find_texts(name: str, key: str, settings: Mapping[str, Any], dataset_dir: str) -> TextSource | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from typing import Any
 
 from ...hparams.suggestion import nearest
 from ..problems import BadRowError, check_characters
+from .columns import Record, list_of_texts, number_of, optional_text, query_of, scores_of, text_of, type_name
 from .rows import Row
 
-
-Record = Mapping[str, Any]
 
 # What a column is for, and its names in public data sets; the first that a record has is used.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -45,8 +43,6 @@ KNOWN_COLUMNS = (
 # MS MARCO with instructions (Weller et al. 2024): up to this many generated negatives are taken before sampling.
 MOST_LEADING_NEGATIVES = 3
 
-LARGEST_SCORE = 3e38  # scores become float32
-
 # Labels of natural language inference, as numbers (the order of SNLI, MultiNLI and AllNLI) and as words.
 NLI_LABELS = {"0": "entailment", "1": "neutral", "2": "contradiction", "-1": "none", "-": "none", "": "none"}
 
@@ -76,18 +72,18 @@ class Layout:
 def parse_record(record: Record, columns: Mapping[str, str], file: str, line: int) -> Row | NliPair:
     """Turn a record into a row; `columns` maps a role to the column the user named for it."""
     layout = find_layout(tuple(record), tuple(sorted(columns.items())))
-    instruction = _optional_text(record, layout.roles.get("instruction"))
+    instruction = optional_text(record, layout.roles.get("instruction"))
     if layout.shape == "nli":
         return NliPair(
-            premise=_text(record, "premise"),
-            hypothesis=_text(record, "hypothesis"),
+            premise=text_of(record, "premise"),
+            hypothesis=text_of(record, "hypothesis"),
             label=_nli_label(record["label"]),
             instruction=instruction,
             file=file,
             line=line,
         )
     if layout.shape == "text":
-        text = _text(record, layout.roles["text"])
+        text = text_of(record, layout.roles["text"])
         return Row(text, (text,), instruction=instruction, file=file, line=line)
     if layout.shape == "set":
         first, *others = _members_of_set(record[SET_COLUMN])
@@ -173,47 +169,29 @@ def _rows_of_groups(groups: Mapping[tuple[str, str | None], list[NliPair]]) -> I
 
 
 def _parse_triple(record: Record, layout: Layout, instruction: str | None, file: str, line: int) -> Row:
-    positives = _texts(record, layout.roles["positive"])
+    positives = list_of_texts(record, layout.roles["positive"])
     if not positives:
         raise BadRowError(f"`{layout.roles['positive']}` is empty")
     negatives: tuple[str, ...] = ()
     for column in (layout.roles.get("negative"), *layout.numbered_negatives):
-        negatives += () if column is None else _texts(record, column, empty_is_none=True)
-    instruction_of_query, query = _query(record, layout.roles["query"])
+        negatives += () if column is None else list_of_texts(record, column, empty_is_none=True)
+    instruction_of_query, query = query_of(record, layout.roles["query"])
     return Row(
         query,
         positives,
         negatives,
-        _scores(record, layout.roles.get("score"), len(positives) + len(negatives)),
+        scores_of(record, layout.roles.get("score"), len(positives) + len(negatives)),
         instruction_of_query or instruction,
         file=file,
         line=line,
     )
 
 
-def _query(record: Record, column: str) -> tuple[str | None, str]:
-    """The instruction, where the query is a pair of [instruction, text], and the text.
-
-    White space and the full stop at the instruction's end are left out: templates put the mark that follows it.
-    """
-    value = record[column]
-    if not is_instructed(value):
-        return None, _text(record, column)
-    instruction, text = value
-    instruction = check_characters(instruction, column).strip().removesuffix(".")
-    return instruction or None, _text({column: text}, column)
-
-
-def is_instructed(value: Any) -> bool:
-    """Whether a value is [instruction, text], as texts are stored by GritLM (Muennighoff et al. 2024) and ReasonIR."""
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(part, str) for part in value)
-
-
 def _members_of_set(value: Any) -> tuple[str, ...]:
     """The texts of `set`, all of which mean the same; the first becomes the query."""
     if not isinstance(value, (list, tuple)) or len(value) < 2:
         raise BadRowError(f"`{SET_COLUMN}` must be a list of at least two texts")
-    return _texts({SET_COLUMN: value}, SET_COLUMN)
+    return list_of_texts({SET_COLUMN: value}, SET_COLUMN)
 
 
 def _parse_passages(record: Record, layout: Layout, instruction: str | None, file: str, line: int) -> Row:
@@ -228,7 +206,7 @@ def _parse_passages(record: Record, layout: Layout, instruction: str | None, fil
     if scores and len(scores) < len(passages):
         raise BadRowError("`ce_score` is given for some passages but not for all")
     return Row(
-        _text(record, layout.roles["query"]),
+        text_of(record, layout.roles["query"]),
         texts[: len(positives)],
         texts[len(positives) :],
         scores or None,
@@ -250,21 +228,21 @@ def _passages(record: Record, column: str) -> list[tuple[str, float | None]]:
     if isinstance(value, Mapping):
         value = _transpose(value, column)
     if not isinstance(value, (list, tuple)):
-        raise BadRowError(f"`{column}` must be a list of passages, not {_type_name(value)}")
+        raise BadRowError(f"`{column}` must be a list of passages, not {type_name(value)}")
     passages: list[tuple[str, float | None]] = []
     for passage in value:
         if isinstance(passage, str):
             passage = {"text": passage}
         if not isinstance(passage, Mapping) or not isinstance(passage.get("text"), str):
-            raise BadRowError(f"a passage of `{column}` must be text or have a `text`, not {_type_name(passage)}")
+            raise BadRowError(f"a passage of `{column}` must be text or have a `text`, not {type_name(passage)}")
         title, text = passage.get("title"), passage["text"]
         if title is not None and not isinstance(title, str):
-            raise BadRowError(f"the `title` of a passage of `{column}` must be text, not {_type_name(title)}")
+            raise BadRowError(f"the `title` of a passage of `{column}` must be text, not {type_name(title)}")
         if not f"{title or ''}{text}".strip():
             raise BadRowError(f"a passage of `{column}` is empty")
         score = passage.get("ce_score")
         whole = check_characters(text if title is None else f"{title} {text}", column)
-        passages.append((whole, None if score is None else _number(score)))
+        passages.append((whole, None if score is None else number_of(score)))
     return passages
 
 
@@ -275,76 +253,12 @@ def _transpose(columns: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
 
 
-def _text(record: Record, column: str) -> str:
-    value = record[column]
-    if value is None:
-        raise BadRowError(f"`{column}` is missing")
-    if not isinstance(value, str):
-        raise BadRowError(f"`{column}` must be text, not {_type_name(value)}")
-    if not value.strip():
-        raise BadRowError(f"`{column}` is empty")
-    return check_characters(value, column)
-
-
-def _optional_text(record: Record, column: str | None) -> str | None:
-    value = None if column is None else record.get(column)
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return check_characters(value, str(column))
-    raise BadRowError(f"`{column}` must be text, not {_type_name(value)}")
-
-
-def _texts(record: Record, column: str, empty_is_none: bool = False) -> tuple[str, ...]:
-    """A column that holds one text or a list of them; the empty cell of a table is no negative."""
-    value = record[column]
-    if empty_is_none and (value is None or value == ""):
-        return ()
-    if isinstance(value, (list, tuple)):
-        return tuple(_text({column: _without_instruction(item, column)}, column) for item in value)
-    return (_text(record, column),)
-
-
-def _without_instruction(item: Any, column: str) -> Any:
-    """The text of [instruction, text]; passages of a task that is not symmetric have an empty instruction."""
-    if not is_instructed(item):
-        return item
-    if item[0].strip():
-        raise BadRowError(f"a passage of `{column}` has the instruction {item[0]!r}; only queries may have one")
-    return item[1]
-
-
-def _scores(record: Record, column: str | None, count: int) -> tuple[float, ...] | None:
-    value = None if column is None else record.get(column)
-    if value is None or value == "":
-        return None
-    values = value if isinstance(value, (list, tuple)) else [value]
-    if len(values) != count:
-        raise BadRowError(f"`{column}` has {len(values)} numbers for {count} passages")
-    return tuple(_number(item, str(column)) for item in values)
-
-
-def _number(value: Any, column: str = "ce_score") -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not abs(number) <= LARGEST_SCORE:  # nor is nan
-        raise BadRowError(f"`{column}` must be a number, not {value!r}")
-    return number
-
-
 def _nli_label(value: Any) -> str:
     label = str("" if value is None else value).strip().lower()
     label = NLI_LABELS.get(label, label)
     if label not in NLI_LABELS.values():
         raise BadRowError(f"`label` must be entailment, neutral or contradiction (0, 1, 2), not {value!r}")
     return label
-
-
-def _type_name(value: Any) -> str:
-    names = {type(None): "nothing", list: "a list", dict: "an object", bool: "true or false"}
-    return names.get(type(value), f"the number {value!r}" if isinstance(value, (int, float)) else repr(value))
 
 
 def _number_in(column: str) -> int:

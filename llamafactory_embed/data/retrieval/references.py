@@ -8,8 +8,9 @@ from typing import Any
 
 from ..files import HubOptions
 from ..problems import BadRowError, BadRows
+from .columns import Record, is_instructed
 from .entries import Entry
-from .formats import ID_ROLE_OF, ID_ROLES, Record, is_instructed
+from .formats import ID_ROLE_OF, ID_ROLES
 from .texts import read_source
 
 

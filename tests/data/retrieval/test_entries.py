@@ -22,7 +22,7 @@ from llamafactory_embed.data.retrieval.entries import make_entry
         ({"file_name": "a", "corpus": {"subset": "b"}}, "`corpus` must be the path of a file, or an object"),
         ({"file_name": "a", "queries": {"file_name": "b", "splt": "c"}}, "`splt` of `queries` .* mean `split`"),
         ({"file_name": "a", "corpus": {"file_name": "b", "columns": {"txt": "c"}}}, "did you mean `text`"),
-        ({"file_name": "a", "columns": {"positive_ids": "pos"}}, "names 'positive_ids', whose texts `corpus` must"),
+        ({"file_name": "a", "columns": {"positive_ids": "pos"}}, "names `positive_ids`; name their texts with"),
         (
             {"file_name": "a", "corpus": "b", "columns": {"positive_ids": "pos", "positive": "p"}},
             "`columns` names `positive` and `positive_ids`; name the one that is there",
