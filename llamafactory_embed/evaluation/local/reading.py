@@ -39,16 +39,19 @@ def make_task(
     prompt: Any = None,  # mteb's own type is a TypedDict
     split: str = "test",
     subsets: Sequence[str] = (),
+    further_files: Sequence[str] = (),
     **attributes: Any,
 ) -> LocalTask:
     """A task of one of mteb's classes around data in memory; `subsets` are the names of its parts, if it has several.
 
-    Its revision is a digest of the files and of the instruction: results are reused only for the very same data.
+    Its revision is a digest of `source`, of `further_files` that its data come from, and of the instruction: results
+    are reused only for the very same data.
     """
+    further = "".join(revision_of_data(file) for file in further_files)
     metadata = TaskMetadata(
         name=name,
         description=f"Local data: {source}",
-        dataset={"path": source, "revision": revision_of_data(source, repr(prompt))},
+        dataset={"path": source, "revision": revision_of_data(source, repr(prompt) + further)},
         type=kind,
         category="t2t",
         modalities=["text"],

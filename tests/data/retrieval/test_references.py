@@ -11,11 +11,12 @@ import pytest
 
 from llamafactory_embed.data.files import HubOptions
 from llamafactory_embed.data.retrieval.entries import make_entry
-from llamafactory_embed.data.retrieval.reader import tasks_of_entries
+from llamafactory_embed.data.retrieval.reader import load_tasks, tasks_of_entries
 from llamafactory_embed.data.retrieval.stream import stream_tasks
 from tests.data.retrieval.helpers import FILES, FOLDERS, json_lines, read_task, without_place
 
 
+ROOT = Path(__file__).parents[3]
 BY_ID = FOLDERS / "by_id"
 REASONIR: dict[str, Any] = {"columns": {"positive_ids": "pos"}, "corpus": "bright_documents.jsonl"}
 
@@ -126,3 +127,26 @@ def test_ids_are_looked_up_in_streams(tmp_path: Path) -> None:
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))
     (task,) = stream_tasks("it", str(tmp_path), num_negatives=1)
     assert without_place(task.open_rows()) == without_place(read_task("reasonir_hq.jsonl", **REASONIR).rows)
+
+
+def test_the_samples_of_reasonir_that_the_recipes_name_are_one_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        ("reasonir/reasonir-data", "hq"): "reasonir_hq.jsonl",
+        ("reasonir/reasonir-data", "vl"): "reasonir_vl.jsonl",
+        ("xlangai/BRIGHT", "documents"): "bright_documents.jsonl",
+    }
+
+    def load_dataset(location: str, subset: str, *, split: str | None, **settings: Any) -> Any:
+        data = datasets.Dataset.from_list(json_lines(files[location, subset]))
+        return datasets.DatasetDict({"biology": data}) if split is None else data
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (task,) = load_tasks("reasonir_hq_sample, reasonir_vl_sample", str(ROOT / "data"), num_negatives=1)
+    assert task.name == "reasonir"
+    assert len(task.rows) == 30_000
+    published = read_task("reasonir_hq.jsonl", **REASONIR).rows + read_task("reasonir_vl.jsonl").rows
+    assert set(without_place(task.rows)) == {
+        (row.query, row.positives, row.negatives, row.scores, row.instruction) for row in published
+    }
+    whole = load_tasks("reasonir_hq, reasonir_vl[:1]", str(ROOT / "data"), num_negatives=1)
+    assert without_place(whole[0].rows) == without_place(published[:3])
