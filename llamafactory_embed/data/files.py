@@ -21,6 +21,9 @@ LocatedRecord = tuple[str, int, dict[str, Any] | BadRowError]
 
 Read = TypeVar("Read")
 
+# The columns of a row that is an array of texts, as in sentence-transformers' collections of training data.
+ARRAY_COLUMNS = ("query", "positive", "negative")
+
 # Cells of a table may be whole documents; the csv module refuses more than 128 kB unless told.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
@@ -55,12 +58,12 @@ def load_from_hub(
     hub: HubOptions,
     *,
     subset: str | None = None,
-    split: str = "train",
+    split: str | None = "train",
     folder: str | None = None,
     hub_files: str | None = None,
     streaming: bool = False,
 ) -> Any:
-    """One split of data set `name` as `datasets` loads it."""
+    """One split of data set `name` as `datasets` loads it; all splits by their names where `split` is None."""
     import datasets
 
     try:
@@ -76,7 +79,8 @@ def load_from_hub(
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
-            f"Data set `{name}`: `{location}` (split `{split}`) cannot be loaded from the hub: {error}"
+            f"Data set `{name}`: `{location}` ({f'split `{split}`' if split else 'all splits'}) cannot be loaded from "
+            f"the hub: {error}"
         ) from error
 
 
@@ -158,9 +162,20 @@ def _parse_json(text: str) -> dict[str, Any] | BadRowError:
         return BadRowError(f"this is not JSON ({error.msg} at column {error.colno})")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets as deep
         return BadRowError(f"this JSON cannot be read ({error})")
-    if not isinstance(value, dict):
-        return BadRowError("this is not a JSON object with columns")
-    return value
+    return _as_record(value)
+
+
+def _as_record(value: Any) -> dict[str, Any] | BadRowError:
+    """A JSON object, or an array of two or three texts, whose columns get their names: a pair or a triplet."""
+    if isinstance(value, dict):
+        return value
+    if (
+        isinstance(value, list)
+        and 2 <= len(value) <= len(ARRAY_COLUMNS)
+        and all(isinstance(text, str) for text in value)
+    ):
+        return dict(zip(ARRAY_COLUMNS, value, strict=False))
+    return BadRowError("this is neither a JSON object with columns nor an array of two or three texts")
 
 
 def _read_json(path: str, shown_as: str) -> Iterator[LocatedRecord]:
@@ -190,8 +205,7 @@ def _read_json(path: str, shown_as: str) -> Iterator[LocatedRecord]:
         except (ValueError, RecursionError) as error:
             yield shown_as, line, BadRowError(f"this JSON cannot be read ({error}); the rest is not read")
             return
-        is_record = isinstance(value, dict)
-        yield shown_as, line, value if is_record else BadRowError("this is not a JSON object with columns")
+        yield shown_as, line, _as_record(value)
 
 
 def _skip_space(text: str, position: int) -> int:

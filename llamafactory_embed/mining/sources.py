@@ -68,7 +68,7 @@ def check_readable(option: str, path: str) -> None:
         raise ValueError(f"`{option}`: there is no file or folder `{path}`.")
     if os.path.isfile(path):
         file_type(path)
-    elif not beir.is_beir_folder(path) and not is_saved_dataset(path) and not data_files(path):
+    elif not beir.is_collection(path) and not is_saved_dataset(path) and not data_files(path):
         raise ValueError(f"`{option}`: the folder `{path}` holds neither data files nor a BEIR collection.")
 
 
@@ -132,7 +132,7 @@ def _positive_ids(record: Record | None) -> list[str]:
 
 def passages_of_corpus(path: str, bad_rows: BadRows) -> Iterator[Passage]:
     """Every passage of a file or folder; title and text are joined as in BEIR, and empty passages are skipped."""
-    file_or_folder = os.path.join(path, beir.CORPUS) if beir.is_beir_folder(path) else path
+    file_or_folder = beir.corpus_path(path) if beir.is_collection(path) else path
     for file, line, record in read_records(file_or_folder):
         try:
             passage = _parse_passage(record)

@@ -16,6 +16,8 @@ FILE_OPTIONS = ("deepspeed", "fsdp_config", "accelerator_config", "hyper_paralle
 # What an entry of dataset_info.json may take its rows from, in the order in which the host looks.
 HUB_SOURCES = ("hf_hub_url", "ms_hub_url", "om_hub_url")
 FILE_SOURCES = ("script_url", "file_name")
+TEXT_SOURCES = ("corpus", "queries")
+"""Keys of an entry that name the texts of ids: a path, or an object with `file_name` or `hf_hub_url`."""
 
 
 def check_template(report: Report, options: dict[str, Any]) -> None:
@@ -59,6 +61,7 @@ def check_datasets(report: Report, options: dict[str, Any]) -> None:
             report.problem(option, f"`{option}` names {name}, which {info_path} does not have{suggest(name, entries)}")
             continue
         check_entry(report, option, name, entries[name], info_path)
+        check_texts(report, option, name, entries[name], info_path)
         formatting = entries[name].get("formatting")
         if formatting is not None and formatting not in formats:
             reads = f"reads {', '.join(formats)}{suggest(formatting, formats)}"
@@ -81,6 +84,18 @@ def check_entry(report: Report, option: str, name: str, entry: dict[str, Any], i
     file = info_path.parent / entry[source]
     if not file.exists():
         report.problem(option, f"{file}, the `{source}` of {name} in {info_path}, does not exist.")
+
+
+def check_texts(report: Report, option: str, name: str, entry: dict[str, Any], info_path: Path) -> None:
+    """Require that the files are there whose texts the rows name by id."""
+    for key in TEXT_SOURCES:
+        value = entry.get(key)
+        file_name = value if isinstance(value, str) else None
+        if isinstance(value, dict) and "hf_hub_url" not in value:
+            file_name = value.get("file_name")
+        if file_name is not None and not (info_path.parent / file_name).exists():
+            file = info_path.parent / file_name
+            report.problem(option, f"{file}, the `{key}` of {name} in {info_path}, does not exist.")
 
 
 def split_commas(value: Any) -> list[str]:

@@ -44,6 +44,9 @@ passages = st.lists(
     texts | st.fixed_dictionaries({"text": texts}, optional={"title": texts | st.none(), "ce_score": numbers}),
     max_size=3,
 )
+instructed = st.tuples(st.just("") | texts, texts)
+IDS = {"known": "stone wall", "0": "wooden bridge", "empty": " "}
+ids = st.sampled_from(list(IDS)) | st.just(0) | st.just("unknown") | oddities
 RECORDS = {
     "triples": st.fixed_dictionaries(
         {"query": texts, "positive": texts | st.lists(texts, max_size=3)},
@@ -66,9 +69,19 @@ RECORDS = {
         {"premise": texts, "hypothesis": texts, "label": st.sampled_from([0, 1, 2, -1, "entailment", "contradiction"])}
     ),
     "texts": st.fixed_dictionaries({"text": texts}),
+    "instructed": st.fixed_dictionaries(
+        {"query": st.tuples(texts, texts), "pos": st.lists(instructed, max_size=2)},
+        optional={"neg": st.lists(instructed | texts, max_size=2)},
+    ),
+    "sets": st.fixed_dictionaries({"set": st.lists(texts, max_size=3) | texts}),
+    "arrays": st.lists(texts | oddities, min_size=1, max_size=4),
+    "ids": st.fixed_dictionaries(
+        {"query_id": ids, "positive_ids": ids | st.lists(ids | st.tuples(texts, ids), max_size=3)},
+        optional={"negative_id": ids | st.lists(ids, max_size=3), "instruction": texts},
+    ),
     "anything": st.dictionaries(
         st.sampled_from(["query", "positive", "negative", "score", "text", "premise", "hypothesis", "label"])
-        | st.sampled_from(["positive_passages", "negative_passages", "negatve"])
+        | st.sampled_from(["positive_passages", "negative_passages", "negatve", "set", "query_id", "positive_ids"])
         | texts,
         values,
         max_size=5,
@@ -77,6 +90,7 @@ RECORDS = {
 labelled_words = st.lists(st.tuples(texts, texts | numbers), min_size=1, max_size=3).map(
     lambda pairs: {"words": [word for word, _ in pairs], "ner": [label for _, label in pairs]}
 )
+BY_ID = {"corpus": "texts.jsonl", "queries": "texts.jsonl"}
 any_record = st.one_of(list(RECORDS.values()))
 
 
@@ -107,6 +121,8 @@ def write(folder: str, records: list[Any], **entry: Any) -> Path:
     """Each record on a line; what JSON has no notation for is written as Python's reader knows it (NaN)."""
     path = Path(folder) / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
+    texts_by_id = Path(folder) / "texts.jsonl"
+    texts_by_id.write_text("".join(json.dumps({"id": key, "text": text}) + "\n" for key, text in IDS.items()))
     info = {"rows": {"file_name": path.name, **entry}}
     (Path(folder) / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     return path
@@ -138,7 +154,7 @@ QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(Hea
 def test_rows_are_rejected_or_collated(tokenizer: str, records: list[Any], num_negatives: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write(folder, records)
-        entry = make_entry("it", {"file_name": path.name, "formatting": "retrieval"}, folder)
+        entry = make_entry("it", {"file_name": path.name, "formatting": "retrieval", **BY_ID}, folder)
         try:
             tasks_of_entries([entry], None, False, num_negatives, 42, HubOptions())
         except ValueError as error:
@@ -159,7 +175,7 @@ def test_rows_are_rejected_or_collated(tokenizer: str, records: list[Any], num_n
 @given(records=st.lists(any_record, min_size=1, max_size=5), num_negatives=st.sampled_from([0, 1, 3]))
 def test_streamed_rows_are_rejected_or_collated(records: list[Any], num_negatives: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = write(folder, records, formatting="retrieval")
+        path = write(folder, records, formatting="retrieval", **BY_ID)
         try:
             stream_tasks("rows", folder, num_negatives=num_negatives)
         except ValueError as error:

@@ -9,7 +9,9 @@ import mteb
 import pytest
 
 from llamafactory_embed.evaluation.answers import accuracy_at, holds_answer
+from llamafactory_embed.evaluation.local import kind_of, load_path
 from llamafactory_embed.evaluation.local.answers import make_answers_task
+from tests.data.retrieval.helpers import FOLDERS
 from tests.evaluation.conftest import write_lines
 
 
@@ -82,7 +84,30 @@ def test_the_task_gives_the_accuracies_to_mteb(folder: Path) -> None:
     assert scores["accuracy_at_100"] == scores["main_score"] == 1.0
 
 
+MKQA = FOLDERS / "mkqa"
+
+
+def test_each_language_of_mkqa_is_a_subset_over_one_corpus() -> None:
+    assert kind_of(str(MKQA)) == "answers"
+    task = load_path(str(MKQA)).task
+    (result,) = mteb.evaluate(Keywords(), task, cache=None, co2_tracker=False, show_progress_bar=False).task_results
+    scores = {each["hf_subset"]: each["accuracy_at_1"] for each in result.scores["test"]}
+    # No word of a passage is in the German questions, so its first passage is found: one of two answers is there.
+    assert scores == {"de": 0.5, "en": 1.0}
+
+
+def test_one_language_of_mkqa_can_be_named() -> None:
+    task = load_path(f"{MKQA}@de").task
+    assert task.dataset["de"]["test"]["queries"]["text"][:] == ["Wo endet die Donau?", "Welcher Berg raucht?"]
+    assert list(task.dataset) == ["de"]
+    with pytest.raises(ValueError, match="has no questions 'fr'; it has de, en"):
+        load_path(f"{MKQA}@fr")
+
+
 def test_a_question_without_answers_is_refused_with_its_line(folder: Path) -> None:
     write_lines(folder / "queries.jsonl", [{"_id": "1", "text": "a", "answers": ["b"]}, {"_id": "2", "text": "c"}])
     with pytest.raises(ValueError, match=r"queries.jsonl:2: `answers` must be a list with at least one text"):
+        make_answers_task("questions", str(folder))
+    write_lines(folder / "queries.jsonl", [{"_id": "1", "answers": ["b"]}])
+    with pytest.raises(ValueError, match=r"queries.jsonl:1: every line is a JSON object with `_id` and `text`"):
         make_answers_task("questions", str(folder))

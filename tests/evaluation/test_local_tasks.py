@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 from scipy.stats import spearmanr
 
-from llamafactory_embed.evaluation.local import load_path, split_path
+from llamafactory_embed.data.retrieval.entries import make_entry
+from llamafactory_embed.evaluation.local import load_entry, load_path, split_path
 from llamafactory_embed.evaluation.revisions import revision_of_data
 from llamafactory_embed.evaluation.tasks import choose_tasks
+from tests.data.retrieval.helpers import FOLDERS
 from tests.evaluation.conftest import write_beir, write_lines
 
 
@@ -224,3 +227,21 @@ def test_choosing_tasks_leaves_random_numbers_alone() -> None:
         seed(5)
     choose_tasks(["SciFact"], None)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+
+
+def test_miracl_as_published_is_retrieval() -> None:
+    data = load_path(str(FOLDERS / "miracl-v1.0-de")).task.dataset["default"]["test"]
+    assert data["queries"]["text"][:] == ['Wo endet die "Donau"?', "Welcher Berg raucht?"]
+    assert data["relevant_docs"] == {"0#0": {"5#0": 1, "6#0": 0}, "1#0": {"6#0": 1}}
+    assert data["corpus"]["id"][:] == ["5#0", "6#0"]
+
+
+def test_rows_whose_texts_lie_in_a_corpus_are_judged_anew_when_it_changes(tmp_path: Path) -> None:
+    shutil.copytree(FOLDERS / "by_id", tmp_path / "by_id")
+    settings = {"formatting": "retrieval", "corpus": "corpus.jsonl", "queries": "queries.tsv"}
+    entry = make_entry("by_id", {"file_name": "triples.jsonl", **settings}, str(tmp_path / "by_id"))
+    task = load_entry(entry).task
+    assert task.dataset["default"]["test"]["queries"]["text"][:] == ['what is a "kitten"', "what barks"]
+    with open(tmp_path / "by_id" / "corpus.jsonl", "a") as corpus:
+        corpus.write('{"docid": "13", "text": "a mill"}\n')
+    assert load_entry(entry).task.metadata.revision != task.metadata.revision

@@ -20,6 +20,7 @@ from mteb.models.search_wrappers import SearchEncoderWrapper
 from llamafactory_embed import Encoder
 from llamafactory_embed.data.retrieval import beir as beir_files
 from llamafactory_embed.data.retrieval.entries import Entry
+from llamafactory_embed.data.retrieval.texts import read_texts
 from llamafactory_embed.evaluation import mteb_encoder
 from llamafactory_embed.evaluation.chunks import split_documents
 from llamafactory_embed.evaluation.in_training import rank_documents, retrieval_metrics
@@ -64,7 +65,7 @@ def run(model: Any, task: Any, **options: Any) -> dict[str, Any]:
 def wordnet() -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
     """Queries, corpus and judgements of a bundled task, read without our task's code."""
     queries, corpus = (
-        {key: text for key, text, _ in beir_files.read_texts(str(WORDNET / name))}
+        {key: text for key, text, _ in read_texts(str(WORDNET / name))}
         for name in (beir_files.QUERIES, beir_files.CORPUS)
     )
     relevant: dict[str, dict[str, int]] = {}

@@ -119,18 +119,46 @@ def test_page_explains_every_option_once_with_its_default() -> None:
     assert explained_options("ddm.md") == declared_options(DiffusionTuningOptions, explained_elsewhere=SamplingOptions)
 
 
-def test_fineweb_is_prepared_from_parquet_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"text": "a" * 300, "url": "x"}, {"text": "too short", "url": "y"}, {"text": " b" * 200, "url": "z"}]
+def prepare_fineweb(tmp_path: Path, *arguments: str) -> list[str]:
+    """The texts that the script writes for four documents."""
+    rows = [
+        {"text": "a" * 300, "token_count": 100, "language_score": 0.9, "url": "x"},
+        {"text": " short\n", "token_count": 2, "language_score": 0.99, "url": "y"},
+        {"text": " ", "token_count": 1, "language_score": 0.99, "url": "y"},
+        {"text": " b" * 200, "token_count": 200, "language_score": 0.7, "url": "z"},
+    ]
     Dataset.from_list(rows).to_parquet(tmp_path / "part.parquet")
     main = runpy.run_path(str(ROOT / "scripts" / "prepare_fineweb.py"))["main"]
     output = tmp_path / "cache" / "fineweb.jsonl"
-    main(["--files", str(tmp_path / "part.parquet"), "--output", str(output)])
-    assert [json.loads(line) for line in output.read_text("utf-8").splitlines()] == [
-        {"text": "a" * 300},
-        {"text": (" b" * 200).strip()},
-    ]
-    assert "2 documents" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="No document is long enough"):
-        main(["--files", str(tmp_path / "part.parquet"), "--output", str(output), "--shortest", "1000"])
-    assert output.is_file()
+    main(["--files", str(tmp_path / "part.parquet"), "--output", str(output), *arguments])
+    lines = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    assert all(line.keys() == {"text"} for line in lines)
+    return [line["text"] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        ([], ["a" * 300, " short\n", " b" * 200]),
+        (["--shortest", "100"], ["a" * 300, " b" * 200]),
+        (["--contains", "b"], [" b" * 200]),
+        (["--language-score", "0.9"], ["a" * 300, " short\n"]),
+        (["--tokens", "101"], ["a" * 300, " short\n"]),
+        (["--tokens", "30e9", "--documents", "1"], ["a" * 300]),
+    ],
+)
+def test_fineweb_is_prepared_from_parquet_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], kept: list[str]
+) -> None:
+    assert prepare_fineweb(tmp_path, *arguments) == kept
+    assert f"{len(kept)} documents" in capsys.readouterr().out
+
+
+def test_a_choice_without_any_document_leaves_what_was_there(tmp_path: Path) -> None:
+    prepare_fineweb(tmp_path)
+    output = tmp_path / "cache" / "fineweb.jsonl"
+    before = output.read_bytes()
+    with pytest.raises(ValueError, match="No document is left"):
+        prepare_fineweb(tmp_path, "--shortest", "1000")
+    assert output.read_bytes() == before
     assert [path.name for path in output.parent.iterdir()] == [output.name]

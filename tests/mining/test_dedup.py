@@ -19,6 +19,7 @@ from llamafactory_embed.mining.dedup import deduplicate as deduplicate_module
 from llamafactory_embed.mining.dedup.deduplicate import deduplicate
 from llamafactory_embed.mining.dedup.matchers import MinHashTable, jaccard, make_matchers, rows_per_band
 from llamafactory_embed.mining.dedup.options import DedupOptions
+from tests.data.retrieval.helpers import FOLDERS
 
 from .helpers import read_lines, write_lines
 
@@ -114,6 +115,21 @@ def test_tables_and_labelled_pairs(tmp_path: Path, test_set: Path) -> None:
     report = deduplicate(options(tmp_path, table, test_set))
     assert read_lines(tmp_path / "clean.jsonl") == [{"premise": "copper, tin", "hypothesis": "h", "label": "1"}]
     assert report["duplicates"][0]["row"] == f"{table}:2"
+
+
+def test_sources_of_tdro_and_published_topics_can_be_compared(tmp_path: Path) -> None:
+    pairs = [["wo endet die Donau", "im Meer"], ["Was ist ein Tal?", "eine Senke", "ein Berg"]]
+    sets = [{"set": ["Welcher Berg raucht", "Welcher Berg ist ein Vulkan"]}, {"set": ["ein Fluss", "ein Strom"]}]
+    for name, rows, kept in (
+        ("pairs", pairs, [{"query": "Was ist ein Tal?", "positive": "eine Senke", "negative": "ein Berg"}]),
+        ("sets", sets, sets[1:]),
+    ):
+        training = write_lines(tmp_path / f"{name}.jsonl", rows)
+        report = deduplicate(options(tmp_path, training, FOLDERS / "miracl-v1.0-de", overwrite=True))
+        assert (report["rows"], report["dropped"]) == (2, 1)
+        assert read_lines(tmp_path / "clean.jsonl") == kept
+        assert report["test_queries"] == {str(FOLDERS / "miracl-v1.0-de"): 3}, "the topics of both splits"
+        assert report["duplicates"][0]["test_row"].startswith(str(FOLDERS / "miracl-v1.0-de/topics/topics."))
 
 
 def test_several_test_sets_and_a_beir_folder(training: Path, tmp_path: Path) -> None:

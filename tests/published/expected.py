@@ -214,7 +214,7 @@ def _rows(settings: Settings) -> Values:
             return {"dataset": ["theorem_aug"], "skip_bad_rows": True}
         case "ReasonIR":
             mixture = [f"e5_{name}[:3000]" for name in E5_SETS_OF_THE_DIFFUSION_EMBEDDER]
-            return {"dataset": ["reasonir[:30000]", *mixture]}
+            return {"dataset": ["reasonir_hq_sample", "reasonir_vl_sample", *mixture]}  # 15,000 rows of each
         case "E5Custom":
             return {"dataset": [f"e5_{name}" for name in E5_SETS_OF_THE_DIFFUSION_EMBEDDER]}
     raise AssertionError(settings["dataset_name"])

@@ -60,7 +60,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "sets" / "dataset_info.json").write_text(
         '{"animals": {"file_name": "animals.jsonl"}, "from_hub": {"hf_hub_url": "organisation/texts"},'
         ' "lost": {"file_name": "lost.jsonl"}, "aimless": {}, "talks": {"file_name": "animals.jsonl",'
-        ' "formatting": "sharegpt"}, "odd": {"file_name": "animals.jsonl", "formatting": "sharegtp"}}'
+        ' "formatting": "sharegpt"}, "by_id": {"file_name": "animals.jsonl",'
+        ' "corpus": {"file_name": "lost.jsonl"}, "queries": "animals.jsonl"},'
+        ' "odd": {"file_name": "animals.jsonl", "formatting": "sharegtp"}}'
     )
     (tmp_path / "sets" / "animals.jsonl").write_text("this is not JSON, and nobody reads it")
     monkeypatch.chdir(tmp_path)
@@ -126,6 +128,7 @@ def test_a_good_recipe_is_fine(check: Check, capsys: pytest.CaptureFixture[str])
             "dataset: animal",
             "`dataset` names animal, which sets/dataset_info.json does not have; did you mean `animals`?",
         ),
+        ("dataset: by_id", "sets/lost.jsonl, the `corpus` of by_id in sets/dataset_info.json, does not exist."),
         ("dataset: lost", "sets/lost.jsonl, the `file_name` of lost in sets/dataset_info.json, does not exist."),
         (
             "dataset: aimless",

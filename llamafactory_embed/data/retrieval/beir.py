@@ -1,27 +1,26 @@
-"""Collections in BEIR's layout (Thakur et al. 2021): `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`."""
+"""Collections: passages, queries and judgements in a folder, in the layout of BEIR or of MIRACL.
+
+BEIR (Thakur et al. 2021) has `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`. MIRACL (Zhang et al. 2023) has
+`topics/topics.<name>-<split>.tsv` and `qrels/qrels.<name>-<split>.tsv`, both without a header; its corpus, which is
+published apart, belongs into `corpus/`.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..files import read_records
-from ..problems import BadRowError, BadRows, check_characters
+from ..problems import BadRows
+from .texts import TextWithId, read_texts
 
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels"
+MIRACL_CORPUS, MIRACL_TOPICS = "corpus", "topics"
 MOST_IDS_SHOWN = 5
-
-
-class BeirText(NamedTuple):
-    """A passage or a query; title and text are joined with one space."""
-
-    key: str
-    text: str
-    line: int
 
 
 class JudgedQuery(NamedTuple):
@@ -42,8 +41,9 @@ class Collection:
     def __init__(self, path: str, split: str | None, bad_rows: BadRows, advice: str = "") -> None:
         """Without `split`, the split is `test`, or the only one there is; `advice` is how a user names another."""
         self.path = path
-        self.judgements = find_judgements(path, split, advice)
-        self.queries_file = os.path.join(path, QUERIES)
+        self.judgements, split = find_judgements(path, split, advice)
+        self.corpus_path = corpus_path(path)
+        self.queries_file = find_queries(path, split)
         self._bad_rows = bad_rows
         self._bad_before = bad_rows.count
         self._grades: dict[str, dict[str, float]] = {}
@@ -52,9 +52,9 @@ class Collection:
         judged = (passage for grades in self._grades.values() for passage in grades)
         self._texts: dict[str, str | None] = dict.fromkeys(judged)
 
-    def passages(self) -> Iterator[BeirText]:
+    def passages(self) -> Iterator[TextWithId]:
         """The whole corpus, in its order."""
-        for passage in read_texts(os.path.join(self.path, CORPUS), self._bad_rows):
+        for passage in read_texts(self.corpus_path, self._bad_rows):
             if passage.key in self._texts:
                 self._texts[passage.key] = passage.text
             yield passage
@@ -65,7 +65,8 @@ class Collection:
 
     def queries(self) -> Iterator[JudgedQuery]:
         """Judged queries in the order of the judgements; those without a relevant passage are left out."""
-        texts = {each.key: each for each in read_texts(self.queries_file, self._bad_rows) if each.key in self._grades}
+        queries = read_texts(self.queries_file, self._bad_rows)
+        texts = {query.key: query for query in queries if query.key in self._grades}
         if self._bad_rows.count == self._bad_before:
             self._refuse_unknown_ids(texts)
         elif not self._bad_rows.skip:
@@ -77,23 +78,24 @@ class Collection:
                 if grade > 0 and (text := self._texts[passage]) is not None
             }
             if relevant and key in texts:
-                yield JudgedQuery(*texts[key], grades, relevant)
+                yield JudgedQuery(key, texts[key].text, texts[key].line, grades, relevant)
 
     def where(self, query: str, passage: str) -> str:
         """File and line of a judgement."""
         lines = (line for line, (*ids, _) in read_judgements(self.judgements) if ids == [query, passage])
         return f"{self.judgements}:{next(lines)}"
 
-    def _refuse_unknown_ids(self, queries: Mapping[str, BeirText]) -> None:
+    def _refuse_unknown_ids(self, queries: Mapping[str, TextWithId]) -> None:
         """Name the first judgement of a text that is not there, and how many there are."""
         first = ""
-        unknown: dict[str, list[str]] = {QUERIES: [], CORPUS: []}
+        queries_name, corpus_name = os.path.basename(self.queries_file), os.path.basename(self.corpus_path)
+        unknown: dict[str, list[str]] = {queries_name: [], corpus_name: []}
         if self._grades.keys() <= queries.keys() and None not in self._texts.values():
             return
         for line, (query, passage, _) in read_judgements(self.judgements):
             for where, key, is_there in (
-                (QUERIES, query, query in queries),
-                (CORPUS, passage, self._texts[passage] is not None),
+                (queries_name, query, query in queries),
+                (corpus_name, passage, self._texts[passage] is not None),
             ):
                 if not is_there:
                     unknown[where].append(key)
@@ -104,57 +106,74 @@ class Collection:
         raise ValueError(f"{first}; the file has judgements {counts}: add the texts or remove the lines.")
 
 
-def is_beir_folder(path: str) -> bool:
-    """Whether a folder holds a collection in BEIR's layout."""
-    return all(os.path.exists(os.path.join(path, name)) for name in (CORPUS, QUERIES, QRELS))
+def is_collection(path: str) -> bool:
+    """Whether a folder holds a collection in either layout."""
+    return any(
+        all(os.path.exists(os.path.join(path, name)) for name in names)
+        for names in ((CORPUS, QUERIES, QRELS), (MIRACL_CORPUS, MIRACL_TOPICS, QRELS))
+    )
 
 
-def find_judgements(path: str, split: str | None, advice: str = "") -> str:
-    """The file of a split: the one that is named, `test`, or the only one there is."""
+def corpus_path(path: str) -> str:
+    """The file or folder with the passages of a collection."""
+    corpus = os.path.join(path, CORPUS)
+    return corpus if os.path.exists(corpus) else os.path.join(path, MIRACL_CORPUS)
+
+
+def query_files(path: str) -> list[str]:
+    """The files with the queries of a collection: one for all splits, or one for each."""
+    queries = os.path.join(path, QUERIES)
+    if os.path.exists(queries):
+        return [queries]
+    topics = os.path.join(path, MIRACL_TOPICS)
+    return [os.path.join(topics, name) for name in sorted(os.listdir(topics)) if name.endswith(".tsv")]
+
+
+def find_queries(path: str, split: str) -> str:
+    """The file with the queries of a split."""
+    files = query_files(path)
+    if files == [os.path.join(path, QUERIES)]:
+        return files[0]
+    for file in files:
+        if _split_of(file) == split:
+            return file
+    there = ", ".join(map(_split_of, files)) or "none"
+    raise ValueError(f"`split`: `{path}` has no topics for `{split}`; it has {there}.")
+
+
+def find_judgements(path: str, split: str | None, advice: str = "") -> tuple[str, str]:
+    """The file of a split and the split: the one that is named, `test`, or the only one there is."""
     folder = os.path.join(path, QRELS)
-    splits = sorted(name.removesuffix(".tsv") for name in os.listdir(folder) if name.endswith(".tsv"))
+    files = {_split_of(name): name for name in sorted(os.listdir(folder)) if name.endswith(".tsv")}
     if split is None:
-        split = "test" if "test" in splits or len(splits) != 1 else splits[0]
-    if split not in splits:
-        there = ", ".join(splits) or "none"
+        split = "test" if "test" in files or len(files) != 1 else next(iter(files))
+    if split not in files:
+        there = ", ".join(files) or "none"
         raise ValueError(f"`split`: `{path}` has no judgements for `{split}`; it has {there}{advice}.")
-    return os.path.join(folder, f"{split}.tsv")
+    return os.path.join(folder, files[split]), split
 
 
-def read_texts(path: str, bad_rows: BadRows | None = None) -> Iterator[BeirText]:
-    """The texts of a corpus or of queries; bad lines go to `bad_rows`, or are raised in the end if it is None."""
-    problems = bad_rows or BadRows(can_skip=False)
-    for file, line, record in read_records(path):
-        try:
-            yield BeirText(*_parse_text(record), line)
-        except BadRowError as problem:
-            problems.add(file, line, str(problem))
-            if problems.full:
-                break
-    if bad_rows is None:
-        problems.finish()
-
-
-def _parse_text(record: dict[str, Any] | BadRowError) -> tuple[str, str]:
-    if isinstance(record, BadRowError):
-        raise record
-    title, text = record.get("title"), record.get("text")
-    if record.get("_id") is None or not isinstance(text, str) or not isinstance(title, str | None):
-        raise BadRowError("every line is a JSON object with `_id` and `text`, and perhaps a `title`")
-    return check_characters(str(record["_id"]), "_id"), check_characters(f"{title or ''} {text}".strip(), "text")
+def _split_of(file: str) -> str:
+    """`dev` of BEIR's `dev.tsv`, and of MIRACL's `qrels.miracl-v1.0-de-dev.tsv`."""
+    name = os.path.basename(file).removesuffix(".tsv")
+    miracl = re.fullmatch(r"(?:qrels|topics)\..+-v[\d.]+-[a-z]+-(.+)", name)
+    return miracl.group(1) if miracl else name
 
 
 def read_judgements(path: str) -> Iterator[tuple[int, tuple[str, str, float]]]:
-    """Line, and (query, passage, grade), of every judgement."""
+    """Line, and (query, passage, grade), of every judgement: three columns under a header, or TREC's four without."""
     with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.reader(file, delimiter="\t")
-        next(rows, None)  # the header: query-id, corpus-id, score
-        for cells in rows:
+        for number, cells in enumerate(csv.reader(file, delimiter="\t"), start=1):
             try:
-                query, passage, grade = cells
-                yield rows.line_num, (query, passage, float(grade))
+                if len(cells) == 4:
+                    query, _, passage, grade = cells
+                elif number == 1:
+                    continue  # the header: query-id, corpus-id, score
+                else:
+                    query, passage, grade = cells
+                yield number, (query, passage, float(grade))
             except ValueError as error:
-                where = f"{path}:{rows.line_num}"
+                where = f"{path}:{number}"
                 raise ValueError(f"{where}: a judgement is query-id, corpus-id and a number.") from error
 
 

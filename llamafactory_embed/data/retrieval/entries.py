@@ -12,7 +12,7 @@ from typing import Any
 from ...hparams.suggestion import suggest
 from ..files import registered_entries
 from ..problems import broken_character
-from .formats import ROLES
+from .formats import ID_ROLE_OF, ID_ROLES, ROLES
 
 
 HOST_KEYS = (
@@ -29,7 +29,26 @@ HOST_KEYS = (
     "num_samples",
     "columns",
 )
-RETRIEVAL_KEYS = ("task", "instruction", "symmetric", "own_passages_only")
+RETRIEVAL_KEYS = ("task", "instruction", "symmetric", "own_passages_only", "corpus", "queries")
+SOURCE_KEYS = ("file_name", "hf_hub_url", "subset", "split", "folder", "columns")
+SOURCE_COLUMNS = ("id", "text", "title")
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Where the texts lie that rows name by id, and how to read them."""
+
+    name: str
+    """The data set's name and the key, `my_rows: corpus`, for messages."""
+    location: str
+    """A file or folder, or a name on the Hugging Face hub."""
+    on_hub: bool = False
+    subset: str | None = None
+    split: str | None = None
+    """On the hub: None for all splits."""
+    folder: str | None = None
+    hub_files: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,10 @@ class Entry:
     hub_files: str | None = None
     """On the hub: the file, or the pattern of files, of this data set."""
     num_samples: int | None = None
+    corpus: TextSource | None = None
+    """The texts of `positive_ids` and `negative_ids`."""
+    queries: TextSource | None = None
+    """The texts of `query_id`."""
     first_rows: int | None = None
     """The recipe takes only so many of its first rows (`name[:3000]`)."""
 
@@ -91,12 +114,14 @@ def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entr
         if key not in allowed:
             raise ValueError(f"Data set `{name}`: key `{key}` is not known{suggest(key, allowed)}")
     columns = settings.get("columns") or {}
+    roles = (*ROLES, *ID_ROLES)
     for role in columns:
-        if role not in ROLES:
+        if role not in roles:
             raise ValueError(
-                f"Data set `{name}`: `columns` names a column for `{role}`; the roles are {', '.join(ROLES)}"
-                f"{suggest(role, ROLES)}"
+                f"Data set `{name}`: `columns` names a column for `{role}`; the roles are {', '.join(roles)}"
+                f"{suggest(role, roles)}"
             )
+    _check_columns_of_ids(name, columns, settings)
     instruction = settings.get("instruction") or ""
     instructions = tuple(instruction) if isinstance(instruction, list) else (instruction,)
     if not instructions or not all(isinstance(text, str) for text in instructions):
@@ -122,6 +147,51 @@ def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entr
         folder=settings.get("folder"),
         hub_files=settings.get("file_name") if on_hub else None,
         num_samples=settings.get("num_samples"),
+        corpus=_find_texts(name, "corpus", settings, dataset_dir),
+        queries=_find_texts(name, "queries", settings, dataset_dir),
+    )
+
+
+def _check_columns_of_ids(name: str, columns: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    """A column holds ids or texts, and ids need the file with their texts."""
+    for role, ids in ID_ROLE_OF.items():
+        key = "queries" if role == "query" else "corpus"
+        if ids in columns and role in columns:
+            raise ValueError(f"Data set `{name}`: `columns` names `{role}` and `{ids}`; name the one that is there.")
+        if ids in columns and key not in settings:
+            raise ValueError(f"Data set `{name}`: `columns` names `{ids}`; name their texts with `{key}`.")
+
+
+def _find_texts(name: str, key: str, settings: Mapping[str, Any], dataset_dir: str) -> TextSource | None:
+    """The value of `corpus` or `queries`: the path of a file, or where it lies in the keys of an entry."""
+    value = settings.get(key)
+    if value is None:
+        return None
+    where: Any = {"file_name": value} if isinstance(value, str) else value
+    if not isinstance(where, Mapping) or not {"file_name", "hf_hub_url"} & where.keys():
+        raise ValueError(
+            f"Data set `{name}`: `{key}` must be the path of a file, or an object with `file_name` or `hf_hub_url`."
+        )
+    for given in where:
+        if given not in SOURCE_KEYS:
+            raise ValueError(f"Data set `{name}`: key `{given}` of `{key}` is not known{suggest(given, SOURCE_KEYS)}")
+    columns = where.get("columns") or {}
+    for role in columns:
+        if role not in SOURCE_COLUMNS:
+            raise ValueError(
+                f"Data set `{name}`: `columns` of `{key}` names a column for `{role}`; it has "
+                f"{', '.join(SOURCE_COLUMNS)}{suggest(role, SOURCE_COLUMNS)}"
+            )
+    location, on_hub = _find_location(name, where, dataset_dir)
+    return TextSource(
+        name=f"{name}: {key}",
+        location=location,
+        on_hub=on_hub,
+        subset=where.get("subset"),
+        split=where.get("split"),
+        folder=where.get("folder"),
+        hub_files=where.get("file_name") if on_hub else None,
+        columns=dict(columns),
     )
 
 

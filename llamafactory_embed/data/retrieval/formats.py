@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from typing import Any
 
 from ...hparams.suggestion import nearest
 from ..problems import BadRowError, check_characters
+from .columns import Record, list_of_texts, number_of, optional_text, query_of, scores_of, text_of, type_name
 from .rows import Row
 
-
-Record = Mapping[str, Any]
 
 # What a column is for, and its names in public data sets; the first that a record has is used.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -25,19 +23,25 @@ ROLES: dict[str, tuple[str, ...]] = {
     "instruction": ("instruction",),
     "text": ("text", "sentence"),
 }
+# Columns that hold ids instead of texts, where the entry of the data set names the texts.
+ID_ROLES: dict[str, tuple[str, ...]] = {
+    "query_id": ("query_id",),
+    "positive_ids": ("positive_ids", "positive_id"),
+    "negative_ids": ("negative_ids", "negative_id"),
+}
+ID_ROLE_OF = {"query": "query_id", "positive": "positive_ids", "negative": "negative_ids"}
+SET_COLUMN = "set"
 PASSAGE_COLUMNS = ("positive_passages", "negative_passages", "new_negatives")
 NLI_COLUMNS = ("premise", "hypothesis", "label")
 NUMBERED_NEGATIVE = re.compile(r"negative_?\d+")
 KNOWN_COLUMNS = (
     "; ".join(f"{role} ({', '.join(f'`{name}`' for name in names)})" for role, names in ROLES.items())
     + "; `negative_1` … `negative_n`; "
-    + ", ".join(f"`{name}`" for name in (*PASSAGE_COLUMNS, *NLI_COLUMNS))
+    + ", ".join(f"`{name}`" for name in (*PASSAGE_COLUMNS, *NLI_COLUMNS, SET_COLUMN))
 )
 
 # MS MARCO with instructions (Weller et al. 2024): up to this many generated negatives are taken before sampling.
 MOST_LEADING_NEGATIVES = 3
-
-LARGEST_SCORE = 3e38  # scores become float32
 
 # Labels of natural language inference, as numbers (the order of SNLI, MultiNLI and AllNLI) and as words.
 NLI_LABELS = {"0": "entailment", "1": "neutral", "2": "contradiction", "-1": "none", "-": "none", "": "none"}
@@ -60,7 +64,7 @@ class Layout:
     """Which columns of a record play which role."""
 
     shape: str
-    """`passages`, `nli`, `triple` (with or without negatives and score) or `text`."""
+    """`passages`, `nli`, `triple` (with or without negatives and score), `set` or `text`."""
     roles: Mapping[str, str]
     numbered_negatives: tuple[str, ...] = ()
 
@@ -68,19 +72,22 @@ class Layout:
 def parse_record(record: Record, columns: Mapping[str, str], file: str, line: int) -> Row | NliPair:
     """Turn a record into a row; `columns` maps a role to the column the user named for it."""
     layout = find_layout(tuple(record), tuple(sorted(columns.items())))
-    instruction = _optional_text(record, layout.roles.get("instruction"))
+    instruction = optional_text(record, layout.roles.get("instruction"))
     if layout.shape == "nli":
         return NliPair(
-            premise=_text(record, "premise"),
-            hypothesis=_text(record, "hypothesis"),
+            premise=text_of(record, "premise"),
+            hypothesis=text_of(record, "hypothesis"),
             label=_nli_label(record["label"]),
             instruction=instruction,
             file=file,
             line=line,
         )
     if layout.shape == "text":
-        text = _text(record, layout.roles["text"])
+        text = text_of(record, layout.roles["text"])
         return Row(text, (text,), instruction=instruction, file=file, line=line)
+    if layout.shape == "set":
+        first, *others = _members_of_set(record[SET_COLUMN])
+        return Row(first, tuple(others), instruction=instruction, file=file, line=line)
     if layout.shape == "passages":
         return _parse_passages(record, layout, instruction, file, line)
     return _parse_triple(record, layout, instruction, file, line)
@@ -111,6 +118,8 @@ def find_layout(columns: tuple[str, ...], named: tuple[tuple[str, str], ...]) ->
         shape = "nli"
     elif "query" in roles and "positive" in roles:
         shape = "triple"
+    elif SET_COLUMN in columns and "query" not in roles and "positive" not in roles:
+        shape = "set"
     elif "text" in roles and "query" not in roles and "positive" not in roles:
         shape = "text"
     else:
@@ -160,21 +169,29 @@ def _rows_of_groups(groups: Mapping[tuple[str, str | None], list[NliPair]]) -> I
 
 
 def _parse_triple(record: Record, layout: Layout, instruction: str | None, file: str, line: int) -> Row:
-    positives = _texts(record, layout.roles["positive"])
+    positives = list_of_texts(record, layout.roles["positive"])
     if not positives:
         raise BadRowError(f"`{layout.roles['positive']}` is empty")
     negatives: tuple[str, ...] = ()
     for column in (layout.roles.get("negative"), *layout.numbered_negatives):
-        negatives += () if column is None else _texts(record, column, empty_is_none=True)
+        negatives += () if column is None else list_of_texts(record, column, empty_is_none=True)
+    instruction_of_query, query = query_of(record, layout.roles["query"])
     return Row(
-        _text(record, layout.roles["query"]),
+        query,
         positives,
         negatives,
-        _scores(record, layout.roles.get("score"), len(positives) + len(negatives)),
-        instruction,
+        scores_of(record, layout.roles.get("score"), len(positives) + len(negatives)),
+        instruction_of_query or instruction,
         file=file,
         line=line,
     )
+
+
+def _members_of_set(value: object) -> tuple[str, ...]:
+    """The texts of `set`, all of which mean the same; the first becomes the query."""
+    if not isinstance(value, (list, tuple)) or len(value) < 2:
+        raise BadRowError(f"`{SET_COLUMN}` must be a list of at least two texts")
+    return list_of_texts({SET_COLUMN: value}, SET_COLUMN)
 
 
 def _parse_passages(record: Record, layout: Layout, instruction: str | None, file: str, line: int) -> Row:
@@ -189,7 +206,7 @@ def _parse_passages(record: Record, layout: Layout, instruction: str | None, fil
     if scores and len(scores) < len(passages):
         raise BadRowError("`ce_score` is given for some passages but not for all")
     return Row(
-        _text(record, layout.roles["query"]),
+        text_of(record, layout.roles["query"]),
         texts[: len(positives)],
         texts[len(positives) :],
         scores or None,
@@ -211,21 +228,21 @@ def _passages(record: Record, column: str) -> list[tuple[str, float | None]]:
     if isinstance(value, Mapping):
         value = _transpose(value, column)
     if not isinstance(value, (list, tuple)):
-        raise BadRowError(f"`{column}` must be a list of passages, not {_type_name(value)}")
+        raise BadRowError(f"`{column}` must be a list of passages, not {type_name(value)}")
     passages: list[tuple[str, float | None]] = []
     for passage in value:
         if isinstance(passage, str):
             passage = {"text": passage}
         if not isinstance(passage, Mapping) or not isinstance(passage.get("text"), str):
-            raise BadRowError(f"a passage of `{column}` must be text or have a `text`, not {_type_name(passage)}")
+            raise BadRowError(f"a passage of `{column}` must be text or have a `text`, not {type_name(passage)}")
         title, text = passage.get("title"), passage["text"]
         if title is not None and not isinstance(title, str):
-            raise BadRowError(f"the `title` of a passage of `{column}` must be text, not {_type_name(title)}")
+            raise BadRowError(f"the `title` of a passage of `{column}` must be text, not {type_name(title)}")
         if not f"{title or ''}{text}".strip():
             raise BadRowError(f"a passage of `{column}` is empty")
         score = passage.get("ce_score")
         whole = check_characters(text if title is None else f"{title} {text}", column)
-        passages.append((whole, None if score is None else _number(score)))
+        passages.append((whole, None if score is None else number_of(score)))
     return passages
 
 
@@ -236,67 +253,12 @@ def _transpose(columns: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
 
 
-def _text(record: Record, column: str) -> str:
-    value = record[column]
-    if value is None:
-        raise BadRowError(f"`{column}` is missing")
-    if not isinstance(value, str):
-        raise BadRowError(f"`{column}` must be text, not {_type_name(value)}")
-    if not value.strip():
-        raise BadRowError(f"`{column}` is empty")
-    return check_characters(value, column)
-
-
-def _optional_text(record: Record, column: str | None) -> str | None:
-    value = None if column is None else record.get(column)
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return check_characters(value, str(column))
-    raise BadRowError(f"`{column}` must be text, not {_type_name(value)}")
-
-
-def _texts(record: Record, column: str, empty_is_none: bool = False) -> tuple[str, ...]:
-    """A column that holds one text or a list of them; the empty cell of a table is no negative."""
-    value = record[column]
-    if empty_is_none and (value is None or value == ""):
-        return ()
-    if isinstance(value, (list, tuple)):
-        return tuple(_text({column: item}, column) for item in value)
-    return (_text(record, column),)
-
-
-def _scores(record: Record, column: str | None, count: int) -> tuple[float, ...] | None:
-    value = None if column is None else record.get(column)
-    if value is None or value == "":
-        return None
-    values = value if isinstance(value, (list, tuple)) else [value]
-    if len(values) != count:
-        raise BadRowError(f"`{column}` has {len(values)} numbers for {count} passages")
-    return tuple(_number(item, str(column)) for item in values)
-
-
-def _number(value: Any, column: str = "ce_score") -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not abs(number) <= LARGEST_SCORE:  # nor is nan
-        raise BadRowError(f"`{column}` must be a number, not {value!r}")
-    return number
-
-
 def _nli_label(value: object) -> str:
     label = str("" if value is None else value).strip().lower()
     label = NLI_LABELS.get(label, label)
     if label not in NLI_LABELS.values():
         raise BadRowError(f"`label` must be entailment, neutral or contradiction (0, 1, 2), not {value!r}")
     return label
-
-
-def _type_name(value: object) -> str:
-    names = {type(None): "nothing", list: "a list", dict: "an object", bool: "true or false"}
-    return names.get(type(value), f"the number {value!r}" if isinstance(value, (int, float)) else repr(value))
 
 
 def _number_in(column: str) -> int:
@@ -307,7 +269,11 @@ def _explain_missing(roles: list[str], columns: tuple[str, ...]) -> str:
     parts = []
     for role in roles:
         meant = _nearest_column(role, columns, 0.7)
+        ids = next((name for name in columns if name in ID_ROLES[ID_ROLE_OF[role]]), None)
         hint = f" (is `{meant}` a misspelt `{role}`?)" if meant else ""
+        if ids is not None and not meant:
+            key = "queries" if role == "query" else "corpus"
+            hint = f" (`{ids}` holds ids: name their texts with `{key}` in the data set's entry)"
         parts.append(f"`{role}`{hint}")
     return f"there is no column {' and no '.join(parts)} among {', '.join(f'`{name}`' for name in columns)}"
 
@@ -325,5 +291,6 @@ def _refuse_misspelt_columns(layout: Layout, columns: tuple[str, ...]) -> None:
 
 
 def _nearest_column(role: str, columns: tuple[str, ...], likeness: float) -> str | None:
-    unknown = [name for name in columns if not any(name in names for names in ROLES.values())]
+    known = {name for names in (*ROLES.values(), *ID_ROLES.values()) for name in names}
+    unknown = [name for name in columns if name not in known]
     return nearest(role, unknown, likeness)

@@ -12,6 +12,7 @@ from ..problems import BadRowError, BadRows
 from . import beir
 from .entries import Entry, find_entries
 from .formats import KNOWN_COLUMNS, NliPair, Record, group_nli_pairs, parse_record
+from .references import References
 from .rows import Row, Task, sees_own_passages_only
 
 
@@ -72,8 +73,9 @@ def rows_of_entry(
         collection.read_passages()
         yield from rows_of_collection(collection, entry)
         return
-    records = records_of_entry(entry, hub or HubOptions(), streaming)
-    for _, row in group_nli_pairs(parse_records(records, entry, bad_rows), consecutive_only=streaming):
+    hub = hub or HubOptions()
+    records = parse_records(records_of_entry(entry, hub, streaming), entry, bad_rows, hub)
+    for _, row in group_nli_pairs(records, consecutive_only=streaming):
         yield row
 
 
@@ -97,14 +99,16 @@ def records_of_entry(entry: Entry, hub: HubOptions, streaming: bool) -> Iterator
 
 
 def parse_records(
-    records: Iterable[LocatedRecord], entry: Entry, bad_rows: BadRows
+    records: Iterable[LocatedRecord], entry: Entry, bad_rows: BadRows, hub: HubOptions | None = None
 ) -> Iterator[tuple[Record, Row | NliPair]]:
-    """Each record with the row it holds; bad ones are noted. Instructions take turns by the number of the record."""
+    """Each record with the row it holds; bad ones are noted. Instructions take turns by the number of the record.
+    Where rows name texts by id, the texts are read first."""
+    references = References.read(entry, bad_rows, hub or HubOptions())
     for number, (file, line, record) in enumerate(records):
         try:
             if isinstance(record, BadRowError):
                 raise record
-            parsed = parse_record(record, entry.columns, file, line)
+            parsed = parse_record(references.resolve(record), entry.columns, file, line)
         except BadRowError as problem:
             bad_rows.add(file, line, str(problem))
             if bad_rows.full:
@@ -122,8 +126,8 @@ def instruction_in_turn(entry: Entry, number: int) -> str | None:
 
 
 def is_beir(entry: Entry) -> bool:
-    """Whether the entry is a folder in BEIR's layout."""
-    return not entry.on_hub and beir.is_beir_folder(entry.location)
+    """Whether the entry is a folder in the layout of BEIR or MIRACL."""
+    return not entry.on_hub and beir.is_collection(entry.location)
 
 
 def open_collection(entry: Entry, bad_rows: BadRows) -> beir.Collection:

@@ -41,14 +41,14 @@ def load_path(word: str) -> LocalTask:
     name = name_of_data(Path(path))
     kind = kind or kind_of(path)
     if kind == "answers":
-        return make_answers_task(name, path)
+        return make_answers_task(name, path, split)
     if kind == "classification":
         return make_classification_task(name, path)
     if kind == "clustering":
         return make_clustering_task(name, path)
     if kind == "sts":
         return make_sts_task(name, path)
-    if beir.is_beir_folder(path):
+    if beir.is_collection(path):
         return make_beir_task(name, path, split)
     return make_rows_task(Entry(name=name, location=path, task=name))
 
@@ -58,14 +58,14 @@ def load_entry(entry: Entry) -> LocalTask:
     if entry.on_hub:
         raise ValueError(f"{entry.name} is on a hub; evaluation reads local files, or mteb's own tasks.")
     instruction = entry.instructions[0]
-    if beir.is_beir_folder(entry.location):
+    if beir.is_collection(entry.location):
         return make_beir_task(entry.name, entry.location, entry.split, instruction, entry.symmetric)
     return make_rows_task(entry)
 
 
 def kind_of(path: str) -> str:
     """What data hold, by their layout and their columns."""
-    if beir.is_beir_folder(path):
+    if beir.is_collection(path):
         return "retrieval"
     if is_answers_folder(path):
         return "answers"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,19 +38,26 @@ def make_task(
     main_score: str,
     prompt: Any = None,  # mteb's own type is a TypedDict
     split: str = "test",
+    subsets: Sequence[str] = (),
+    further_files: Sequence[str] = (),
     **attributes: Any,
 ) -> LocalTask:
-    """A task of one of mteb's classes around data in memory. Its revision is a digest of the files and of the
-    instruction, so that results are reused only for the very same data."""
+    """A task of one of mteb's classes around data in memory; `subsets` are the names of its parts, if it has several.
+
+    Its revision is a digest of `source`, of `further_files` that its data come from, and of the instruction: results
+    are reused only for the very same data.
+    """
+    further = "".join(revision_of_data(file) for file in further_files)
     metadata = TaskMetadata(
         name=name,
         description=f"Local data: {source}",
-        dataset={"path": source, "revision": revision_of_data(source, repr(prompt))},
+        dataset={"path": source, "revision": revision_of_data(source, repr(prompt) + further)},
         type=kind,
         category="t2t",
         modalities=["text"],
         eval_splits=[split],
-        eval_langs=["eng-Latn"],  # mteb knows no undetermined language, and nothing of the score depends on it
+        # mteb knows no undetermined language, and nothing of the score depends on it
+        eval_langs={subset: ["eng-Latn"] for subset in subsets} if subsets else ["eng-Latn"],
         main_score=main_score,
         prompt=prompt,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
@@ -62,7 +62,14 @@ def make_rows_task(entry: Entry) -> LocalTask:
         for number, documents in enumerate(material.relevant)
     }
     return retrieval_task(
-        entry.name, entry.location, corpus, queries, relevant, different.pop(), bool(material.corpus_instruction)
+        entry.name,
+        entry.location,
+        corpus,
+        queries,
+        relevant,
+        different.pop(),
+        bool(material.corpus_instruction),
+        [texts.location for texts in (entry.corpus, entry.queries) if texts is not None and not texts.on_hub],
     )
 
 
@@ -74,6 +81,7 @@ def retrieval_task(
     relevant: Relevance,
     instruction: str,
     symmetric: bool,
+    further_files: Sequence[str] = (),
 ) -> LocalTask:
     """The task around a collection; documents of symmetric tasks have the instruction, too."""
     dataset = {
@@ -88,7 +96,16 @@ def retrieval_task(
     }
     roles = ("query", "document") if symmetric else ("query",)
     prompt = {role: instruction for role in roles} if instruction else None
-    return make_task(AbsTaskRetrieval, name, source, dataset, kind="Retrieval", main_score="ndcg_at_10", prompt=prompt)
+    return make_task(
+        AbsTaskRetrieval,
+        name,
+        source,
+        dataset,
+        kind="Retrieval",
+        main_score="ndcg_at_10",
+        prompt=prompt,
+        further_files=further_files,
+    )
 
 
 def texts_with_ids(texts: Mapping[str, str]) -> Dataset:

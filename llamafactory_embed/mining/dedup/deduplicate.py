@@ -6,7 +6,6 @@ import base64
 import datetime
 import decimal
 import json
-import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from ...data.retrieval.entries import Entry
 from ...data.retrieval.formats import KNOWN_COLUMNS, NliPair, Record
 from ...data.retrieval.reader import is_beir, parse_records, records_of_entry
 from ...data.retrieval.rows import Row
+from ...data.retrieval.texts import read_texts
 from ...files import whole_file, write_json
 from ..sources import find_source
 from .matchers import Matcher, make_matchers
@@ -140,8 +140,9 @@ def read_test_queries(options: DedupOptions) -> list[TestQuery]:
 
 def _beir_queries(folder: str) -> Iterator[tuple[str, str]]:
     """All queries of the collection, whatever split judges them."""
-    file = os.path.join(folder, beir.QUERIES)
-    return ((f"{file}:{query.line}", query.text) for query in beir.read_texts(file))
+    for file in beir.query_files(folder):
+        for query in read_texts(file):
+            yield f"{file}:{query.line}", query.text
 
 
 def _queries(entry: Entry, bad_rows: BadRows) -> Iterator[tuple[str, str, Record]]:

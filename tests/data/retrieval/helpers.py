@@ -13,6 +13,8 @@ from llamafactory_embed.data.retrieval.rows import Row, Task
 
 
 FILES = Path(__file__).parents[1] / "files"
+FOLDERS = Path(__file__).parents[1] / "folders"
+"""Data that lie in several files."""
 
 
 def read_task(file_name: str, folder: Path = FILES, **settings: Any) -> Task:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from llamafactory_embed.data.retrieval.evalset import build_retrieval_eval
 from llamafactory_embed.data.retrieval.reader import load_tasks, tasks_of_entries
 from llamafactory_embed.data.retrieval.stream import stream_tasks
 from llamafactory_embed.train.embed.tasks import hold_out, split_tasks
-from tests.data.retrieval.helpers import read_task, without_place
+from tests.data.retrieval.helpers import FOLDERS, read_task, without_place
 
 
 def test_a_beir_folder_gives_its_judged_queries_and_the_whole_corpus(tmp_path: Path) -> None:
@@ -140,3 +141,32 @@ def test_bad_texts_of_a_collection_are_bad_rows(tmp_path: Path) -> None:
     assert "corpus.jsonl:3: every line is a JSON object with `_id` and `text`" in str(error.value)
     (task,) = load_tasks("collection", registry, skip_bad_rows=True)
     assert [row.query for row in task.rows] == ["query 0", "query 3", "query 4"]
+
+
+def test_miracl_as_published_is_a_collection() -> None:
+    task = read_task("miracl-v1.0-de", FOLDERS, split="dev")
+    assert without_place(task.rows) == [
+        ('Wo endet die "Donau"?', ("Donau Die Donau endet im Schwarzen Meer.",), (), None, None),
+        ("Welcher Berg raucht?", ("Ätna Der Ätna raucht.",), (), None, None),
+    ]
+    assert [row.where for row in task.rows] == [
+        str(FOLDERS / f"miracl-v1.0-de/topics/topics.miracl-v1.0-de-dev.tsv:{line}") for line in (1, 2)
+    ]
+    assert task.corpus == ("Donau Die Donau endet im Schwarzen Meer.", "Ätna Der Ätna raucht.")
+    with pytest.raises(ValueError, match="has no judgements for `test-a`; it has dev"):
+        read_task("miracl-v1.0-de", FOLDERS, split="test-a")
+
+
+def test_topics_and_judgements_of_miracl_are_told_by_line(tmp_path: Path) -> None:
+    folder = tmp_path / "miracl-v1.0-de"
+    shutil.copytree(FOLDERS / "miracl-v1.0-de", folder)
+    topics = folder / "topics" / "topics.miracl-v1.0-de-dev.tsv"
+    topics.write_text("0#0\tWo?\n1#0\n")
+    with pytest.raises(ValueError, match=r"de-dev\.tsv:2: every line is an id, a tab and a text"):
+        read_task("miracl-v1.0-de", tmp_path, split="dev")
+    topics.write_text("0#0\tWo?\n")
+    with pytest.raises(ValueError, match=r"qrels.*:3: `1#0` is judged but is not in topics\.miracl-v1\.0-de-dev\.tsv"):
+        read_task("miracl-v1.0-de", tmp_path, split="dev")
+    topics.unlink()
+    with pytest.raises(ValueError, match="has no topics for `dev`; it has test-a"):
+        read_task("miracl-v1.0-de", tmp_path, split="dev")

@@ -18,6 +18,15 @@ from llamafactory_embed.data.retrieval.entries import make_entry
         ({"file_name": "a", "symmetric": "yes"}, "`symmetric` must be true or false"),
         ({"file_name": "a", "instruction": [1]}, "`instruction` must be text"),
         ({"file_name": "a", "instruction": ["find", "half \ud83d"]}, "`instruction` holds half a character"),
+        ({"file_name": "a", "corpus": 1}, "`corpus` must be the path of a file, or an object with `file_name`"),
+        ({"file_name": "a", "corpus": {"subset": "b"}}, "`corpus` must be the path of a file, or an object"),
+        ({"file_name": "a", "queries": {"file_name": "b", "splt": "c"}}, "`splt` of `queries` .* mean `split`"),
+        ({"file_name": "a", "corpus": {"file_name": "b", "columns": {"txt": "c"}}}, "did you mean `text`"),
+        ({"file_name": "a", "columns": {"positive_ids": "pos"}}, "names `positive_ids`; name their texts with"),
+        (
+            {"file_name": "a", "corpus": "b", "columns": {"positive_ids": "pos", "positive": "p"}},
+            "`columns` names `positive` and `positive_ids`; name the one that is there",
+        ),
         ({"ms_hub_url": "a"}, "needs `file_name` or `hf_hub_url`"),
     ],
 )

@@ -108,6 +108,38 @@ def test_e5_instructions_are_used_in_turn_by_the_number_of_the_row() -> None:
     assert [row.instruction for row in rows] == [first, second, first, second, first]
 
 
+def test_instruction_and_text_in_one_list_are_told_apart() -> None:
+    records = json_lines("reasonir_vl.jsonl")
+    rows = read_task("reasonir_vl.jsonl", instruction="of the entry").rows
+    assert [row.query for row in rows] == [record["query"][1] for record in records]
+    assert [row.positives for row in rows] == [tuple(text for _, text in record["pos"]) for record in records]
+    assert [row.negatives for row in rows] == [tuple(text for _, text in record["neg"]) for record in records]
+    told = "Given this reasoning-intensive query, find relevant documents that could help answer the question"
+    assert [row.instruction for row in rows] == [told, None], "no instruction in the row: that of the entry holds"
+
+
+def test_arrays_are_pairs_and_triplets() -> None:
+    rows = read_task("pairs_without_names.jsonl").rows
+    assert without_place(rows) == [
+        ("a young domestic cat", ("kitten",), (), None, None),
+        ("a small house of a dog", ("kennel",), ("street",), None, None),
+    ]
+
+
+def test_the_first_text_of_a_set_asks_for_the_others() -> None:
+    for row, record in zip(read_task("sets.jsonl").rows, json_lines("sets.jsonl"), strict=True):
+        assert [row.query, *row.positives] == record["set"]
+        assert row.negatives == ()
+
+
+def test_the_unprocessed_files_of_tdro_have_their_query_in_text() -> None:
+    rows = read_task("tdro_unprocessed.jsonl").rows
+    assert without_place(rows) == [
+        ("a young domestic cat", ("Kitten A kitten is a young cat.",), (" Dogs bark.",), None, None),
+        ("a dwelling", ("A house is a dwelling.",), (), None, None),
+    ]
+
+
 @pytest.mark.parametrize("name", ["sentences.txt", "sentences.jsonl"])
 def test_plain_texts_are_their_own_positives(name: str) -> None:
     content = (FILES / name).read_text(encoding="utf-8").splitlines()
@@ -152,9 +184,25 @@ def test_a_named_column_that_is_absent_is_a_bad_row(tmp_path: Path) -> None:
         ({"query": "a", "positive_passages": [{"docid": "1"}]}, "must be text or have a `text`"),
         ({"positive_passages": ["b"]}, "no column `query`"),
         ({"text": 5}, "`text` must be text, not the number 5"),
+        ({"query": ["find", ""], "positive": "b"}, "`query` is empty"),
+        ({"query": ["find", 1], "positive": "b"}, "`query` must be text, not a list"),
+        ({"query": "a", "pos": [["find", "b"]]}, "a passage of `pos` has the instruction 'find'; only queries may"),
+        ({"query": "a", "pos": [["", "b", "c"]]}, "`pos` must be text, not a list"),
+        ({"query": "a", "pos": [["", " "]]}, "`pos` is empty"),
+        ({"set": ["a"]}, "`set` must be a list of at least two texts"),
+        ({"set": "ab"}, "`set` must be a list of at least two texts"),
+        ({"set": ["a", " "]}, "`set` is empty"),
+        (["a"], "neither a JSON object with columns nor an array of two or three texts"),
+        (["a", 1], "neither a JSON object with columns nor an array of two or three texts"),
+        (["a", " "], "`positive` is empty"),
+        (
+            {"query": "a", "positive_ids": ["1"]},
+            "no column `positive` \\(`positive_ids` holds ids: name their texts with `corpus` in the data set's entry",
+        ),
+        ({"query_id": "a", "positive": "b"}, "no column `query` \\(`query_id` holds ids: .* with `queries`"),
     ],
 )
-def test_bad_rows_say_what_is_wrong(tmp_path: Path, record: dict[str, Any], problem: str) -> None:
+def test_bad_rows_say_what_is_wrong(tmp_path: Path, record: Any, problem: str) -> None:
     (tmp_path / "bad.jsonl").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=rf"bad\.jsonl:1: .*{problem}"):
         read_task("bad.jsonl", tmp_path)

@@ -31,7 +31,7 @@ def test_all_bad_rows_are_told_at_once_with_known_columns() -> None:
     assert "`skip_bad_rows: true`" in message
     assert "`positive_passages`" in message.splitlines()[-1]
     assert "this is not JSON" in told[4]
-    assert "not a JSON object" in told[6]
+    assert "neither a JSON object" in told[6]
 
 
 def test_bad_rows_are_skipped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
