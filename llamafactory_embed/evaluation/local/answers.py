@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mteb.abstasks import AbsTaskRetrieval
@@ -12,7 +13,7 @@ from mteb.models import SearchProtocol
 from mteb.models.search_wrappers import SearchEncoderWrapper
 
 from ...data.retrieval import beir
-from ..answers import DEPTHS, accuracy_at, words
+from ..answers import DEPTHS, accuracy_at, dpr_words, words
 from .reading import LocalTask, make_task
 from .retrieval import texts_with_ids
 
@@ -24,7 +25,9 @@ class AnswerTask(AbsTaskRetrieval):
     """A retrieval task without judgements: a passage that holds an answer is relevant."""
 
     k_values = DEPTHS
-    answers: Mapping[str, Sequence[str]]
+    second_score = f"dpr_accuracy_at_{MAIN_DEPTH}"
+    answers: Mapping[str, Mapping[str, Sequence[str]]]
+    """By subset (MKQA has one for each language) and question."""
 
     def _evaluate_subset(
         self,
@@ -34,6 +37,7 @@ class AnswerTask(AbsTaskRetrieval):
         encode_kwargs: Any,
         hf_split: str,
         hf_subset: str,
+        prediction_folder: Path | None = None,
         **kwargs: Any,
     ) -> Any:
         search: Any = model if isinstance(model, SearchProtocol) else SearchEncoderWrapper(model)
@@ -42,14 +46,20 @@ class AnswerTask(AbsTaskRetrieval):
         corpus, queries = data_split["corpus"], data_split["queries"]
         search.index(corpus, **about)
         results = search.search(queries, top_k=max(DEPTHS), **about)
+        if prediction_folder is not None:
+            self._save_task_predictions(results, model, prediction_folder, hf_split=hf_split, hf_subset=hf_subset)
         texts = dict(zip(corpus["id"], corpus["text"], strict=True))
         names = list(queries["id"])
         ranking = [
             [texts[key] for key, _ in sorted(results[name].items(), key=lambda pair: (-pair[1], pair[0]))]
             for name in names
         ]
-        accuracy = accuracy_at(ranking, [self.answers[name] for name in names])
-        return {f"accuracy_at_{depth}": value for depth, value in accuracy.items()}
+        answers = [self.answers[hf_subset][name] for name in names]
+        scores = {}
+        for prefix, split in (("", words), ("dpr_", dpr_words)):
+            accuracy = accuracy_at(ranking, answers, split=split)
+            scores |= {f"{prefix}accuracy_at_{depth}": value for depth, value in accuracy.items()}
+        return scores
 
 
 def is_answers_folder(path: str) -> bool:
@@ -89,5 +99,5 @@ def make_answers_task(name: str, path: str) -> LocalTask:
         {"default": {"test": data}},
         kind="Retrieval",
         main_score=main_score,
-        answers=answers,
+        answers={"default": answers},
     )
