@@ -64,7 +64,8 @@ class Encoder:
         loaded_as = {"model": self.source, "tokenizer": tokenizer, "dtype": dtype, "backend": backend}
         self._loaded_as = {**loaded_as, "overrides": overrides}
         self._pool: EncoderPool | None = None
-        self.config = dataclasses.replace(self.model.embedding_config, **(overrides or {}))
+        self.overrides = dict(overrides or {})
+        self.config = dataclasses.replace(self.model.embedding_config, **self.overrides)
         self.tokenizer = EmbeddingTokenizer(tokenizer, self.config)
 
     @property

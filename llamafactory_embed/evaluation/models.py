@@ -229,7 +229,6 @@ def wrap_encoder(
         split_long_documents=options.long_documents == "chunk",
         index=options.index,
         devices=options.devices,
-        overrides=options.overrides,
         text_max_length=options.text_max_length,
         top_k=options.top_k,
     )

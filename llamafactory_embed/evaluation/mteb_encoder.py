@@ -42,7 +42,6 @@ class MtebEncoder:
         split_long_documents: bool = False,
         index: str = EXACT,
         devices: Sequence[str] | None = None,
-        overrides: Mapping[str, Any] | None = None,
         text_max_length: int | None = None,
         top_k: int | None = None,
     ) -> None:
@@ -54,7 +53,6 @@ class MtebEncoder:
         self.split_long_documents = split_long_documents
         self.index_spec = index
         self.devices = list(devices) if devices is not None and len(devices) > 1 else None
-        self.overrides = dict(overrides or {})
         self.text_max_length = text_max_length
         self.top_k = top_k
         self.search_device = torch.device(self.devices[0]) if self.devices else encoder.model.device
@@ -209,7 +207,7 @@ class MtebEncoder:
     def _store(self, instruction: str, role: Role) -> VectorStore:
         key = (instruction, role)
         if key not in self._stores:
-            about = {"role": role, "instruction": instruction, **self.overrides}
+            about = {"role": role, "instruction": instruction, **self.encoder.overrides}
             self._stores[key] = VectorStore(
                 self._vectors / digest(json.dumps(about)).hex(), self.encoder.dimension, about
             )

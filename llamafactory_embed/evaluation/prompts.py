@@ -125,7 +125,7 @@ def find_untrained_prompts(
         (closest,) = difflib.get_close_matches(prompt, known, n=1, cutoff=0)
         sentence += f", but was trained with {closest!r}"
     if len(new) > 1:
-        sentence += f" (and {len(new) - 1} other tasks with prompts that are new to it)"
+        sentence += f" ({len(new)} tasks have prompts that are new to it)"
     if doubled:
         sentence += f"; {doubled!r} is where the instruction ends and the template goes on"
     return f"{sentence}. `prompts` and `query_template` decide what it reads."

@@ -12,6 +12,7 @@ from typing import Any
 
 import mteb
 import pytest
+import pytrec_eval
 import yaml
 from datasets import Dataset
 from mteb.tasks.instruction_reranking.eng import core17_instruction_retrieval
@@ -20,6 +21,7 @@ from llamafactory_embed import Encoder
 from llamafactory_embed.evaluation import lexical, models, revisions
 from llamafactory_embed.evaluation.groups import GROUPS
 from llamafactory_embed.evaluation.report import SECOND_SCORES
+from llamafactory_embed.evaluation.run_files import run_lines
 from llamafactory_embed.evaluation.tasks import choose_tasks
 from llamafactory_embed.loading.checkpoint import save_checkpoint
 from tests.embedders import PROSE, make_embedder
@@ -185,6 +187,73 @@ def test_instructions_of_followir_move_documents(
     assert 0 < second <= 1
 
 
+def judge_run_file(path: Path, judgements: Path) -> float:
+    """nDCG@10 by trec_eval of a run file, in other hands: columns at white space."""
+    ranked: dict[str, dict[str, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        query, constant, document, rank, score, tag = line.split()
+        assert constant == "Q0"
+        assert tag == path.parent.name
+        ranked.setdefault(query, {})[document] = float(score)
+        assert int(rank) == len(ranked[query])
+    relevant: dict[str, dict[str, int]] = {}
+    for line in judgements.read_text(encoding="utf-8").splitlines()[1:]:
+        query, document, grade = line.split("\t")
+        relevant.setdefault(query, {})[document] = int(grade)
+    judged = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10"}).evaluate(ranked)
+    return sum(each["ndcg_cut_10"] for each in judged.values()) / len(judged)
+
+
+def test_run_files_are_judged_alike_by_trec_eval(
+    command: Command, checkpoint: Path, beir: Path, tmp_path: Path
+) -> None:
+    output, runs = tmp_path / "out", tmp_path / "runs"
+    words = ["eval", checkpoint, "--tasks", beir, pairs_file(tmp_path), "--baseline", "bm25", "--output", output]
+    assert command(*words)[0] == 0  # judged without run files, which is made up for
+    assert command(*words, "--predictions", runs)[0] == 0
+    scores = read_summary(output)[("following_lines", "ndcg_at_10")]
+    name = revisions.name_of_folder(checkpoint)
+    for label, folder in ((name, name.replace("/", "__")), ("bm25", "bm25")):
+        measured = judge_run_file(runs / folder / "following_lines.trec", beir / "qrels" / "test.tsv")
+        assert measured == pytest.approx(scores[label], abs=1e-5)
+        assert measured > 0.05
+    assert len(list(runs.rglob("*.trec"))) == 2  # pairs are not ranked
+
+
+def test_run_files_are_not_written_twice(
+    command: Command, checkpoint: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["eval", checkpoint, "--tasks", beir, "--output", tmp_path / "out", "--predictions", tmp_path / "runs"]
+    assert command(*words)[0] == 0
+    monkeypatch.setattr(models, "load_encoder", lambda *args: pytest.fail("the model is not needed"))
+    assert command(*words)[0] == 0
+
+
+def test_lines_of_a_run_file() -> None:
+    ranked = {"q 1": {"a": 0.5, "b c": 0.75, "d": 0.5}, "a": {"a": 1.0, "b": -1e-7}}
+    assert list(run_lines(ranked, "me", drop_identical_ids=True)) == [
+        "q%201 Q0 b%20c 1 0.75 me\n",
+        "q%201 Q0 d 2 0.5 me\n",
+        "q%201 Q0 a 3 0.5 me\n",
+        "a Q0 b 1 -1e-07 me\n",
+    ]
+
+
+def test_prompts_that_were_not_trained_are_one_warning(
+    command: Command, checkpoint: Path, beir: Path, scifact: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["eval", checkpoint, "--tasks", beir, scifact, "--dimensions", 8, 16, "--output", tmp_path / "out"]
+    template = "{instruction}; {text}"
+    assert command(*words, "--prompts", "query=Find the line.", "--query-template", template)[0] == 0
+    (said,) = [record.getMessage() for record in caplog.records if "was trained with" in record.getMessage()]
+    assert "reads the texts of following_lines as 'Find the line.; text', but was trained with " in said
+    assert "(2 tasks have" in said
+    assert "'.;' is where" in said
+    caplog.clear()
+    assert command(*words, "--prompts", "query=@next_line")[0] == 0
+    assert not [record for record in caplog.records if "was trained with" in record.getMessage()]
+
+
 def test_one_model_is_in_memory_at_a_time(
     command: Command, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +311,14 @@ REFUSED = [
     (["CHECKPOINT", "--tasks", "SciFatc"], "did you mean `SciFact`?"),
     (["CHECKPOINT", "--tasks", "pooling-atention"], "did you mean `pooling-attention`?"),
     (["CHECKPOINT"], "`tasks` is empty"),
+    (
+        ["CHECKPOINT", "--tasks", "SciFact", "--query-template", "{instruction}"],
+        "`query_template` must contain {text}",
+    ),
+    (
+        ["CHECKPOINT", "--tasks", "SciFact", "--long-documents", "chunk", "--text-max-length", "9"],
+        "set only one of them",
+    ),
     (["--tasks", "beir"], "`checkpoints` is empty"),
     (["CHECKPOINT", "--tasks", "SciFact", "--dimensions", "9"], "`dimensions: 9` was not trained"),
     (["CHECKPOINT", "--tasks", "SciFact", "--baseline", "bm52"], "did you mean `bm25`?"),
