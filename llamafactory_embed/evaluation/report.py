@@ -55,11 +55,11 @@ class Summary:
             part, metric = SECOND_SCORES[chosen.name]
             values = [each[part][metric] for split in result.scores.values() for each in split]
             self._enter(chosen, f"{metric} ({part})", model, sum(values) / len(values), SECOND)
-        metric = getattr(chosen.task, "second_score", None)
-        if metric is not None:
-            values = [each[metric] for split in result.scores.values() for each in split if metric in each]
+        second: str | None = getattr(chosen.task, "second_score", None)
+        if second is not None:
+            values = [each[second] for split in result.scores.values() for each in split if second in each]
             if values:  # results of earlier releases have no such score
-                self._enter(chosen, metric, model, sum(values) / len(values), SECOND)
+                self._enter(chosen, second, model, sum(values) / len(values), SECOND)
 
     def means(self) -> list[Line]:
         """Means over the tasks of each group, for the models that were run on all of them: for each metric, and over

@@ -35,6 +35,7 @@ class RunFiles:
         """Turn mteb's predictions of a task into run files."""
         if not chosen.is_retrieval:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         for task in chosen.parts:
             path = predictions / task.prediction_file_name
             if not path.is_file():

@@ -55,7 +55,7 @@ class AnswerTask(AbsTaskRetrieval):
             for name in names
         ]
         answers = [self.answers[hf_subset][name] for name in names]
-        scores = {}
+        scores: dict[str, float] = {}
         for prefix, split in (("", words), ("dpr_", dpr_words)):
             accuracy = accuracy_at(ranking, answers, split=split)
             scores |= {f"{prefix}accuracy_at_{depth}": value for depth, value in accuracy.items()}
