@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import mteb
 import pytest
 import pytrec_eval
@@ -227,6 +228,49 @@ def test_run_files_are_not_written_twice(
     assert command(*words)[0] == 0
     monkeypatch.setattr(models, "load_encoder", lambda *args: pytest.fail("the model is not needed"))
     assert command(*words)[0] == 0
+
+
+def test_excluded_documents_of_bright_are_not_ranked(
+    command: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mteb's task reads rows as BRIGHT publishes them; each query leaves out what it names."""
+    documents = [{"id": f"page/{number}.txt", "content": line} for number, line in enumerate(PROSE)]
+    excluded = {"0": ["page/0.txt", "page/3.txt"], "1": ["N/A"]}
+    queries = [
+        {"id": key, "query": PROSE[int(key)], "gold_ids": ["page/2.txt"], "excluded_ids": ids}
+        for key, ids in excluded.items()
+    ]
+    rows = {"documents": documents, "examples": queries}
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, name, **kwargs: Dataset.from_list(rows[name]))
+    words = ["--tasks", "BrightBiologyRetrieval", "--baseline", "bm25", "--output", tmp_path / "out"]
+    assert command("eval", checkpoint, *words, "--predictions", tmp_path, "--top-k", 4)[0] == 0
+    folder = tmp_path / revisions.name_of_folder(checkpoint).replace("/", "__")
+    ranked: dict[str, list[str]] = {}
+    for line in (folder / "BrightBiologyRetrieval.trec").read_text(encoding="utf-8").splitlines():
+        ranked.setdefault(line.split()[0], []).append(line.split()[2])
+    assert {key: len(ids) for key, ids in ranked.items()} == {"0": 4, "1": 4}
+    assert not set(ranked["0"]) & set(excluded["0"])
+    without_prompt = ["--no-default-prompts", "--output", tmp_path / "plain", "--predictions", tmp_path / "plain"]
+    assert command("eval", checkpoint, *words[:2], *without_prompt)[0] == 0
+    plain = tmp_path / "plain" / folder.name / "BrightBiologyRetrieval.trec"
+    assert plain.read_text(encoding="utf-8").split()[2] not in excluded["0"]
+    (line,) = [line for line in plain.read_text(encoding="utf-8").splitlines() if line.startswith("1 Q0 page/1.txt ")]
+    assert line.split()[3] == "1"  # the query is that very line
+
+
+def test_answers_are_kept_in_run_files_too(command: Command, tmp_path: Path, checkpoint: Path) -> None:
+    passages = [{"_id": f"p{number}", "text": line} for number, line in enumerate(PROSE)]
+    write_lines(tmp_path / "questions" / "corpus.jsonl", passages)
+    question = {"_id": "q", "text": PROSE[4], "answers": [PROSE[4].split()[0]]}
+    write_lines(tmp_path / "questions" / "queries.jsonl", [question])
+    words = ["--tasks", tmp_path / "questions", "--output", tmp_path / "out", "--predictions", tmp_path / "runs"]
+    assert command("eval", checkpoint, *words, "--baseline", "bm25")[0] == 0
+    lines = (tmp_path / "runs" / "bm25" / "questions.trec").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("q Q0 p4 1 ")
+    scores = read_summary(tmp_path / "out")
+    assert (
+        scores[("questions", "accuracy_at_100")]["bm25"] == scores[("questions", "dpr_accuracy_at_100")]["bm25"] == 1
+    )
 
 
 def test_lines_of_a_run_file() -> None:
