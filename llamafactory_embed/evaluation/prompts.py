@@ -108,24 +108,24 @@ def find_untrained_prompts(
 ) -> str | None:
     """A sentence about the tasks, each with the role of its texts, whose prompt is none of those in training. A
     checkpoint that records no instruction is only told of doubled punctuation."""
-    known = sorted({render(trained.query_template, each) for each in trained.instructions.values()})
-    new: dict[str, tuple[str, str]] = {}
+    trained_prompts = sorted({render(trained.query_template, each) for each in trained.instructions.values()})
+    untrained: dict[str, tuple[str, str]] = {}
     for task, role in tasks:
         instruction = instructions.find(task, role)
         prompt = render(query_template, instruction)
         doubled = doubled_punctuation(query_template, instruction)
-        if prompt not in known and (known or doubled):
-            new[task.name] = prompt, doubled
-    if not new:
+        if prompt not in trained_prompts and (trained_prompts or doubled):
+            untrained[task.name] = prompt, doubled
+    if not untrained:
         return None
-    task_name = next((task for task, (_, doubled) in new.items() if doubled), next(iter(new)))
-    prompt, doubled = new[task_name]
+    task_name = next((task for task, (_, doubled) in untrained.items() if doubled), next(iter(untrained)))
+    prompt, doubled = untrained[task_name]
     sentence = f"{name} reads the texts of {task_name} as {prompt!r}"
-    if known:
-        (closest,) = difflib.get_close_matches(prompt, known, n=1, cutoff=0)
+    if trained_prompts:
+        (closest,) = difflib.get_close_matches(prompt, trained_prompts, n=1, cutoff=0)
         sentence += f", but was trained with {closest!r}"
-    if len(new) > 1:
-        sentence += f" ({len(new)} tasks have prompts that are new to it)"
+    if len(untrained) > 1:
+        sentence += f" ({len(untrained)} tasks have prompts that are new to it)"
     if doubled:
         sentence += f"; {doubled!r} is where the instruction ends and the template goes on"
     return f"{sentence}. `prompts` and `query_template` decide what it reads."
