@@ -113,6 +113,11 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLE.sub(" ", letters).split())
 
 
+def is_exact_match(prediction: str, references: Iterable[str]) -> bool:
+    """SQuAD's exact match (EM): whether the prediction is one of the references once both are normalized."""
+    return normalize_answer(prediction) in map(normalize_answer, references)
+
+
 def answer_f1(prediction: str, references: Iterable[str]) -> float:
     """The harmonic mean of precision and recall of words, for the reference that it is largest for."""
     return max(_word_f1(normalize_answer(prediction).split(), normalize_answer(each).split()) for each in references)

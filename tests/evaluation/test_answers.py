@@ -10,6 +10,7 @@ from llamafactory_embed.evaluation.answers import (
     answer_accuracy,
     answer_f1,
     find_answer,
+    is_exact_match,
     is_same_answer,
     normalize_answer,
 )
@@ -53,6 +54,8 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
 
 def test_short_answers_are_compared_as_squad_does() -> None:
     assert normalize_answer("The  quick, brown fox; an U.S. theme!") == "quick brown fox us theme"
+    assert is_exact_match("The Black Sea.", ["the ocean", "black sea"])
+    assert not is_exact_match("in the Black Sea", ["black sea"])
 
 
 @pytest.mark.parametrize(
