@@ -58,9 +58,7 @@ class Summary:
             self._enter(chosen, f"{metric} ({part})", model, sum(values) / len(values), SECOND)
         second: str | None = getattr(chosen.task, "second_score", None)
         if second is not None:
-            self._enter_second_scores(
-                chosen, second, model, [each for split in result.scores.values() for each in split]
-            )
+            self._enter_second_scores(chosen, second, model, scores)
 
     def _enter_second_scores(
         self, chosen: ChosenTask, metric: str, model: str, scores: Sequence[Mapping[str, Any]]
