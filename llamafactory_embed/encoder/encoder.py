@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,10 @@ class Encoder:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         backend: Backend | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> None:
+        """`overrides` are templates and lengths to read with instead of the trained ones, by their names in
+        `EmbeddingConfig`."""
         if isinstance(model, EmbeddingModel):
             if tokenizer is None:
                 raise ValueError("An Encoder of a model in memory needs its `tokenizer`.")
@@ -57,9 +61,11 @@ class Encoder:
             self.model = load_embedding_model(model, device=device, dtype=dtype, backend=backend)
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
         self.source = None if isinstance(model, EmbeddingModel) else Path(model)
-        self._loaded_as = {"model": self.source, "tokenizer": tokenizer, "dtype": dtype, "backend": backend}
+        loaded_as = {"model": self.source, "tokenizer": tokenizer, "dtype": dtype, "backend": backend}
+        self._loaded_as = {**loaded_as, "overrides": overrides}
         self._pool: EncoderPool | None = None
-        self.config = self.model.embedding_config
+        self.overrides = dict(overrides or {})
+        self.config = dataclasses.replace(self.model.embedding_config, **self.overrides)
         self.tokenizer = EmbeddingTokenizer(tokenizer, self.config)
 
     @property

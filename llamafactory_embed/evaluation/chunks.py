@@ -48,6 +48,17 @@ def split_documents(encoder: Encoder, texts: Sequence[str], instruction: str = "
     return Parts(parts, np.array(owners, dtype=np.int64))
 
 
+def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: int) -> list[str]:
+    """The first `size` tokens of each text, as text."""
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [
+        text if len(offsets) <= size else text[: offsets[size - 1][1]]
+        for text, offsets in zip(texts, encoded["offset_mapping"], strict=True)
+    ]
+
+
 def split_text(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> list[str]:
     """Parts of `size` tokens. A part that begins inside a word may have more tokens when it stands alone, and its end
     would not be read: where no other part holds that end, the part is halved."""

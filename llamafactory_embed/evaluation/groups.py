@@ -54,11 +54,26 @@ RETRIEVAL = (
     "HotpotQA",
     "FEVER",
 )
+# The tasks of BRIGHT(v1.1), which leave each query's `excluded_ids` out; mteb's older task `BrightRetrieval` does not.
+BRIGHT_LONG = (
+    "Biology",
+    "EarthScience",
+    "Economics",
+    "Psychology",
+    "Robotics",
+    "Stackoverflow",
+    "SustainableLiving",
+    "Pony",
+)
+BRIGHT = (*BRIGHT_LONG, "Leetcode", "Aops", "TheoremQATheorems", "TheoremQAQuestions")
 
 GROUPS: dict[str, Group] = {
     "followir": Group("Robust04, News21 and Core17 with instructions (p-MRR)", benchmark="FollowIR"),
     "longembed": Group("six tasks with long documents", benchmark="LongEmbed"),
-    "bright": Group("retrieval that takes reasoning", benchmark="BRIGHT"),
+    "bright": Group("retrieval that takes reasoning", tasks=tuple(f"Bright{name}Retrieval" for name in BRIGHT)),
+    "bright-long": Group(
+        "the same in whole web pages", tasks=tuple(f"Bright{name}LongRetrieval" for name in BRIGHT_LONG)
+    ),
     "beir": Group("fifteen collections", benchmark="BEIR"),
     "miracl": Group("Wikipedia in eighteen languages", tasks=("MIRACLRetrieval",)),
     "miracl-hard": Group("MIRACL in small, pooled corpora", tasks=("MIRACLRetrievalHardNegatives.v2",)),

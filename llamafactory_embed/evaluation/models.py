@@ -70,6 +70,10 @@ class Judged:
     label: str = ""
     searches_only: bool = False
     """Whether it can be judged by retrieval alone."""
+    trained: EmbeddingConfig | None = None
+    """How a checkpoint of ours was trained."""
+    instructions: Instructions | None = None
+    """Which instruction it reads with each task."""
 
 
 class OneModelAtATime:
@@ -153,7 +157,10 @@ def models_of_folder(
         check_dimension(size, config, path)
         experiment = experiment_of(options, size, prompts)
         label = title if size is None else f"{title} ({size})"
-        judged.append(Judged(title, revision, opener(size), experiment, label))
+        instructions = instructions_of(config, prompts, options, local_tasks)
+        judged.append(
+            Judged(title, revision, opener(size), experiment, label, trained=config, instructions=instructions)
+        )
     return judged
 
 
@@ -188,7 +195,15 @@ def load_encoder(path: Path, options: EvaluationOptions) -> Encoder:
     """The Encoder of a checkpoint, on the one device that is named. Where several share the work, each has a copy of
     its own, and this one stays on the CPU."""
     devices = options.devices or []
-    return Encoder(path, device=devices[0] if len(devices) == 1 else "cpu" if devices else None)
+    device = devices[0] if len(devices) == 1 else "cpu" if devices else None
+    return Encoder(path, device=device, overrides=options.overrides)
+
+
+def instructions_of(
+    config: EmbeddingConfig, prompts: dict[str, str], options: EvaluationOptions, local_tasks: frozenset[str]
+) -> Instructions:
+    """Where the instruction of a task comes from."""
+    return Instructions(prompts, config.instructions, options.default_prompts, local_tasks)
 
 
 def wrap_encoder(
@@ -203,7 +218,7 @@ def wrap_encoder(
     """An Encoder as mteb's model."""
     from .mteb_encoder import MtebEncoder
 
-    instructions = Instructions(prompts, encoder.config.instructions, options.default_prompts, local_tasks)
+    instructions = instructions_of(encoder.config, prompts, options, local_tasks)
     vectors = Path(options.vectors or Path(options.output, "vectors"), name.replace("/", "__"), revision)
     return MtebEncoder(
         encoder,
@@ -214,6 +229,8 @@ def wrap_encoder(
         split_long_documents=options.long_documents == "chunk",
         index=options.index,
         devices=options.devices,
+        text_max_length=options.text_max_length,
+        top_k=options.top_k,
     )
 
 
@@ -226,6 +243,10 @@ def experiment_of(options: EvaluationOptions, size: int | None, prompts: dict[st
         experiment["long_documents"] = options.long_documents
     if options.index != EXACT:
         experiment["index"] = options.index
+    lengths = ("query_max_length", "document_max_length", "text_max_length", "top_k")
+    experiment |= {name: getattr(options, name) for name in lengths if getattr(options, name) is not None}
+    if options.query_template is not None:
+        experiment["query_template"] = digest(options.query_template, size=4).hex()
     if prompts or not options.default_prompts:
         experiment["prompts"] = digest(json.dumps([sorted(prompts.items()), options.default_prompts]), size=4).hex()
     return experiment

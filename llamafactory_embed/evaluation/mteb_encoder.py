@@ -17,7 +17,7 @@ from mteb.similarity_functions import cos_sim, dot_score, pairwise_cos_sim, pair
 
 from ..encoder.encoder import Encoder, Role
 from ..files import digest
-from .chunks import Parts, split_documents, whole_documents
+from .chunks import Parts, cut_texts, split_documents, whole_documents
 from .prompts import Instructions
 from .search import EXACT, Corpus, as_searched, search_exactly, search_with_faiss
 from .tasks import texts_of
@@ -42,6 +42,8 @@ class MtebEncoder:
         split_long_documents: bool = False,
         index: str = EXACT,
         devices: Sequence[str] | None = None,
+        text_max_length: int | None = None,
+        top_k: int | None = None,
     ) -> None:
         encoder.encode([], dimensions=dimension)  # refuses a size that was not trained
         self.encoder = encoder
@@ -51,6 +53,8 @@ class MtebEncoder:
         self.split_long_documents = split_long_documents
         self.index_spec = index
         self.devices = list(devices) if devices is not None and len(devices) > 1 else None
+        self.text_max_length = text_max_length
+        self.top_k = top_k
         self.search_device = torch.device(self.devices[0]) if self.devices else encoder.model.device
         self._vectors = vectors
         self._stores: dict[tuple[str, Role], VectorStore] = {}
@@ -120,7 +124,11 @@ class MtebEncoder:
         store, rows = self._embed(texts_of(queries, task_metadata, query), task_metadata, query)
         vectors = as_searched(store.vectors[rows], self.dimension, corpus.unit_length)
         names = [str(key) for key in queries["id"]]
+        top_k = top_k if self.top_k is None else min(top_k, self.top_k)
         if top_ranked is not None:
+            most_left_out = corpus.size - min((len(top_ranked.get(name, ())) for name in names), default=0)
+            if most_left_out <= corpus.size // 2:
+                return self._search_candidates(names, vectors, top_ranked, top_k, most_left_out)
             return self._score_candidates(dict(zip(names, vectors, strict=True)), top_ranked)
         if self.index_spec == EXACT:
             scores, places = search_exactly(vectors, corpus, top_k, self.search_device)
@@ -147,6 +155,26 @@ class MtebEncoder:
             results[name] = scores
         return results
 
+    def _search_candidates(
+        self,
+        names: Sequence[str],
+        vectors: torch.Tensor,
+        candidates: Mapping[str, Sequence[str]],
+        top_k: int,
+        most_left_out: int,
+    ) -> dict[str, dict[str, float]]:
+        """The best candidates where they are most of the corpus: BRIGHT leaves a few documents out for each query.
+        However many of those come first, enough documents are ranked."""
+        assert self._corpus is not None
+        corpus, ids = self._corpus
+        scores, places = search_exactly(vectors, corpus, top_k + most_left_out, self.search_device)
+        results = {}
+        for name, *pair in zip(names, scores.tolist(), places.tolist(), strict=True):
+            allowed = set(map(str, candidates.get(name, ())))
+            ranked = [(ids[place], score) for score, place in zip(*pair, strict=True) if ids[place] in allowed]
+            results[name] = dict(ranked[:top_k])
+        return results
+
     def close(self) -> None:
         """Let other runs use the vectors, and end the processes on other devices."""
         for store in self._stores.values():
@@ -167,6 +195,8 @@ class MtebEncoder:
         # A document with an instruction is one of a symmetric task, and written like a query.
         role: Role = "document" if prompt_type == mteb_types.PromptType.document else "query"
         store = self._store(instruction, role)
+        if self.text_max_length is not None:
+            texts = cut_texts(self.encoder.tokenizer.tokenizer, texts, self.text_max_length)
 
         def embed(part: Sequence[str]) -> np.ndarray:
             return self.encoder.encode(part, prompt=instruction, role=role, normalize=False, devices=self.devices)
@@ -177,7 +207,7 @@ class MtebEncoder:
     def _store(self, instruction: str, role: Role) -> VectorStore:
         key = (instruction, role)
         if key not in self._stores:
-            about = {"role": role, "instruction": instruction}
+            about = {"role": role, "instruction": instruction, **self.encoder.overrides}
             self._stores[key] = VectorStore(
                 self._vectors / digest(json.dumps(about)).hex(), self.encoder.dimension, about
             )

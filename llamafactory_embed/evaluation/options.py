@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data.prompts import parse_template
 from ..hparams.option import make_options, option
 from ..hparams.suggestion import suggest
 
 
+OVERRIDES = ("query_template", "query_max_length", "document_max_length")
 TRAINING_RESULTS = "mteb"  # the folder of results in a training recipe's `output_dir`
 
 
@@ -46,11 +48,29 @@ class EvaluationOptions:
         metavar="KEY=TEXT",
     )
     default_prompts: bool = option(True, "Use mteb's instructions for its own tasks where no other applies.")
+    query_template: str | None = option(
+        None, "How an instruction and a query are written, as in a recipe; empty: as the checkpoint was trained."
+    )
+    query_max_length: int | None = option(
+        None, "Most tokens of a query, special tokens included; empty: as the checkpoint was trained.", minimum=1
+    )
+    document_max_length: int | None = option(
+        None, "Most tokens of a document, special tokens included; empty: as the checkpoint was trained.", minimum=1
+    )
+    text_max_length: int | None = option(
+        None, "Most tokens of any text, without its template and instruction; empty: no such limit.", minimum=1
+    )
     long_documents: Literal["truncate", "chunk"] = option(
         "truncate", "Cut a document at the trained length (truncate), or search all of its parts (chunk)."
     )
     index: str = option(
         "exact", "Index of a corpus: exact, or a FAISS factory string such as IVF1024,Flat.", metavar="INDEX"
+    )
+    top_k: int | None = option(
+        None, "Documents that a checkpoint ranks for a query; empty: as many as the task asks for (1000).", minimum=1
+    )
+    predictions: str | None = option(
+        None, "Folder for the ranked documents, as TREC run files; empty: they are not kept.", metavar="FOLDER"
     )
     languages: list[str] | None = option(
         None, "Languages of multilingual tasks, as three letters (eng, deu); empty: all.", metavar="LANGUAGE"
@@ -74,6 +94,18 @@ class EvaluationOptions:
         for name in self.names or ():
             if name.count("/") != 1:
                 raise ValueError(f"`names: {name}` must be organization/model, as the leaderboard wants it.")
+        if self.query_template is not None:
+            parse_template(self.query_template)
+        if self.text_max_length is not None and self.long_documents == "chunk":
+            raise ValueError(
+                "`text_max_length` cuts the documents that `long_documents: chunk` reads whole: set only one of them."
+            )
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What is read differently than in training: values of the checkpoint's configuration, by name."""
+        values = {name: getattr(self, name) for name in OVERRIDES}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def make_evaluation_options(values: dict[str, Any], where: str) -> EvaluationOptions:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
+from ..data.prompts import TEMPLATES, parse_template
 from ..hparams.suggestion import suggest
 from ..model.embedding_config import EmbeddingConfig
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 
 ROLES = ("query", "document")
+CLOSING, JOINING = ".,:;!?", ".,:;"  # an instruction's last character, and what no template should put after it
 TRAINED = "@"  # `@name` stands for the instruction that was trained under that name
 
 
@@ -94,3 +97,48 @@ def check_prompt_keys(prompts: Iterable[str], tasks: Iterable[str]) -> None:
                 f"`prompts` has the key `{key}`, which is none of the tasks that are run, no type of task and neither "
                 f"query nor document{suggest(key, allowed)}"
             )
+
+
+def find_untrained_prompts(
+    name: str,
+    trained: EmbeddingConfig,
+    query_template: str,
+    instructions: Instructions,
+    tasks: Iterable[tuple[TaskMetadata, str | None]],
+) -> str | None:
+    """A sentence about the tasks, each with the role of its texts, whose prompt is none of those in training. A
+    checkpoint that records no instruction is only told of doubled punctuation."""
+    trained_prompts = sorted({render(trained.query_template, each) for each in trained.instructions.values()})
+    untrained: dict[str, tuple[str, str]] = {}
+    for task, role in tasks:
+        instruction = instructions.find(task, role)
+        prompt = render(query_template, instruction)
+        doubled = doubled_punctuation(query_template, instruction)
+        if prompt not in trained_prompts and (trained_prompts or doubled):
+            untrained[task.name] = prompt, doubled
+    if not untrained:
+        return None
+    task_name = next((task for task, (_, doubled) in untrained.items() if doubled), next(iter(untrained)))
+    prompt, doubled = untrained[task_name]
+    sentence = f"{name} reads the texts of {task_name} as {prompt!r}"
+    if trained_prompts:
+        (closest,) = difflib.get_close_matches(prompt, trained_prompts, n=1, cutoff=0)
+        sentence += f", but was trained with {closest!r}"
+    if len(untrained) > 1:
+        sentence += f" ({len(untrained)} tasks have prompts that are new to it)"
+    if doubled:
+        sentence += f"; {doubled!r} is where the instruction ends and the template goes on"
+    return f"{sentence}. `prompts` and `query_template` decide what it reads."
+
+
+def render(template: str, instruction: str) -> str:
+    """The prompt of an instruction around the word "text"."""
+    return parse_template(template).render("text", instruction).string
+
+
+def doubled_punctuation(template: str, instruction: str) -> str:
+    """The two characters where an instruction that ends with punctuation meets a template that goes on with some;
+    nothing if they do not."""
+    _, _, after = TEMPLATES.get(template, template).partition("{instruction}")
+    end = instruction.strip()[-1:]
+    return end + after[0] if end and after and end in CLOSING and after[0] in JOINING else ""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..files import whole_file, write_text
 from .tasks import LOCAL, ChosenTask
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 MEAN = "mean"
-MAIN, SECOND = "main score", "second score"
+MAIN, SECOND, SUBSET = "main score", "second score", "score of a subset"
 MOST_TASKS_DRAWN = 60
 DIGITS = 6  # as in mteb's files, so that a score is the same when its file is read again
 
@@ -51,10 +51,26 @@ class Summary:
     def add(self, chosen: ChosenTask, model: str, result: TaskResult) -> None:
         """Enter the scores of a model on a task; `result` is mteb's."""
         self._enter(chosen, chosen.task.metadata.main_score, model, float(result.get_score()), MAIN)
+        scores = [each for split in result.scores.values() for each in split]
         if chosen.name in SECOND_SCORES:
             part, metric = SECOND_SCORES[chosen.name]
-            values = [each[part][metric] for split in result.scores.values() for each in split]
+            values = [each[part][metric] for each in scores]
             self._enter(chosen, f"{metric} ({part})", model, sum(values) / len(values), SECOND)
+        second: str | None = getattr(chosen.task, "second_score", None)
+        if second is not None:
+            self._enter_second_scores(chosen, second, model, scores)
+
+    def _enter_second_scores(
+        self, chosen: ChosenTask, metric: str, model: str, scores: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """The second score of a task and, where it has several subsets (MKQA's languages), of each of them. Results of
+        earlier releases have no such score."""
+        values = {each["hf_subset"]: float(each[metric]) for each in scores if metric in each}
+        if values:
+            self._enter(chosen, metric, model, sum(values.values()) / len(values), SECOND)
+        if len(values) > 1:
+            for subset, value in values.items():
+                self._enter(chosen, f"{metric} ({subset})", model, value, SUBSET)
 
     def means(self) -> list[Line]:
         """Means over the tasks of each group, for the models that were run on all of them: for each metric, and over

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ..encoder.encoder import Encoder
 from .models import EMPTY_META, Judged, list_models, wrap_encoder
 from .options import EvaluationOptions
-from .prompts import check_prompt_keys
+from .prompts import check_prompt_keys, find_untrained_prompts
 from .report import Summary, write_summary
+from .run_files import RunFiles
 from .search import EXACT, make_faiss_index
 from .tasks import ChosenTask, choose_tasks
 
@@ -38,11 +39,24 @@ def evaluate(options: EvaluationOptions, report: Callable[[str], None] = logger.
     tasks = choose_tasks(options.tasks, options.dataset_dir, options.languages)
     check_prompt_keys(options.prompts or (), [part.metadata.name for chosen in tasks for part in chosen.parts])
     judged = list_models(options, [chosen.name for chosen in tasks if chosen.is_local])
+    for warning in dict.fromkeys(warn_of_prompts(each, tasks, options) for each in judged):
+        if warning:
+            logger.warning(warning)
     summary = Summary([each.label for each in judged])
+    predictions = None if options.predictions is None else Path(options.predictions)
     for each in judged:
-        judge(each, tasks, Path(options.output), summary, report)
+        judge(each, tasks, Path(options.output), summary, report, predictions=predictions)
     write_summary(summary, Path(options.output))
     return summary
+
+
+def warn_of_prompts(judged: Judged, tasks: Sequence[ChosenTask], options: EvaluationOptions) -> str | None:
+    """A sentence about tasks whose prompts the model was not trained with."""
+    if judged.trained is None or judged.instructions is None:
+        return None
+    read = [(part.metadata, "query" if chosen.is_retrieval else None) for chosen in tasks for part in chosen.parts]
+    template = options.query_template or judged.trained.query_template
+    return find_untrained_prompts(judged.name, judged.trained, template, judged.instructions, read)
 
 
 def evaluate_encoder(encoder: Encoder, tasks: Sequence[ChosenTask], name: str, output: Path) -> dict[str, float]:
@@ -66,19 +80,23 @@ def judge(
     summary: Summary,
     report: Callable[[str], None] = logger.info,
     reuse_results: bool = True,
+    predictions: Path | None = None,
 ) -> None:
-    """One model on all tasks. A task that fails is reported and does not stop the others."""
+    """One model on all tasks. A task that fails is reported and does not stop the others. `predictions` is the folder
+    that keeps what was retrieved."""
+    runs = None if predictions is None else RunFiles(predictions, judged.label)
     model: Any = None
     try:
         for chosen in tasks:
             if judged.searches_only and not chosen.is_retrieval:
                 continue
-            result = find_result(judged, chosen, output) if reuse_results else None
+            reuse = reuse_results and (runs is None or runs.has(chosen))
+            result = find_result(judged, chosen, output) if reuse else None
             is_outdated = result is not None and result.dataset_revision != chosen.task.metadata.revision
             if result is None or is_outdated:
                 model = judged.open() if model is None else model
                 try:
-                    result = run_task(model, chosen, output, overwrite=is_outdated or not reuse_results)
+                    result = run_task(model, chosen, output, overwrite=is_outdated or not reuse, runs=runs)
                 except Exception as error:  # hours of other tasks must not be lost with this one
                     record_failure(f"{judged.label} on {chosen.name}", error, output, summary)
                     report(f"{judged.label}  {chosen.name}  failed")
@@ -97,18 +115,24 @@ def record_failure(what: str, error: Exception, output: Path, summary: Summary) 
     summary.failures.append(f"{what}: {' '.join(str(error).split()) or type(error).__name__}")
 
 
-def run_task(model: Any, chosen: ChosenTask, output: Path, overwrite: bool = False) -> TaskResult:
+def run_task(
+    model: Any, chosen: ChosenTask, output: Path, overwrite: bool = False, runs: RunFiles | None = None
+) -> TaskResult:
     """mteb's result. If some subsets of the task were judged before, only the others are run."""
     import mteb
 
-    result = mteb.evaluate(
-        model,
-        [chosen.task],
-        cache=results_folder(chosen, output),
-        overwrite_strategy="always" if overwrite else "only-missing",
-        co2_tracker=False,
-        show_progress_bar=False,
-    )
+    with tempfile.TemporaryDirectory() as predictions:
+        result = mteb.evaluate(
+            model,
+            [chosen.task],
+            cache=results_folder(chosen, output),
+            overwrite_strategy="always" if overwrite else "only-missing",
+            prediction_folder=None if runs is None else predictions,
+            co2_tracker=False,
+            show_progress_bar=False,
+        )
+        if runs is not None:
+            runs.write(chosen, Path(predictions))
     if result.exceptions:  # a private data set that cannot be loaded
         raise ValueError(result.exceptions[0].exception)
     return result.task_results[0]

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attention_patch import SlidingWindow
 
-from ..evaluation.answers import MARKER, answer_accuracy
+from ..evaluation.answers import MARKER, answer_accuracy, answer_f1, is_exact_match
 from ..files import write_text
 from ..hparams.sampling import SamplingOptions
 from ..model.families import find_family
@@ -203,13 +203,17 @@ def _gather(of_this_rank: Any) -> list[Any]:
 
 
 def score_predictions(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """Exact matches, answers to word problems, BLEU and ROUGE in percent, over the rows that have a label; no metric
-    without labels."""
+    """Exact matches, SQuAD's EM and F1, answers to word problems, BLEU and ROUGE in percent, over the rows that have a
+    label; no metric without labels."""
     pairs = [(prediction, label) for prediction, label in zip(predictions, labels, strict=True) if label.strip()]
     if not pairs:
         return {}
     matches = sum(prediction.strip() == label.strip() for prediction, label in pairs)
-    metrics = {"predict_exact_match": 100 * matches / len(pairs)}
+    metrics = {
+        "predict_exact_match": 100 * matches / len(pairs),
+        "predict_em": 100 * sum(is_exact_match(prediction, [label]) for prediction, label in pairs) / len(pairs),
+        "predict_f1": 100 * sum(answer_f1(prediction, [label]) for prediction, label in pairs) / len(pairs),
+    }
     problems = [(prediction, label) for prediction, label in pairs if MARKER in label]
     if problems:
         metrics["predict_answer_match"] = 100 * answer_accuracy(*map(list, zip(*problems, strict=True)))

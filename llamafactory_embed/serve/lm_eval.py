@@ -2,9 +2,11 @@
 
     lm_eval --model ddm --model_args pretrained=saves/my_model,diffusion_steps=128 --tasks gsm8k
 
-`model_args` are `pretrained`, `mask_token`, `shift`, `block_size`, `dtype`, `monte_carlo_samples`, `max_length`,
-`max_new_tokens`, and the options of docs/sampling.md by their names. A log-likelihood is the evidence lower bound,
-estimated with the same draws for every request, so that the answers to a question are compared under the same masks.
+`model_args` are `pretrained`, `mask_token`, `shift`, `block_size`, `dtype`, `monte_carlo_samples`, `score`,
+`max_length`, `max_new_tokens`, and the options of docs/sampling.md by their names. A log-likelihood is the evidence
+lower bound, estimated with the same draws for every request, so that the answers to a question are compared under the
+same masks. With `score=mean_loss` the answers to a question are compared by the mean cross entropy of their hidden
+tokens instead, as DiffuLLaMA's evaluation does; it is no likelihood, and texts are scored by the bound even so.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ from ..sampling.settings import SamplingSettings
 from .texts import cut_at, stop_strings
 
 
+SCORES = ("bound", "mean_loss")
+
+
 class DiffusionHarnessModel(TemplateLM):
     """A diffusion language model as the harness asks it."""
 
@@ -49,6 +54,7 @@ class DiffusionHarnessModel(TemplateLM):
         batch_size: int | str | None = 1,
         max_batch_size: int | None = None,
         monte_carlo_samples: int = 32,
+        score: str = "bound",
         max_length: int = 2048,
         max_new_tokens: int = 256,
         seed: int = 42,
@@ -57,6 +63,8 @@ class DiffusionHarnessModel(TemplateLM):
         super().__init__()
         if not str(batch_size or 1).isdigit():
             raise ValueError(f"`batch_size` must be a number, not {batch_size!r}.")
+        if score not in SCORES:
+            raise ValueError(f"`model_args`: `score` must be {' or '.join(SCORES)}, not {score!r}.")
         defaults = {field.name: field.default for field in dataclasses.fields(SamplingOptions)}
         unknown = set(options) - set(defaults)
         if unknown:
@@ -82,6 +90,7 @@ class DiffusionHarnessModel(TemplateLM):
         self.pretrained = pretrained
         self.rows_per_batch = int(batch_size or 1)
         self.samples = monte_carlo_samples
+        self.score = score
         self.max_length = max_length
 
     # ------------------------------------------------- tokens and texts ----------------------------------------------
@@ -123,7 +132,8 @@ class DiffusionHarnessModel(TemplateLM):
         for _, context, continuation in tqdm(requests, desc="Log-likelihoods", disable=disable_tqdm):
             too_many = len(context) + len(continuation) - self.max_length
             given = context[max(0, min(too_many, len(context) - 1)) :]  # at least one token, to predict the next from
-            answers.append((self.lower_bound(given, continuation), self.is_greedy(given, continuation)))
+            score = self.lower_bound if self.score == "bound" else self.negative_mean_loss
+            answers.append((score(given, continuation), self.is_greedy(given, continuation)))
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -135,9 +145,20 @@ class DiffusionHarnessModel(TemplateLM):
             sums.append(sum(self.lower_bound(context, continuation) for context, continuation in pairs))
         return sums
 
-    @torch.inference_mode()
     def lower_bound(self, context: Sequence[int], continuation: Sequence[int]) -> float:
         """A lower bound of log p(continuation | context), up to the error of the estimate."""
+        losses, weights = self._losses(context, continuation)
+        return -float((losses * weights).sum())
+
+    def negative_mean_loss(self, context: Sequence[int], continuation: Sequence[int]) -> float:
+        """The mean cross entropy of all tokens that any of the draws hides, each counting 1, below zero so that the
+        likelier continuation has the larger score."""
+        losses, _ = self._losses(context, continuation)
+        return -float(losses.mean())
+
+    @torch.inference_mode()
+    def _losses(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cross entropies of the hidden tokens of all draws, and what each counts in the bound, [N] both."""
         tokens = [*context, *continuation]
         text = Text(tokens, [index < len(context) for index in range(len(tokens))])
         shift = self.sampler.shift
@@ -151,8 +172,7 @@ class DiffusionHarnessModel(TemplateLM):
             allowed=None if self.block_size is None else block_mask(slots, self.block_size, self.predictor.device),
         )
         losses = self.predictor(batches).losses
-        weights = torch.cat([batch.scored_weights(shift) for batch in batches]).to(losses)
-        return -float((losses * weights).sum())
+        return losses, torch.cat([batch.scored_weights(shift) for batch in batches]).to(losses)
 
     def is_greedy(self, context: Sequence[int], continuation: Sequence[int]) -> bool:
         """Whether revealing the most confident token, one after the other, gives the continuation."""

@@ -212,6 +212,17 @@ def is_running(number: int) -> bool:
         return False
 
 
+def test_overrides_win_over_the_trained_template_in_every_process(checkpoint: Path) -> None:
+    texts = PROSE[:3]
+    expected = Encoder(checkpoint, device="cpu").encode([f"Find it: {text}" for text in texts], role="query")
+    encoder = Encoder(checkpoint, device="cpu", overrides={"query_template": "llm2vec"})
+    try:
+        np.testing.assert_allclose(encoder.encode(texts, prompt="Find it:"), expected, atol=1e-5)
+        np.testing.assert_allclose(encoder.encode(texts, prompt="Find it:", devices=["cpu"]), expected, atol=1e-5)
+    finally:
+        encoder.close()
+
+
 def test_devices_need_a_checkpoint_and_a_list(encoder: Encoder, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match=r"`devices` needs an Encoder of a checkpoint.*in memory"):
         encoder.encode(PROSE, devices=["cpu", "cpu"])

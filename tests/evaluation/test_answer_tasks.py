@@ -8,7 +8,7 @@ from typing import Any
 import mteb
 import pytest
 
-from llamafactory_embed.evaluation.answers import accuracy_at, holds_answer
+from llamafactory_embed.evaluation.answers import accuracy_at, dpr_words, holds_answer
 from llamafactory_embed.evaluation.local import kind_of, load_path
 from llamafactory_embed.evaluation.local.answers import make_answers_task
 from tests.data.retrieval.helpers import FOLDERS
@@ -32,6 +32,21 @@ from tests.evaluation.conftest import write_lines
 def test_an_answer_is_its_words_in_order(passage: str, answer: str, holds: bool) -> None:
     assert holds_answer(passage, [answer]) is holds
     assert holds_answer(passage, ["not there", answer]) is holds
+
+
+@pytest.mark.parametrize(
+    ("passage", "answer", "holds"),
+    [
+        ("It was built in 1889 by Gustave Eiffel.", "gustave eiffel", True),
+        ("He lived in São Paulo, Brazil", "são paulo", True),
+        ("He lived in São Paulo, Brazil", "Sao Paulo", False),  # accents count
+        ("the new york-based paper", "york-based", True),
+        ("the new york based paper", "york-based", False),  # punctuation is a word
+        ("東京都は日本の首都です", "日本の首都", False),  # a run of letters is a word
+    ],
+)
+def test_dprs_rule(passage: str, answer: str, holds: bool) -> None:
+    assert holds_answer(passage, [answer], dpr_words) is holds
 
 
 def test_accuracy_counts_questions_answered_by_the_first_k() -> None:
@@ -82,6 +97,7 @@ def test_the_task_gives_the_accuracies_to_mteb(folder: Path) -> None:
     scores = result.scores["test"][0]
     assert scores["accuracy_at_1"] == pytest.approx(2 / 3)  # the second question needs Etna, and finds Pisa first
     assert scores["accuracy_at_100"] == scores["main_score"] == 1.0
+    assert scores["dpr_accuracy_at_1"] == pytest.approx(2 / 3)
 
 
 MKQA = FOLDERS / "mkqa"

@@ -1,4 +1,4 @@
-"""Answers to word problems, however they are written."""
+"""Answers to word problems, however they are written, and short answers to questions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from decimal import Decimal
 
 import pytest
 
-from llamafactory_embed.evaluation.answers import answer_accuracy, find_answer, is_same_answer
+from llamafactory_embed.evaluation.answers import (
+    answer_accuracy,
+    answer_f1,
+    find_answer,
+    is_exact_match,
+    is_same_answer,
+    normalize_answer,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,3 +50,25 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
     assert answer_accuracy(["#### 1", "#### 2", "", "#### 4"], ["#### 1", "#### 3", "#### 0", "#### 4.0"]) == 0.5
     with pytest.raises(ValueError, match="no answers to mark"):
         answer_accuracy([], [])
+
+
+def test_short_answers_are_compared_as_squad_does() -> None:
+    assert normalize_answer("The  quick, brown fox; an U.S. theme!") == "quick brown fox us theme"
+    assert is_exact_match("The Black Sea.", ["the ocean", "black sea"])
+    assert not is_exact_match("in the Black Sea", ["black sea"])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "score"),
+    [
+        ("the Black Sea.", ["black sea"], 1.0),
+        ("in the Black Sea", ["Black Sea"], 4 / 5),  # precision 2/3, recall 1
+        ("black black sea", ["black sea sea"], 2 / 3),  # a word counts as often as both have it
+        ("Ocean", ["Black Sea", "the ocean"], 1.0),
+        ("river", ["Black Sea"], 0.0),
+        ("the", ["a"], 1.0),  # both without a word
+        ("the", ["sea"], 0.0),
+    ],
+)
+def test_f1_of_words(prediction: str, references: list[str], score: float) -> None:
+    assert answer_f1(prediction, references) == pytest.approx(score)

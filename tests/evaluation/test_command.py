@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import mteb
 import pytest
+import pytrec_eval
 import yaml
 from datasets import Dataset
 from mteb.tasks.instruction_reranking.eng import core17_instruction_retrieval
@@ -20,6 +22,7 @@ from llamafactory_embed import Encoder
 from llamafactory_embed.evaluation import lexical, models, revisions
 from llamafactory_embed.evaluation.groups import GROUPS
 from llamafactory_embed.evaluation.report import SECOND_SCORES
+from llamafactory_embed.evaluation.run_files import run_lines
 from llamafactory_embed.evaluation.tasks import choose_tasks
 from llamafactory_embed.loading.checkpoint import save_checkpoint
 from tests.embedders import PROSE, make_embedder
@@ -185,6 +188,116 @@ def test_instructions_of_followir_move_documents(
     assert 0 < second <= 1
 
 
+def judge_run_file(path: Path, judgements: Path) -> float:
+    """nDCG@10 by trec_eval of a run file, in other hands: columns at white space."""
+    ranked: dict[str, dict[str, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        query, constant, document, rank, score, tag = line.split()
+        assert constant == "Q0"
+        assert tag == path.parent.name
+        ranked.setdefault(query, {})[document] = float(score)
+        assert int(rank) == len(ranked[query])
+    relevant: dict[str, dict[str, int]] = {}
+    for line in judgements.read_text(encoding="utf-8").splitlines()[1:]:
+        query, document, grade = line.split("\t")
+        relevant.setdefault(query, {})[document] = int(grade)
+    judged = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10"}).evaluate(ranked)
+    return sum(each["ndcg_cut_10"] for each in judged.values()) / len(judged)
+
+
+def test_run_files_are_judged_alike_by_trec_eval(
+    command: Command, checkpoint: Path, beir: Path, tmp_path: Path
+) -> None:
+    output, runs = tmp_path / "out", tmp_path / "runs"
+    words = ["eval", checkpoint, "--tasks", beir, pairs_file(tmp_path), "--baseline", "bm25", "--output", output]
+    assert command(*words)[0] == 0  # judged without run files, which is made up for
+    assert command(*words, "--predictions", runs)[0] == 0
+    scores = read_summary(output)[("following_lines", "ndcg_at_10")]
+    name = revisions.name_of_folder(checkpoint)
+    for label, folder in ((name, name.replace("/", "__")), ("bm25", "bm25")):
+        measured = judge_run_file(runs / folder / "following_lines.trec", beir / "qrels" / "test.tsv")
+        assert measured == pytest.approx(scores[label], abs=1e-5)
+        assert measured > 0.05
+    assert len(list(runs.rglob("*.trec"))) == 2  # pairs are not ranked
+
+
+def test_run_files_are_not_written_twice(
+    command: Command, checkpoint: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["eval", checkpoint, "--tasks", beir, "--output", tmp_path / "out", "--predictions", tmp_path / "runs"]
+    assert command(*words)[0] == 0
+    monkeypatch.setattr(models, "load_encoder", lambda *args: pytest.fail("the model is not needed"))
+    assert command(*words)[0] == 0
+
+
+def test_excluded_documents_of_bright_are_not_ranked(
+    command: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mteb's task reads rows as BRIGHT publishes them; each query leaves out what it names."""
+    documents = [{"id": f"page/{number}.txt", "content": line} for number, line in enumerate(PROSE)]
+    excluded = {"0": ["page/0.txt", "page/3.txt"], "1": ["N/A"]}
+    queries = [
+        {"id": key, "query": PROSE[int(key)], "gold_ids": ["page/2.txt"], "excluded_ids": ids}
+        for key, ids in excluded.items()
+    ]
+    rows = {"documents": documents, "examples": queries}
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, name, **kwargs: Dataset.from_list(rows[name]))
+    words = ["--tasks", "BrightBiologyRetrieval", "--baseline", "bm25", "--output", tmp_path / "out"]
+    assert command("eval", checkpoint, *words, "--predictions", tmp_path, "--top-k", 4)[0] == 0
+    folder = tmp_path / revisions.name_of_folder(checkpoint).replace("/", "__")
+    ranked: dict[str, list[str]] = {}
+    for line in (folder / "BrightBiologyRetrieval.trec").read_text(encoding="utf-8").splitlines():
+        ranked.setdefault(line.split()[0], []).append(line.split()[2])
+    assert {key: len(ids) for key, ids in ranked.items()} == {"0": 4, "1": 4}
+    assert not set(ranked["0"]) & set(excluded["0"])
+    without_prompt = ["--no-default-prompts", "--output", tmp_path / "plain", "--predictions", tmp_path / "plain"]
+    assert command("eval", checkpoint, *words[:2], *without_prompt)[0] == 0
+    plain = tmp_path / "plain" / folder.name / "BrightBiologyRetrieval.trec"
+    assert plain.read_text(encoding="utf-8").split()[2] not in excluded["0"]
+    (line,) = [line for line in plain.read_text(encoding="utf-8").splitlines() if line.startswith("1 Q0 page/1.txt ")]
+    assert line.split()[3] == "1"  # the query is that very line
+
+
+def test_answers_are_kept_in_run_files_too(command: Command, tmp_path: Path, checkpoint: Path) -> None:
+    passages = [{"_id": f"p{number}", "text": line} for number, line in enumerate(PROSE)]
+    write_lines(tmp_path / "questions" / "corpus.jsonl", passages)
+    question = {"_id": "q", "text": PROSE[4], "answers": [PROSE[4].split()[0]]}
+    write_lines(tmp_path / "questions" / "queries.jsonl", [question])
+    words = ["--tasks", tmp_path / "questions", "--output", tmp_path / "out", "--predictions", tmp_path / "runs"]
+    assert command("eval", checkpoint, *words, "--baseline", "bm25")[0] == 0
+    lines = (tmp_path / "runs" / "bm25" / "questions.trec").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("q Q0 p4 1 ")
+    scores = read_summary(tmp_path / "out")
+    assert (
+        scores[("questions", "accuracy_at_100")]["bm25"] == scores[("questions", "dpr_accuracy_at_100")]["bm25"] == 1
+    )
+
+
+def test_lines_of_a_run_file() -> None:
+    ranked = {"q 1": {"a": 0.5, "b c": 0.75, "d": 0.5}, "a": {"a": 1.0, "b": -1e-7}}
+    assert list(run_lines(ranked, "me", drop_identical_ids=True)) == [
+        "q%201 Q0 b%20c 1 0.75 me\n",
+        "q%201 Q0 d 2 0.5 me\n",
+        "q%201 Q0 a 3 0.5 me\n",
+        "a Q0 b 1 -1e-07 me\n",
+    ]
+
+
+def test_prompts_that_were_not_trained_are_one_warning(
+    command: Command, checkpoint: Path, beir: Path, scifact: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["eval", checkpoint, "--tasks", beir, scifact, "--dimensions", 8, 16, "--output", tmp_path / "out"]
+    template = "{instruction}; {text}"
+    assert command(*words, "--prompts", "query=Find the line.", "--query-template", template)[0] == 0
+    (said,) = [record.getMessage() for record in caplog.records if "was trained with" in record.getMessage()]
+    assert "reads the texts of following_lines as 'Find the line.; text', but was trained with " in said
+    assert "(2 tasks have" in said
+    assert "'.;' is where" in said
+    caplog.clear()
+    assert command(*words, "--prompts", "query=@next_line")[0] == 0
+    assert not [record for record in caplog.records if "was trained with" in record.getMessage()]
+
+
 def test_one_model_is_in_memory_at_a_time(
     command: Command, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +355,14 @@ REFUSED = [
     (["CHECKPOINT", "--tasks", "SciFatc"], "did you mean `SciFact`?"),
     (["CHECKPOINT", "--tasks", "pooling-atention"], "did you mean `pooling-attention`?"),
     (["CHECKPOINT"], "`tasks` is empty"),
+    (
+        ["CHECKPOINT", "--tasks", "SciFact", "--query-template", "{instruction}"],
+        "`query_template` must contain {text}",
+    ),
+    (
+        ["CHECKPOINT", "--tasks", "SciFact", "--long-documents", "chunk", "--text-max-length", "9"],
+        "set only one of them",
+    ),
     (["--tasks", "beir"], "`checkpoints` is empty"),
     (["CHECKPOINT", "--tasks", "SciFact", "--dimensions", "9"], "`dimensions: 9` was not trained"),
     (["CHECKPOINT", "--tasks", "SciFact", "--baseline", "bm52"], "did you mean `bm25`?"),

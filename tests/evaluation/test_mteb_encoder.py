@@ -25,7 +25,7 @@ from llamafactory_embed.evaluation import mteb_encoder
 from llamafactory_embed.evaluation.chunks import split_documents
 from llamafactory_embed.evaluation.in_training import rank_documents, retrieval_metrics
 from llamafactory_embed.evaluation.local import load_entry, load_path
-from llamafactory_embed.evaluation.models import wrap_encoder
+from llamafactory_embed.evaluation.models import load_encoder, wrap_encoder
 from llamafactory_embed.evaluation.options import EvaluationOptions
 from llamafactory_embed.evaluation.revisions import name_of_folder, revision_of_checkpoint
 from llamafactory_embed.loading.checkpoint import save_checkpoint
@@ -175,6 +175,26 @@ def test_candidates_are_scored_like_a_search_among_them(wrap: Wrap, beir: Path) 
     }
 
 
+def test_documents_that_are_excluded_for_a_query_make_room_for_others(wrap: Wrap, beir: Path) -> None:
+    """As in BRIGHT, where the candidates of a query are a corpus without a few documents."""
+    model = wrap(top_k=3)
+    task = load_path(str(beir)).task
+    split = task.dataset["default"]["test"]
+    about = {"task_metadata": task.metadata}
+    model.index(split["corpus"], **about)
+    unlimited = wrap(vectors=str(model._vectors.parent / "others"))
+    unlimited.index(split["corpus"], **about)
+    ranked = {query: list(scores) for query, scores in unlimited.search(split["queries"], top_k=1000, **about).items()}
+    excluded = {query: set(documents[: number % 3]) for number, (query, documents) in enumerate(ranked.items())}
+    candidates = {query: [key for key in split["corpus"]["id"] if key not in excluded[query]] for query in ranked}
+    found = model.search(split["queries"], top_k=1000, top_ranked=candidates, **about)
+    assert {query: list(scores) for query, scores in found.items()} == {
+        query: [key for key in documents if key not in excluded[query]][:3] for query, documents in ranked.items()
+    }
+    model.close()
+    unlimited.close()
+
+
 def similarities_of(model: Any, task: Any) -> np.ndarray:
     """What the model's search says of every query and document, [Q, D]."""
     split = task.dataset["default"]["test"]
@@ -208,6 +228,45 @@ def test_sizes_and_prompts_change_what_is_compared(
 
     faiss = similarities(wrap(index="Flat"))
     np.testing.assert_allclose(faiss, whole, atol=1e-5)
+
+
+def test_templates_and_lengths_of_the_options_win_over_the_trained_ones(
+    checkpoint: Path, beir: Path, tmp_path: Path
+) -> None:
+    """Also where a run with the trained ones has left its vectors."""
+    task = load_path(str(beir)).task
+    split = task.dataset["default"]["test"]
+    instruction = "Find the line after"
+    encoder = Encoder(checkpoint, device="cpu")
+    tokenizer = encoder.tokenizer.tokenizer
+
+    def similarities(**options: Any) -> np.ndarray:
+        chosen = EvaluationOptions(checkpoints=["x"], tasks=["x"], vectors=str(tmp_path), devices=["cpu"], **options)
+        prompts = {"query": instruction}
+        return similarities_of(
+            wrap_encoder(load_encoder(checkpoint, chosen), "a/b", "r", None, prompts, chosen, LOCAL), task
+        )
+
+    def first_tokens(text: str, count: int) -> str:
+        end = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][:count][-1][1]
+        return text[:end]
+
+    trained = similarities()
+    joined = [f"{instruction} {text}" for text in split["queries"]["text"]]
+    documents = encoder.encode(split["corpus"]["text"])
+    expected = encoder.encode(joined, role="query") @ documents.T
+    np.testing.assert_allclose(similarities(query_template="llm2vec"), expected, atol=1e-5)
+    assert not np.allclose(expected, trained, atol=1e-2)
+
+    cut = [first_tokens(text, 5) for text in split["corpus"]["text"]]
+    queries = encoder.encode([first_tokens(text, 5) for text in split["queries"]["text"]], prompt=instruction)
+    expected = queries @ encoder.encode(cut).T
+    np.testing.assert_allclose(similarities(text_max_length=5), expected, atol=1e-5)
+
+    special = len(encoder.tokenizer.documents([""])[0].token_ids)
+    expected = encoder.encode(split["queries"]["text"], prompt=instruction) @ encoder.encode(cut).T
+    np.testing.assert_allclose(similarities(document_max_length=5 + special), expected, atol=1e-5)
+    np.testing.assert_allclose(similarities(), trained, atol=1e-6)
 
 
 def test_documents_of_symmetric_data_carry_the_instruction(wrap: Wrap, checkpoint: Path, tmp_path: Path) -> None:
@@ -338,11 +397,13 @@ def test_several_processes_find_what_one_finds(wrap: Wrap, beir: Path, tmp_path:
 
 
 def test_what_is_written_about_the_model(wrap: Wrap) -> None:
-    model = wrap(size=8, long_documents="chunk")
+    model = wrap(size=8, long_documents="chunk", top_k=200, query_template="llm2vec")
     meta = model.mteb_model_meta
     assert meta.name == "runs/embedder"
     assert list(meta.embed_dim) == [8, 16, 32]
-    assert meta.experiment_kwargs == {"dimensions": 8, "long_documents": "chunk"}
+    digest = meta.experiment_kwargs.pop("query_template")
+    assert len(digest) == 8  # mteb makes it a part of a path
+    assert meta.experiment_kwargs == {"dimensions": 8, "long_documents": "chunk", "top_k": 200}
     assert meta.n_parameters == sum(each.numel() for each in model.encoder.model.parameters())
     model.close()
 

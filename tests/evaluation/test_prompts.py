@@ -11,7 +11,13 @@ import pytest
 from mteb.models.abs_encoder import get_prompt_name
 from mteb.types import PromptType
 
-from llamafactory_embed.evaluation.prompts import Instructions, check_prompt_keys, resolve_prompts
+from llamafactory_embed.evaluation.prompts import (
+    Instructions,
+    check_prompt_keys,
+    doubled_punctuation,
+    find_untrained_prompts,
+    resolve_prompts,
+)
 from tests.embedders import make_config
 
 
@@ -84,3 +90,55 @@ def test_a_key_that_nothing_has_is_refused() -> None:
     check_prompt_keys(["query", "SciFact-document", "STS", "Retrieval-query"], ["SciFact"])
     with pytest.raises(ValueError, match=r"key `SciFatc`.*did you mean `SciFact`\?"):
         check_prompt_keys(["SciFatc"], ["SciFact"])
+
+
+@pytest.mark.parametrize(
+    ("template", "instruction", "doubled"),
+    [
+        ("{instruction}; {text}", "Find it.", ".;"),
+        ("llm2vec_e5_data", "Find it:", ":;"),
+        ("{instruction}; {text}", "Find it", ""),
+        ("llm2vec", "Find it:", ""),
+        ("e5", "Find it.", ""),
+        ("{instruction}{text}", "Find it.", ""),
+        ("{text}", "Find it.", ""),
+        ("{instruction}; {text}", "", ""),
+    ],
+)
+def test_punctuation_doubles_where_instruction_and_template_meet(
+    template: str, instruction: str, doubled: str
+) -> None:
+    assert doubled_punctuation(template, instruction) == doubled
+
+
+def warning(trained: dict[str, str], given: dict[str, str], template: str | None = None) -> str | None:
+    config = make_config(instructions=trained, query_template="{instruction}; {text}")
+    tasks: Any = [(Task("SciFact"), "query"), (Task("STS12", "STS"), None), (Task("NQ"), "query")]
+    found = instructions(given=given, use_defaults=False)
+    return find_untrained_prompts("me/mine", config, template or config.query_template, found, tasks)
+
+
+def test_prompts_that_were_not_trained_are_one_sentence_with_both_texts() -> None:
+    trained = {"claims": "Given a claim, find a document", "twins": "Find similar texts"}
+    assert warning(trained, {"Retrieval": trained["claims"], "STS": trained["twins"]}) is None
+    said = warning(trained, {"SciFact": trained["claims"], "NQ": "Given a claim, find documents.", "STS": "Twins"})
+    assert said == (
+        "me/mine reads the texts of NQ as 'Given a claim, find documents.; text', but was trained with "
+        "'Given a claim, find a document; text' (2 tasks have prompts that are new to it); '.;' is where the "
+        "instruction ends and the template goes on. `prompts` and `query_template` decide what it reads."
+    )
+    said = warning(trained, {"Retrieval": trained["claims"], "STS": trained["twins"]}, template="llm2vec")
+    assert said is not None
+    assert "as 'Given a claim, find a document text', but was trained with 'Given a claim, find a document; " in said
+
+
+def test_a_model_that_was_trained_without_instruction_is_told_of_one() -> None:
+    assert warning({"lines": ""}, {}) is None
+    said = warning({"lines": ""}, {"STS": "Twins"})
+    assert said is not None
+    assert "reads the texts of STS12 as 'Twins; text', but was trained with 'text'." in said
+
+
+def test_a_checkpoint_that_records_no_instruction_is_told_of_doubled_punctuation_only() -> None:
+    assert warning({}, {"STS": "Twins"}) is None
+    assert "'.;' is where" in (warning({}, {"STS": "Twins."}) or "")

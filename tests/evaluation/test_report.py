@@ -44,6 +44,24 @@ def test_means_are_over_one_metric_and_over_all_of_a_benchmark() -> None:
     }
 
 
+def test_a_second_score_has_a_line_for_each_subset() -> None:
+    summary = Summary(["one"])
+    task = SimpleNamespace(metadata=SimpleNamespace(main_score="accuracy"), second_score="dpr")
+    subsets = [{"hf_subset": "de", "dpr": 0.25}, {"hf_subset": "en", "dpr": 0.75}]
+    chosen: Any = SimpleNamespace(name="mkqa", group="local", task=task)
+    summary.add(chosen, "one", SimpleNamespace(get_score=lambda: 0.6, scores={"test": subsets}))
+    chosen = SimpleNamespace(name="others", group="local", task=task)
+    summary.add(chosen, "one", SimpleNamespace(get_score=lambda: 0.2, scores={"test": [{"hf_subset": "default"}]}))
+    assert {(line.task, line.metric): line.scores["one"] for line in summary.lines} == {
+        ("mkqa", "accuracy"): 0.6,
+        ("mkqa", "dpr"): 0.5,
+        ("mkqa", "dpr (de)"): 0.25,
+        ("mkqa", "dpr (en)"): 0.75,
+        ("others", "accuracy"): 0.2,  # judged before the second score was there
+    }
+    assert means(summary) == {("mean of 2, local", "accuracy"): {"one": pytest.approx(0.4)}}
+
+
 def test_means_are_those_of_models_that_were_run_on_everything() -> None:
     summary = Summary(["one", "words"])
     for name, group in (("A", ""), ("B", ""), ("C", "local"), ("D", "local")):

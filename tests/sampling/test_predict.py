@@ -244,7 +244,16 @@ def test_gaps_of_a_written_text() -> None:
 def test_metrics_count_rows_with_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SIMILARITY_PACKAGES", ("no_such_package",))
     assert score_predictions(["a", "b"], ["", " "]) == {}
-    assert score_predictions(["a ", "b", "c"], ["a", "x", ""]) == {"predict_exact_match": 50.0}
+    assert score_predictions(["a1 ", "b", "c"], ["a1", "x", ""]) == {
+        "predict_exact_match": 50.0,
+        "predict_em": 50.0,
+        "predict_f1": 50.0,
+    }
+    assert score_predictions(["The Black Sea."], ["black sea"]) == {
+        "predict_exact_match": 0.0,
+        "predict_em": 100.0,
+        "predict_f1": 100.0,
+    }
     scores = score_predictions(["so #### 12", "#### 3", "12"], ["#### 12.0", "#### 4", "12"])
     assert scores["predict_answer_match"] == 50.0
     assert scores["predict_exact_match"] == pytest.approx(100 / 3)

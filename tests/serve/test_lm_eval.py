@@ -68,23 +68,42 @@ def test_task(name: str, model: Any, tmp_path: Path) -> None:
     assert score == 1
 
 
-def test_bound_is_the_mean_over_all_masks(model: Any) -> None:
-    """With many samples the estimate comes to the sum over all subsets of hidden tokens, computed one by one."""
-    context, continuation = [0, 54, 81], [278, 71, 5]
-    tokens = torch.tensor([*context, *continuation])
+CONTEXT, CONTINUATION = [0, 54, 81], [81, 84, 274]
+
+
+def summed_losses(model: Any) -> dict[int, list[float]]:
+    """For every subset of hidden tokens of the continuation their summed cross entropy, by the number of them."""
+    tokens = torch.tensor([*CONTEXT, *CONTINUATION])
     by_count: dict[int, list[float]] = {}
     with torch.inference_mode():  # the model is bidirectional already
         for chosen in itertools.product([False, True], repeat=3):
             if not any(chosen):
                 continue
-            hidden = torch.tensor([False] * 3 + list(chosen))
+            hidden = torch.tensor([False] * len(CONTEXT) + list(chosen))
             logits = model.sampler.model(input_ids=tokens.where(~hidden, MASK)[None]).logits[0, :-1]
             losses = -logits.log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
-            by_count.setdefault(sum(chosen), []).append(3 / sum(chosen) * float(losses[hidden[1:]].sum()))
-    expected = -sum(sum(sums) / len(sums) for sums in by_count.values()) / 3
-    samples, model.samples = model.samples, 3000
-    assert model.lower_bound(context, continuation) == pytest.approx(expected, rel=0.01)
-    model.samples = samples
+            by_count.setdefault(sum(chosen), []).append(float(losses[hidden[1:]].sum()))
+    return by_count
+
+
+def test_scores_are_means_over_all_masks(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many samples both scores come to their closed forms over all subsets of hidden tokens: the bound weighs the
+    sum of l losses by n/l; in the mean loss every hidden token counts 1."""
+    mean_sums = {count: sum(sums) / len(sums) for count, sums in summed_losses(model).items()}
+    bound = -sum(3 / count * mean for count, mean in mean_sums.items()) / 3
+    mean_loss = sum(mean_sums.values()) / sum(mean_sums)
+    assert -mean_loss != pytest.approx(bound / 3, rel=0.05)  # not just the bound by its length
+    monkeypatch.setattr(model, "samples", 3000)
+    assert model.lower_bound(CONTEXT, CONTINUATION) == pytest.approx(bound, rel=0.01)
+    assert model.negative_mean_loss(CONTEXT, CONTINUATION) == pytest.approx(-mean_loss, rel=0.01)
+
+
+def test_score_decides_what_the_harness_compares(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = (("", ""), CONTEXT, CONTINUATION)
+    for score, compute in (("bound", model.lower_bound), ("mean_loss", model.negative_mean_loss)):
+        monkeypatch.setattr(model, "score", score)
+        ((value, _),) = model._loglikelihood_tokens([request], disable_tqdm=True)
+        assert value == compute(CONTEXT, CONTINUATION)
 
 
 def test_what_is_known_by_heart_is_likely_and_greedy(model: Any) -> None:
@@ -116,6 +135,7 @@ def test_options_are_checked() -> None:
         ({"difusion_steps": 3}, "difusion_steps is no option"),
         ({"diffusion_steps": 0}, "`diffusion_steps` must be at least 1"),
         ({"batch_size": "auto"}, "`batch_size` must be a number"),
+        ({"score": "loss"}, "`score` must be bound or mean_loss, not 'loss'"),
         ({"block_size": -1}, "`block_size` must be at least 0"),
     ):
         with pytest.raises(ValueError, match=sentence):

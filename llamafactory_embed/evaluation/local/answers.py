@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mteb.abstasks import AbsTaskRetrieval
@@ -14,7 +15,7 @@ from ...data.files import read_records
 from ...data.problems import BadRowError, BadRows
 from ...data.retrieval import beir
 from ...data.retrieval.texts import parse_texts, read_texts
-from ..answers import DEPTHS, accuracy_at, words
+from ..answers import DEPTHS, accuracy_at, dpr_words, words
 from .reading import LocalTask, make_task
 from .retrieval import texts_with_ids
 
@@ -31,8 +32,9 @@ class AnswerTask(AbsTaskRetrieval):
     """A retrieval task without judgements: a passage that holds an answer is relevant."""
 
     k_values = DEPTHS
+    second_score = f"dpr_accuracy_at_{MAIN_DEPTH}"
     answers: Mapping[str, Mapping[str, Sequence[str]]]
-    """By subset and question."""
+    """By subset (MKQA has one for each language) and question."""
 
     def _evaluate_subset(
         self,
@@ -42,6 +44,7 @@ class AnswerTask(AbsTaskRetrieval):
         encode_kwargs: Any,
         hf_split: str,
         hf_subset: str,
+        prediction_folder: Path | None = None,
         **kwargs: Any,
     ) -> Any:
         search: Any = model if isinstance(model, SearchProtocol) else SearchEncoderWrapper(model)
@@ -50,14 +53,20 @@ class AnswerTask(AbsTaskRetrieval):
         corpus, queries = data_split["corpus"], data_split["queries"]
         search.index(corpus, **about)
         results = search.search(queries, top_k=max(DEPTHS), **about)
+        if prediction_folder is not None:
+            self._save_task_predictions(results, model, prediction_folder, hf_split=hf_split, hf_subset=hf_subset)
         texts = dict(zip(corpus["id"], corpus["text"], strict=True))
         names = list(queries["id"])
         ranking = [
             [texts[key] for key, _ in sorted(results[name].items(), key=lambda pair: (-pair[1], pair[0]))]
             for name in names
         ]
-        accuracy = accuracy_at(ranking, [self.answers[hf_subset][name] for name in names])
-        return {f"accuracy_at_{depth}": value for depth, value in accuracy.items()}
+        answers = [self.answers[hf_subset][name] for name in names]
+        scores: dict[str, float] = {}
+        for prefix, split in (("", words), ("dpr_", dpr_words)):
+            accuracy = accuracy_at(ranking, answers, split=split)
+            scores |= {f"{prefix}accuracy_at_{depth}": value for depth, value in accuracy.items()}
+        return scores
 
 
 def is_answers_folder(path: str) -> bool:
