@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.data.retrieval.evalset import build_retrieval_eval
@@ -137,6 +138,13 @@ def test_refused_before_anything_is_loaded(case: str, run: Run, no_model: None) 
 def test_one_row_with_negatives_is_a_batch(run: Run) -> None:
     result = run("one", dataset="with_negatives", batch_size=1)
     assert all(loss > 0 for loss in result.losses)
+
+
+@pytest.mark.parametrize(("given", "std"), [({}, 0.02), ({"latents_init_std": 1.0}, 1.0)], ids=["default", "said"])
+def test_latents_start_as_the_recipe_says(given: dict[str, float], std: float, run: Run, tmp_path: Path) -> None:
+    run("out", **{**LATENT, **given, "latents": 64}, learning_rate=0.0, max_steps=1)
+    latents = load_file(tmp_path / "out" / "pooler.safetensors")["latents"]
+    assert float(latents.std()) == pytest.approx(std, rel=0.1)
 
 
 def test_a_teacher_of_one_task_changes_its_batches_alone(run: Run) -> None:
