@@ -91,6 +91,8 @@ def test_the_reference_is_asked_once(run: Run, tmp_path: Path, monkeypatch: pyte
     assert len(loaded) == 1
     first, again = (read_history(tmp_path / name) for name in ("first", "again"))
     assert [entry["reference_loss"] for entry in again] == [entry["reference_loss"] for entry in first]
+    run("stopped", **shared, max_steps=50, stop_after_n_steps=3)
+    assert len(loaded) == 1
     run("longer", **shared, max_steps=5)
     assert len(loaded) == 2
     run("warmer", **shared, loss_temperature=0.2)

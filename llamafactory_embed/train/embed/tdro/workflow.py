@@ -69,7 +69,9 @@ def run_tdro(
         options.grad_cache_tokens or tokens_per_batch(options.max_tokens_per_batch, training_args.device),
     )
     loader = ModelLoader(options, config, tokenizer, collator, model_args, training_args, finetuning_args)
-    proxy, reference = loader.load(lambda: examples_of_run(dataset, batch_sampler, training_args))
+    proxy, reference = loader.load(
+        lambda: examples_of_run(dataset, batch_sampler, training_args, options.stop_after_n_steps)
+    )
 
     trainer = TdroTrainer(
         model=proxy,
