@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+
+from tokenizers import Regex, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..data.document_batches import DocumentRow
 
@@ -123,15 +125,39 @@ def pad_text(text: Text, length: int, token: int) -> Text:
     )
 
 
-def diffuseq_tokens(tokenizer: Any) -> DiffuSeqTokens:
-    """The tokenizer's own special tokens; between source and target, a new line where it has no separator."""
+def diffuseq_tokens(tokenizer: PreTrainedTokenizerBase, separator: str | None = None) -> DiffuSeqTokens:
+    """The tokenizer's special tokens. Between source and target stands `separator`; if it is None, the tokenizer's
+    separator token, or a new line where it has none."""
     eos = tokenizer.eos_token_id
     sep = tokenizer.sep_token_id
-    if sep is None:
+    if separator is not None:
+        tokens = tokenizer.encode(separator, add_special_tokens=False)
+        if len(tokens) != 1:
+            raise ValueError(
+                f"`ddm_separator` must be one token, and {separator!r} is {len(tokens)} tokens for this tokenizer: "
+                "choose another text."
+            )
+        (sep,) = tokens
+    elif sep is None:
         newline = tokenizer.encode("\n", add_special_tokens=False)
         sep = newline[-1] if newline else eos
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
     return DiffuSeqTokens(bos=bos, sep=sep, eos=eos, pad=tokenizer.pad_token_id)
+
+
+def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the tokenizer read every digit as a token, in whatever it tokenizes from now on."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(
+            f"`ddm_split_digits` needs a tokenizer of the library `tokenizers`, and {type(tokenizer).__name__} is "
+            "written in Python: leave the option out."
+        )
+    backend = tokenizer.backend_tokenizer
+    steps = [backend.pre_tokenizer] if backend.pre_tokenizer is not None else []
+    # Last, where the pieces are the vocabulary's: a step that puts something in front of a piece would do so for each
+    # digit. Digits of other scripts are several bytes in most vocabularies.
+    digits = pre_tokenizers.Split(Regex("[0-9]"), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, digits])
 
 
 TextsOfRows = Callable[[Sequence[DocumentRow]], list[list[Text]]]

@@ -12,7 +12,16 @@ from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
 from llamafactory.extras import logging
 
 from ...data.document_batches import DocumentRow
-from ...diffusion.texts import DiffuSeqTokens, Text, chat_text, diffuseq_text, pad_text, split_labels, with_end
+from ...diffusion.texts import (
+    DiffuSeqTokens,
+    Text,
+    chat_text,
+    diffuseq_text,
+    pad_text,
+    split_digits,
+    split_labels,
+    with_end,
+)
 from ...hparams.ddm import DiffusionTuningOptions
 from ...loading.templates import choose_template
 from ...model.families import Family
@@ -46,6 +55,8 @@ def load_answers(
     tokenizer_module: dict[str, Any],
 ) -> AnswerData:
     """Load and tokenize as the host's stage `sft` does, with its templates, tools and turns."""
+    if options.ddm_split_digits:
+        split_digits(tokenizer_module["tokenizer"])
     uncut = copy.copy(data_args)
     uncut.cutoff_len = UNCUT
     uncut.packing = uncut.neat_packing = False  # rows are packed anyway, and see nothing of one another

@@ -112,7 +112,7 @@ def run_ddm_sft(
             options, find_family(setup.config), model_args, data_args, training_args, setup.tokenizer_module
         )
         tokenizer, cutoff_len = setup.tokenizer, data_args.cutoff_len
-        special = diffuseq_tokens(tokenizer) if options.ddm_format == "diffuseq" else None
+        special = diffuseq_tokens(tokenizer, options.ddm_separator) if options.ddm_format == "diffuseq" else None
         rows = partial(rows_of_answers, options=options, cutoff_len=cutoff_len, special=special)
         if special is not None:
             texts = DiffuSeqTexts(cutoff_len, special)
