@@ -153,11 +153,14 @@ def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
             "written in Python: leave the option out."
         )
     backend = tokenizer.backend_tokenizer
-    steps = [backend.pre_tokenizer] if backend.pre_tokenizer is not None else []
-    # Last, where the pieces are the vocabulary's: a step that puts something in front of a piece would do so for each
-    # digit. Digits of other scripts are several bytes in most vocabularies.
+    known = backend.pre_tokenizer
+    # Digits of other scripts are several bytes in most vocabularies.
     digits = pre_tokenizers.Split(Regex("[0-9]"), behavior="isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, digits])
+    if isinstance(known, pre_tokenizers.ByteLevel) and not known.add_prefix_space:
+        steps = [digits, known]  # GPT-2: what lies between digits is a text by itself, as in DiffuLLaMA
+    else:  # other steps may put something in front of a piece, which must not be each digit
+        steps = [digits] if known is None else [known, digits]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
 
 
 TextsOfRows = Callable[[Sequence[DocumentRow]], list[list[Text]]]

@@ -357,6 +357,10 @@ def diffullama(settings: Settings) -> Values:
         values["additional_target"] = [settings["additional_target"]]
     if settings["stage"] == "ddm-sft":
         values["ddm_format"] = "diffuseq"
+        is_gpt2 = "gpt2" in settings["model_name_or_path"]
+        values["ddm_split_digits"] = is_gpt2  # its wrapper of the tokenizer; Llama 2's splits digits by itself
+        if is_gpt2:
+            values["ddm_separator"] = "======"
     if "deepspeed" in settings:
         values["deepspeed"] = settings["deepspeed"]
     if "lr_scheduler_type" not in settings and "learning_rate" in settings:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from llamafactory.chat.chat_model import ChatModel
-from tokenizers import pre_tokenizers
-from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llamafactory_embed.diffusion.texts import Text, diffuseq_tokens, split_digits
 from llamafactory_embed.hparams.ddm import DiffusionTuningOptions
@@ -43,6 +43,26 @@ def test_every_digit_is_a_token(text: str) -> None:
     assert after == pieces
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert copy.deepcopy(tokenizer).tokenize(text) == after  # as data workers get it
+
+
+def test_between_digits_are_texts_by_themselves() -> None:
+    """As in DiffuLLaMA, whose program tokenizes the stretches between digits one by one."""
+    tokenizer = gpt2_tokenizer()
+    stretches = [tokenizer.tokenize(stretch) for stretch in ("a  ", "1", "2", "   ", "3", " a")]
+    split_digits(tokenizer)
+    assert tokenizer.tokenize("a  12   3 a") == [token for tokens in stretches for token in tokens]
+
+
+def test_a_mark_of_words_is_not_put_before_each_digit() -> None:
+    """SentencePiece's vocabularies mark the beginning of a word."""
+    letters = ["\u2581", *"in0123456789"]
+    backend = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    before = tokenizer.tokenize("in 123 12")
+    split_digits(tokenizer)
+    assert tokenizer.tokenize("in 123 12") == before
 
 
 def test_text_without_digits_is_read_as_before() -> None:
