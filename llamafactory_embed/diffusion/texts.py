@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Regex, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..data.document_batches import DocumentRow
 
@@ -125,15 +126,42 @@ def pad_text(text: Text, length: int, token: int) -> Text:
     )
 
 
-def diffuseq_tokens(tokenizer: PreTrainedTokenizerBase) -> DiffuSeqTokens:
-    """The tokenizer's special tokens; a new line separates source and target where it has no separator."""
+def diffuseq_tokens(tokenizer: PreTrainedTokenizerBase, separator: str | None = None) -> DiffuSeqTokens:
+    """The tokenizer's special tokens. Between source and target stands `separator`; if it is None, the tokenizer's
+    separator token, or a new line where it has none."""
     eos = tokenizer.eos_token_id
     sep = tokenizer.sep_token_id
-    if sep is None:
+    if separator is not None:
+        tokens = tokenizer.encode(separator, add_special_tokens=False)
+        if len(tokens) != 1:
+            raise ValueError(
+                f"`ddm_separator` must be one token, and {separator!r} is {len(tokens)} tokens for this tokenizer: "
+                "choose another text."
+            )
+        (sep,) = tokens
+    elif sep is None:
         newline = tokenizer.encode("\n", add_special_tokens=False)
         sep = newline[-1] if newline else eos
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
     return DiffuSeqTokens(bos=bos, sep=sep, eos=eos, pad=tokenizer.pad_token_id)
+
+
+def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the tokenizer read every digit as a token, in whatever it tokenizes from now on."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(
+            f"`ddm_split_digits` needs a tokenizer of the library `tokenizers`, and {type(tokenizer).__name__} is "
+            "written in Python: leave the option out."
+        )
+    backend = tokenizer.backend_tokenizer
+    known = backend.pre_tokenizer
+    # Digits of other scripts are several bytes in most vocabularies.
+    digits = pre_tokenizers.Split(Regex("[0-9]"), behavior="isolated")
+    if isinstance(known, pre_tokenizers.ByteLevel) and not known.add_prefix_space:
+        steps = [digits, known]  # GPT-2: what lies between digits is a text by itself, as in DiffuLLaMA
+    else:  # other steps may put something in front of a piece, which must not be each digit
+        steps = [digits] if known is None else [known, digits]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
 
 
 def texts_of_documents(rows: Sequence[DocumentRow]) -> list[list[Text]]:

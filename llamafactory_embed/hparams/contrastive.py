@@ -45,8 +45,31 @@ class ComparisonOptions(EmbeddingOptions):
             )
 
 
-# Losses that compare a query's positive with its own negatives only.
-LOSSES_OF_OWN_NEGATIVES = ("repllama", "kl_distillation", "margin_distillation")
+@dataclass(frozen=True)
+class LossFacts:
+    """What a value of `contrastive_loss` needs and does; its function is in `train/embed/losses`."""
+
+    needs_negatives: bool = False
+    """Whether every row must have negatives."""
+
+    needs_scores: bool = False
+    """Whether every row must have scores: of each of its passages, or of the pair."""
+
+    in_batch: bool = False
+    """Whether other rows' passages are candidates, so that a row in a larger batch needs no negatives."""
+
+    similarity: Literal["cosine", "dot"] | None = None
+    """How texts are compared, whatever the option `similarity` says; None: as it says."""
+
+
+LOSSES: dict[str, LossFacts] = {
+    "info_nce": LossFacts(in_batch=True),
+    "repllama": LossFacts(needs_negatives=True, similarity="dot"),
+    "kl_distillation": LossFacts(needs_negatives=True, needs_scores=True),
+    "margin_distillation": LossFacts(needs_negatives=True, needs_scores=True),
+    "cosent": LossFacts(needs_scores=True, similarity="cosine"),
+    "angle": LossFacts(needs_scores=True, similarity="cosine"),
+}
 
 
 @dataclass
@@ -59,7 +82,16 @@ class ContrastiveOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Em
     contrastive_loss: Literal["info_nce", "repllama", "kl_distillation", "margin_distillation", "cosent", "angle"] = (
         option("info_nce", "Loss; the distillations, cosent and angle need a `score` column.")
     )
-    teacher_temperature: float = option(1.0, "Divides the teacher's scores (kl_distillation).", minimum=1e-6)
+    kl_weight: float = option(
+        0.0,
+        "Weight of the teacher's KL divergence (kl_distillation) that is added to info_nce for rows with a `score` "
+        "column; 0: off.",
+        label="Weight of the teacher's KL",
+        minimum=0.0,
+    )
+    teacher_temperature: float = option(
+        1.0, "Divides the teacher's scores (kl_distillation, `kl_weight`).", minimum=1e-6
+    )
     both_directions: bool = option(False, "Also rank queries for each document (info_nce).")
     cross_device_negatives: bool = option(True, "Use the documents of all processes as negatives (info_nce).")
     false_negative_margin: float | None = option(
@@ -82,7 +114,18 @@ class ContrastiveOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Em
     )
 
     def __post_init__(self) -> None:
-        if self.contrastive_loss in LOSSES_OF_OWN_NEGATIVES and self.num_negatives < 1:
+        super().__post_init__()
+        if self.kl_weight and self.contrastive_loss != "info_nce":
+            raise ValueError(
+                f"`kl_weight` adds a teacher's KL divergence to `contrastive_loss: info_nce`, not to "
+                f"{self.contrastive_loss}: change the loss, or leave `kl_weight` out."
+            )
+        if self.kl_weight and self.num_negatives < 1:
+            raise ValueError(
+                "`kl_weight` compares a teacher's scores of a query's positive and of its own negatives: set "
+                "`num_negatives` to at least 1."
+            )
+        if LOSSES[self.contrastive_loss].needs_negatives and self.num_negatives < 1:
             raise ValueError(
                 f"`contrastive_loss: {self.contrastive_loss}` compares a query's positive with its own negatives: set "
                 "`num_negatives` to at least 1."

@@ -66,6 +66,15 @@ class DiffusionTuningOptions(DiffusionOptions):
         "chat",
         "Format of a row: LLaMA-Factory's `template` (chat), or `bos source sep target eos` (diffuseq, DiffuLLaMA).",
     )
+    ddm_separator: str | None = option(
+        None,
+        "What separates source and target (`ddm_format: diffuseq`), a text of one token; empty: the tokenizer's "
+        "separator, or a new line if it has none.",
+        label="Separator",
+    )
+    ddm_split_digits: bool = option(
+        False, "Tokenize every digit by itself, in prompts and in answers.", label="Split digits"
+    )
     eos_padding: Literal["never", "batch", "cutoff_len"] | None = option(
         None,
         "Pad an answer with EOS tokens, which are learned like the answer, up to the longest row of its batch (LLaDA) "
@@ -74,6 +83,11 @@ class DiffusionTuningOptions(DiffusionOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.ddm_format == "chat" and self.ddm_separator is not None:
+            raise ValueError(
+                "`ddm_separator` belongs to `ddm_format: diffuseq`; under `chat` the template separates prompt and "
+                "answer: leave it out."
+            )
         if self.ddm_format == "diffuseq" and self.eos_padding not in (None, "cutoff_len"):
             raise ValueError(
                 f"`ddm_format: diffuseq` pads every row up to `cutoff_len`: unset `eos_padding: {self.eos_padding}`."

@@ -27,6 +27,11 @@ class EmbeddingOptions:
     latent_head_size: int | None = option(
         None, "Size of an attention head over the latents (latent pooling); empty: hidden size / heads.", minimum=1
     )
+    latents_init_std: float = option(
+        0.02,
+        "Standard deviation of the latents' initial values (latent pooling); Pooling-and-Attention: 1.",
+        minimum=1e-6,
+    )
     skip_instruction: bool = option(False, "Leave the instruction's tokens out of the pooling.")
     query_template: str = option(
         "e5",

@@ -13,6 +13,15 @@ from .run import RunOptions
 
 TaskMeasure = Literal["ratio", "paper_ratio", "difference", "relative_difference", "loss"]
 
+# Which optimizers of the task weights have a setting; the others would ignore it.
+OPTIMIZERS_WITH = {
+    "tdro_momentum": ("sgd",),
+    "tdro_dampening": ("sgd",),
+    "tdro_beta1": ("adamw",),
+    "tdro_beta2": ("adamw",),
+    "tdro_epsilon": ("adamw", "rmsprop", "adagrad"),
+}
+
 
 @dataclass
 class TdroOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
@@ -24,6 +33,12 @@ class TdroOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Embedding
         "What raises a task's weight: the mean of loss / reference loss over its queries (ratio), mean loss / mean "
         "reference loss (paper_ratio), their difference (difference), the difference relative to the reference "
         "(relative_difference), or the loss alone (loss).",
+    )
+    tdro_in_batch_negatives: bool = option(
+        False,
+        "Compare a query with the passages of all rows of a micro-batch, of all processes, instead of with its own "
+        "passages only.",
+        label="In-batch negatives",
     )
     tdro_norm: float = option(
         1.0,
@@ -38,9 +53,25 @@ class TdroOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Embedding
     tdro_ema: float = option(
         0.1, "Share of the new weights in the exponential moving average.", minimum=0.0, maximum=1.0
     )
-    tdro_optimizer: Literal["sgd", "adamw", "rmsprop", "adagrad"] = option("sgd", "Optimizer of the task weights.")
+    tdro_optimizer: Literal["sgd", "adamw", "rmsprop", "adagrad", "adafactor"] = option(
+        "sgd", "Optimizer of the task weights."
+    )
     tdro_momentum: float = option(0.0, "Momentum of `tdro_optimizer: sgd`.", minimum=0.0, maximum=1.0)
     tdro_dampening: float = option(0.0, "Dampening of the momentum (`tdro_optimizer: sgd`).", minimum=0.0, maximum=1.0)
+    tdro_beta1: float = option(
+        0.9, "Decay of the mean gradient (`tdro_optimizer: adamw`).", label="β₁", minimum=0.0, maximum=0.9999
+    )
+    tdro_beta2: float = option(
+        0.999, "Decay of the mean squared gradient (`tdro_optimizer: adamw`).", label="β₂", minimum=0.0, maximum=0.9999
+    )
+    tdro_epsilon: float | None = option(
+        None,
+        "Number that keeps adamw, rmsprop and adagrad from dividing by 0; empty: 1e-8, 1e-8 and 1e-10.",
+        minimum=1e-30,
+    )
+    tdro_weight_decay: float = option(
+        0.0, "Weight decay on the logarithms of the task weights, which draws the weights together.", minimum=0.0
+    )
     tdro_clip: Literal["norm", "value", "none"] = option("norm", "How gradients of the task weights are clipped.")
     tdro_max_grad: float = option(
         1.0, "Largest gradient norm (`norm`) or largest absolute gradient (`value`).", minimum=1e-6
@@ -49,6 +80,9 @@ class TdroOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Embedding
         "constant", "Schedule of `tdro_lr`; linear and cosine can warm up."
     )
     tdro_warmup_steps: int = option(0, "Updates over which `tdro_lr` rises from 0 (linear, cosine).", minimum=0)
+    tdro_warmup_ratio: float = option(
+        0.0, "The same as a share of all updates (linear, cosine).", minimum=0.0, maximum=1.0
+    )
     tdro_min_lr_ratio: float = option(
         0.0, "Share of `tdro_lr` that remains at the end (linear, cosine).", minimum=0.0, maximum=1.0
     )
@@ -72,14 +106,24 @@ class TdroOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Embedding
         for percent in self.tdro_top_percents:
             if not 1 <= percent <= 100:
                 raise ValueError(f"`tdro_top_percents` must lie between 1 and 100, not {percent!r}.")
-        if self.tdro_optimizer != "sgd" and (self.tdro_momentum or self.tdro_dampening):
+        for name, optimizers in OPTIMIZERS_WITH.items():
+            if self.tdro_optimizer not in optimizers and getattr(self, name) != getattr(TdroOptions, name):
+                raise ValueError(
+                    f"`{name}` belongs to `tdro_optimizer: {' or '.join(optimizers)}`, not to {self.tdro_optimizer}."
+                )
+        if self.tdro_warmup_steps and self.tdro_warmup_ratio:
+            raise ValueError("`tdro_warmup_steps` and `tdro_warmup_ratio` say the same: give one of them.")
+        if self.tdro_scheduler == "constant" and (
+            self.tdro_warmup_steps or self.tdro_warmup_ratio or self.tdro_min_lr_ratio
+        ):
             raise ValueError(
-                f"`tdro_momentum` and `tdro_dampening` belong to `tdro_optimizer: sgd`, not to {self.tdro_optimizer}."
+                "`tdro_warmup_steps`, `tdro_warmup_ratio` and `tdro_min_lr_ratio` have no effect under "
+                "`tdro_scheduler: constant`: use linear or cosine, or leave them out."
             )
-        if self.tdro_scheduler == "constant" and (self.tdro_warmup_steps or self.tdro_min_lr_ratio):
+        if self.tdro_in_batch_negatives and self.tdro_cache_reference:
             raise ValueError(
-                "`tdro_warmup_steps` and `tdro_min_lr_ratio` have no effect under `tdro_scheduler: constant`: use "
-                "linear or cosine, or leave them out."
+                "`tdro_cache_reference` keeps a loss for each row, and with `tdro_in_batch_negatives` a row's loss "
+                "depends on the other rows of its batch: leave one of them out."
             )
 
     @property

@@ -10,6 +10,7 @@ from llamafactory.extras import logging
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
+from ..hparams.embedding import EmbeddingOptions
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from .backbone import attention_backend, load_backbone_for_training
@@ -35,9 +36,11 @@ def load_embedding_model_for_training(
 ) -> EmbeddingModel:
     """Load the language model as every stage of the host does (LoRA, QLoRA, freeze, full, Liger, …) and put the pooler
     on it."""
+    options: EmbeddingOptions = finetuning_args.stage_options
     loaded = load_backbone_for_training(tokenizer, model_args, finetuning_args, training_args)
     config = dataclasses.replace(config, merged_adapters=loaded.merged_adapters)
-    model = EmbeddingModel(loaded.model, config, backend=attention_backend(model_args.flash_attn))
+    backend = attention_backend(model_args.flash_attn)
+    model = EmbeddingModel(loaded.model, config, backend, latents_init_std=options.latents_init_std)
     continue_pooler(model, loaded.start)
     if not training_args.do_train:
         warn_of_changes(model, loaded.start)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attention_patch import Backend, patch_attention
 
+from ..hparams.embedding import EmbeddingOptions
 from .around_decoder import AroundDecoder
 from .embedding_config import EmbeddingConfig
 from .packed import PackedBatch, forward_packed
@@ -23,7 +24,14 @@ class EmbeddingModel(AroundDecoder):
     language-model head is never run; it is frozen so that neither optimizer nor DDP waits for its gradients.
     """
 
-    def __init__(self, backbone: nn.Module, config: EmbeddingConfig, backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        config: EmbeddingConfig,
+        backend: Backend | None = None,
+        latents_init_std: float = EmbeddingOptions.latents_init_std,
+    ) -> None:
+        """`latents_init_std` is where the latents of a pooler that trains start; one that is loaded needs none."""
         super().__init__(backbone)
         self.embedding_config = config
         self.attention = patch_attention(
@@ -37,6 +45,7 @@ class EmbeddingModel(AroundDecoder):
             latents=config.latents,
             heads=config.latent_heads,
             head_size=config.latent_head_size,
+            latents_init_std=latents_init_std,
         )
         self._freeze_head()
 

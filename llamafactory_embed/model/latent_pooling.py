@@ -43,6 +43,7 @@ class LatentPooler(nn.Module):
         heads: int,
         head_size: int,
         keys: LatentKeys,
+        latents_init_std: float,
         feedforward_factor: int = 4,
     ) -> None:
         super().__init__()
@@ -50,9 +51,10 @@ class LatentPooler(nn.Module):
         self.keys = keys
         inner_size = heads * head_size
         feedforward_size = feedforward_factor * hidden_size
-        # Small, unlike the original's: the mean of the latents is the same for every text, and at the scale of the
-        # states it would drown what the texts differ in. What attends is normalized, so this does not weaken it.
-        self.latents = nn.Parameter(torch.randn(latents, hidden_size) * 0.02)
+        # Small by default, unlike the original's 1: the mean of the latents is the same for every text, and at the
+        # scale of the states it would drown what the texts differ in. What attends is normalized, so this does not
+        # weaken it.
+        self.latents = nn.Parameter(torch.randn(latents, hidden_size) * latents_init_std)
         self.latent_norm = nn.LayerNorm(hidden_size)
         self.key_norm = nn.LayerNorm(hidden_size)
         self.to_query = nn.Linear(hidden_size, inner_size, bias=False)
@@ -103,6 +105,7 @@ class MultiLayerLatentPooler(LatentPooler):
         heads: int,
         head_size: int,
         keys: LatentKeys,
+        latents_init_std: float,
         feedforward_factor: int = 4,
     ) -> None:
         super().__init__(
@@ -111,6 +114,7 @@ class MultiLayerLatentPooler(LatentPooler):
             heads=heads,
             head_size=head_size,
             keys=keys,
+            latents_init_std=latents_init_std,
             feedforward_factor=feedforward_factor,
         )
         self.layer_embeddings = nn.Parameter(torch.randn(num_layers, hidden_size) * 0.02)

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from ..hparams.embedding import EmbeddingOptions
 from .latent_pooling import LatentKeys, LatentPooler, MultiLayerLatentPooler
 from .packed import Lengths, first_states, last_states, mean_states
 
@@ -65,11 +66,12 @@ def build_pooler(
     latents: int = 512,
     heads: int = 8,
     head_size: int | None = None,
+    latents_init_std: float = EmbeddingOptions.latents_init_std,
 ) -> Pooler:
     """The pooler of a recipe. `causal` is the model's attention, which decides what latents read (`LatentKeys`).
 
     The sizes are those of the latent poolings: by default NV-Embed's (Lee et al. 2024), whose heads share the hidden
-    size; Tang and Yang 2024 use 768 latents and 32 heads of 2048.
+    size; Tang and Yang 2024 use 768 latents and 32 heads of 2048. `latents_init_std` matters to a pooler that trains.
     """
     if pooling not in get_args(Pooling):
         raise ValueError(f"`pooling` must be one of {', '.join(get_args(Pooling))}, not {pooling!r}.")
@@ -83,7 +85,20 @@ def build_pooler(
     head_size = head_size or hidden_size // heads
     keys: LatentKeys = "last_token" if causal else "all_tokens"
     if pooling == "latent":
-        return LatentPooler(hidden_size, latents=latents, heads=heads, head_size=head_size, keys=keys)
+        return LatentPooler(
+            hidden_size,
+            latents=latents,
+            heads=heads,
+            head_size=head_size,
+            keys=keys,
+            latents_init_std=latents_init_std,
+        )
     return MultiLayerLatentPooler(
-        hidden_size, num_layers, latents=latents, heads=heads, head_size=head_size, keys=keys
+        hidden_size,
+        num_layers,
+        latents=latents,
+        heads=heads,
+        head_size=head_size,
+        keys=keys,
+        latents_init_std=latents_init_std,
     )

@@ -14,7 +14,7 @@ from llamafactory.chat.base_engine import BaseEngine, Response
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.extras.constants import EngineName
 
-from ..diffusion.texts import diffuseq_tokens
+from ..diffusion.texts import diffuseq_tokens, split_digits
 from ..host.chat import DenoisingEngine
 from ..hparams.ddm import DiffusionOptions, DiffusionTuningOptions
 from ..loading.adapted_checkpoint import start_from_checkpoint
@@ -62,8 +62,12 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         family = find_family(setup.config)
         self.tokenizer: Any = setup.tokenizer
         self.is_diffuseq = isinstance(options, DiffusionTuningOptions) and options.ddm_format == "diffuseq"
+        self.separator: str | None = None
         if isinstance(options, DiffusionTuningOptions):
             data_args.template = choose_template(options, family, data_args.template, self.tokenizer)
+            self.separator = options.ddm_separator
+            if options.ddm_split_digits:
+                split_digits(self.tokenizer)
         self.template: Any = get_template_and_fix_tokenizer(self.tokenizer, data_args)
         predictor, _ = load_token_predictor(setup, model_args, finetuning_args, no_training)
 
@@ -143,7 +147,7 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         prompt, _ = self.template.encode_oneturn(self.tokenizer, answered, system, tools)
         if not self.is_diffuseq:
             return list(prompt)
-        special = diffuseq_tokens(self.tokenizer)
+        special = diffuseq_tokens(self.tokenizer, self.separator)
         return [special.bos, *prompt, special.sep]
 
     # ------------------------------------------------- one request --------------------------------------------------

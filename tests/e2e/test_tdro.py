@@ -91,6 +91,8 @@ def test_the_reference_is_asked_once(run: Run, tmp_path: Path, monkeypatch: pyte
     assert len(loaded) == 1
     first, again = (read_history(tmp_path / name) for name in ("first", "again"))
     assert [entry["reference_loss"] for entry in again] == [entry["reference_loss"] for entry in first]
+    run("stopped", **shared, max_steps=50, stop_after_n_steps=3)
+    assert len(loaded) == 1
     run("longer", **shared, max_steps=5)
     assert len(loaded) == 2
     run("warmer", **shared, loss_temperature=0.2)
@@ -229,6 +231,19 @@ def test_a_batch_is_weighted_as_the_weights_say(run: Run, tmp_path: Path) -> Non
         shares = {task: count * entry["weight"][task] for task, count in entry["queries"].items()}
         weighted = sum(share * entry["loss"][task] for task, share in shares.items()) / sum(shares.values())
         assert loss == pytest.approx(weighted, abs=1e-5)
+
+
+def test_in_batch_negatives_make_the_loss_of_a_batch(run: Run, tmp_path: Path) -> None:
+    """Where nothing moves, proxy and reference lose what the contrastive stage says of the same mixed batch."""
+    shared = {"learning_rate": 0.0, "batch_size": 16, "max_steps": 2, "num_negatives": 0, "seed": 3}
+    run("weights", **shared, tdro_in_batch_negatives=True, tdro_lr=1e-9)
+    contrastive = {"stage": "contrastive", "task_batching": "mixed", "tdro_lr": None, "ref_model": None}
+    expected = run("contrastive", **shared, **contrastive).losses
+    for entry, loss in zip(read_history(tmp_path / "weights"), expected, strict=True):
+        queries, losses = entry["queries"], entry["loss"]
+        assert sum(queries[task] * losses[task] for task in TASKS) / 16 == pytest.approx(loss, abs=1e-5)
+        assert entry["reference_loss"] != pytest.approx(losses, abs=1e-3)
+        assert sum(losses.values()) / 2 > math.log(8)  # 16 candidates, none of them learned
 
 
 class Watcher(TrainerCallback):

@@ -20,6 +20,7 @@ REFERENCE = {"ref_model": "{reference}"}
 RUNS: dict[str, dict[str, Any]] = {
     "full": REFERENCE,
     "accumulated": {**REFERENCE, "gradient_accumulation_steps": 2, "tdro_measure": "paper_ratio"},
+    "in-batch": {**REFERENCE, "tdro_in_batch_negatives": True, "tdro_optimizer": "adafactor"},
     "adapter-off": {**LORA, "tdro_optimizer": "adamw"},
     "cached": {**REFERENCE, "tdro_cache_reference": True, "grad_cache_tokens": 64},
     "cached-accumulated": {**REFERENCE, "grad_cache_tokens": 64, "gradient_accumulation_steps": 2},

@@ -82,6 +82,9 @@ def tiny_variant(options: dict[str, Any], material: Path, output: Path) -> dict[
             "logging_steps": 1,
         }
         tiny.pop("warmup_ratio", None)
+        tiny.pop("val_size", None)  # there are held-out rows
+    if "ddm_separator" in options:
+        tiny["ddm_separator"] = "="  # one token of the tiny models' tokenizer
     if "checkpoint_dir" in options:
         tiny["checkpoint_dir"] = str(material / architecture)
     if "tokenized_path" in options:

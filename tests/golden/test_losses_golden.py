@@ -77,7 +77,9 @@ def test_in_batch_and_own_passages(case: GoldenCase) -> None:
                 own_passages_only=None if only_own is None else torch.tensor(only_own),
             )
             loss_function = own_passages if expected["mode"] == "hard_negatives_only" else info_nce
-            options = ContrastiveOptions(loss_temperature=expected["temperature"], similarity="dot")
+            options = ContrastiveOptions(
+                loss_temperature=expected["temperature"], similarity="dot", normalize_embeddings=False
+            )
             loss = reduce_rows(loss_function(rows, options), expected["reduction"])
             loss.sum().backward()
             assert_golden(loss, expected["loss"], case)
@@ -96,7 +98,9 @@ def test_distillation(case: GoldenCase) -> None:
         own = passages.unflatten(0, (-1, batch["passages_per_query"]))
         teacher = torch.tensor(expected["teacher_scores"], dtype=torch.float64).view(own.shape[:2])
         rows = EmbeddedRows(queries, own, scores=teacher)
-        options = ContrastiveOptions(loss_temperature=expected["temperature"], similarity="dot")
+        options = ContrastiveOptions(
+            loss_temperature=expected["temperature"], similarity="dot", normalize_embeddings=False
+        )
         losses = info_nce(rows, options) + kl_distillation(rows, options)
         loss = reduce_rows(losses, expected["reduction"])
         loss.sum().backward()

@@ -168,6 +168,20 @@ def test_build_pooler_names_what_is_wrong() -> None:
         build_pooler("latent", hidden_size=SIZE, num_layers=LAYERS, causal=True, heads=5)
 
 
+@pytest.mark.parametrize("pooling", get_args(LatentPooling))
+@pytest.mark.parametrize("std", [0.02, 1.0])
+def test_latents_start_with_the_standard_deviation_asked_for(pooling: LatentPooling, std: float) -> None:
+    """0.02 is the default; all other weights start alike, whatever it is."""
+    sizes = {"hidden_size": 48, "num_layers": LAYERS, "causal": True, "latents": 400, "heads": 4}
+    torch.manual_seed(5)
+    default = build_pooler(pooling, **sizes).state_dict()  # type: ignore[arg-type]
+    torch.manual_seed(5)
+    weights = build_pooler(pooling, latents_init_std=std, **sizes).state_dict()  # type: ignore[arg-type]
+    assert float(weights["latents"].std()) == pytest.approx(std, rel=0.02)
+    torch.testing.assert_close(weights.pop("latents"), default.pop("latents") * (std / 0.02))
+    assert all(torch.equal(value, default[name]) for name, value in weights.items())
+
+
 def test_eos_is_needed_where_the_last_token_speaks_for_the_text() -> None:
     assert {pooling for pooling in get_args(Pooling) if needs_eos(pooling, causal=False)} == {"last", "eos"}
     assert {pooling for pooling in get_args(Pooling) if needs_eos(pooling, causal=True)} == {

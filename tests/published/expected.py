@@ -35,6 +35,14 @@ WRAPPED = {
     "Sheared-L": ("llm2vec_e5_data", "{text}"),
 }
 
+# The trainable pooling of Pooling-and-Attention.
+LATENTS_OF_POOLING_AND_ATTENTION = {
+    "latents": 768,
+    "latent_heads": 32,
+    "latent_head_size": 2048,
+    "latents_init_std": 1.0,
+}
+
 E5_SETS = [
     "allnli",
     "dureader",
@@ -297,9 +305,13 @@ def tdro(script: Mapping[str, Mapping[str, str]]) -> Values:
             "tdro_max_grad": flags["dro_max_grad_norm"],
             "tdro_optimizer": flags["dro_optimizer"],
             "tdro_scheduler": flags["dro_lr_scheduler_type"],
-            "tdro_normalize_on_update": True,
+            "tdro_in_batch_negatives": "dro_only_hn" not in flags,
+            "tdro_normalize_on_update": "normalize_weights_on_every_update" in flags,
             "dataset_weights": "uniform",
         }
+        is_constant = flags["dro_lr_scheduler_type"] == "constant"  # this schedule takes no warm-up and no minimum
+        values["tdro_warmup_ratio"] = 0.0 if is_constant else flags["dro_warmup_ratio"]
+        values["tdro_min_lr_ratio"] = 0.0 if is_constant else flags["dro_min_lr_ratio"]
     else:
         values |= {"task_batching": "homogeneous", "cross_device_negatives": True, "contrastive_loss": "info_nce"}
     return values
@@ -345,6 +357,10 @@ def diffullama(settings: Settings) -> Values:
         values["additional_target"] = [settings["additional_target"]]
     if settings["stage"] == "ddm-sft":
         values["ddm_format"] = "diffuseq"
+        is_gpt2 = "gpt2" in settings["model_name_or_path"]
+        values["ddm_split_digits"] = is_gpt2  # its wrapper of the tokenizer; Llama 2's splits digits by itself
+        if is_gpt2:
+            values["ddm_separator"] = "======"
     if "deepspeed" in settings:
         values["deepspeed"] = settings["deepspeed"]
     if "lr_scheduler_type" not in settings and "learning_rate" in settings:
@@ -371,6 +387,11 @@ def pooling_and_attention(settings: Settings) -> Values:
     }
 
 
+def latent_pooling_and_attention(settings: Settings) -> Values:
+    """Designs 2 to 5, which pool by latents; what the program fixes is in none of its files."""
+    return pooling_and_attention(settings) | LATENTS_OF_POOLING_AND_ATTENTION
+
+
 TRANSLATORS: dict[str, Callable[[Any], Values]] = {
     "mntp": mntp,
     "simcse": simcse,
@@ -379,4 +400,5 @@ TRANSLATORS: dict[str, Callable[[Any], Values]] = {
     "tdro": tdro,
     "diffullama": diffullama,
     "pooling-and-attention": pooling_and_attention,
+    "latent-pooling-and-attention": latent_pooling_and_attention,
 }

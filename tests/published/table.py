@@ -228,17 +228,18 @@ def diffullama_rows() -> list[Row]:
 
 
 def pooling_and_attention_rows() -> list[Row]:
+    """The five designs share the file of their adapter."""
+    designs = {
+        "1_causal_eos": "pooling-and-attention",
+        "2_causal_latent": "latent-pooling-and-attention",
+        "3_causal_multi_layer": "latent-pooling-and-attention",
+        "4_bidirectional_latent": "latent-pooling-and-attention",
+        "5_bidirectional_multi_layer": "latent-pooling-and-attention",
+    }
     return [
-        Row("pooling_and_attention/lora.json", "pooling-and-attention",
-            f"{LORA}/pooling_and_attention/{name}.yaml")
-        for name in (
-            "1_causal_eos",
-            "2_causal_latent",
-            "3_causal_multi_layer",
-            "4_bidirectional_latent",
-            "5_bidirectional_multi_layer",
-        )
-    ]  # fmt: skip
+        Row("pooling_and_attention/lora.json", kind, f"{LORA}/pooling_and_attention/{name}.yaml")
+        for name, kind in designs.items()
+    ]
 
 
 def word_tests() -> list[NotARecipe]:

@@ -21,6 +21,7 @@ from ...diffusion.texts import (
     diffuseq_text,
     diffuseq_tokens,
     pad_text,
+    split_digits,
     split_labels,
     with_end,
 )
@@ -57,6 +58,8 @@ def load_answers(
     tokenizer_module: dict[str, Any],
 ) -> AnswerData:
     """Load and tokenize as the host's stage `sft` does, with its templates, tools and turns."""
+    if options.ddm_split_digits:
+        split_digits(tokenizer_module["tokenizer"])
     uncut = copy.copy(data_args)
     uncut.cutoff_len = UNCUT
     uncut.packing = uncut.neat_packing = False  # rows are packed anyway, and see nothing of one another
@@ -126,7 +129,7 @@ def answer_texts(
 ) -> tuple[TextsOfRows, TextsOfRows]:
     """How rows become texts, for training and for evaluation."""
     if options.ddm_format == "diffuseq":
-        texts = DiffuSeqTexts(cutoff_len, diffuseq_tokens(tokenizer))
+        texts = DiffuSeqTexts(cutoff_len, diffuseq_tokens(tokenizer, options.ddm_separator))
         return texts, texts
     padding = options.eos_padding or "batch"
     training = ChatTexts(cutoff_len, tokenizer.bos_token_id, tokenizer.eos_token_id, ends, padding)

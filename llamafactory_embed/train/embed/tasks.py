@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llamafactory.extras import logging
-
 from ...data.files import HubOptions
 from ...data.prompts import parse_template
 from ...data.retrieval.reader import load_tasks
@@ -25,9 +23,6 @@ from .losses.rows import Similarity
 
 if TYPE_CHECKING:
     from llamafactory.hparams import DataArguments, ModelArguments, TrainingArguments
-
-
-logger = logging.get_logger(__name__)
 
 AnyTask = Task | StreamedTask
 
@@ -135,12 +130,6 @@ def embedding_config(
     matryoshka_dims: list[int] | None = None,
 ) -> EmbeddingConfig:
     """What the checkpoint will remember; `load_embedding_model_for_training` adds which adapters were merged."""
-    if options.similarity == "dot" and options.normalize_embeddings:
-        logger.warning_rank0(
-            "`similarity: dot` trains the lengths of embeddings as well as their directions, but "
-            "`normalize_embeddings: true` evaluates and serves them with unit length: set it to false, or use "
-            "`similarity: cosine`."
-        )
     return EmbeddingConfig.from_options(
         options,
         cutoff_len,

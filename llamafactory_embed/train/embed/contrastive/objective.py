@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ....hparams.contrastive import ContrastiveOptions
-from ..losses import LOSSES
+from ....hparams.contrastive import LOSSES, ContrastiveOptions
+from ..losses import FUNCTIONS
+from ..losses.distillation import kl_distillation
 from ..losses.rows import EmbeddedRows
 from .batch import ContrastiveBatch
 
@@ -18,13 +19,20 @@ class ContrastiveObjective:
 
     def __init__(self, options: ContrastiveOptions) -> None:
         self.options = options
-        self.loss = LOSSES[options.contrastive_loss]
+        self.facts = LOSSES[options.contrastive_loss]
+        self.function = FUNCTIONS[options.contrastive_loss]
 
     def __call__(self, embeddings: Tensor, batch: ContrastiveBatch) -> Tensor:
         self._check(batch)
         rows = batch.with_embeddings(embeddings.float())
-        losses = [self.loss.function(prefix, self.options).mean() for prefix in self._prefixes(rows)]
-        return torch.stack(losses).sum()
+        return torch.stack([self._loss(prefix) for prefix in self._prefixes(rows)]).sum()
+
+    def _loss(self, rows: EmbeddedRows) -> Tensor:
+        """The loss, and with `kl_weight` the divergence from the teacher if there is one for these rows."""
+        loss = self.function(rows, self.options).mean()
+        if self.options.kl_weight and has_teacher(rows):
+            loss = loss + self.options.kl_weight * kl_distillation(rows, self.options).mean()
+        return loss
 
     def _prefixes(self, rows: EmbeddedRows) -> Sequence[EmbeddedRows]:
         """Matryoshka (Kusupati et al. 2022): the first numbers of an embedding must be a good embedding themselves.
@@ -38,10 +46,15 @@ class ContrastiveObjective:
 
     def _check(self, batch: ContrastiveBatch) -> None:
         name = self.options.contrastive_loss
-        if self.loss.needs_negatives and batch.negatives_per_row == 0:
+        if self.facts.needs_negatives and batch.negatives_per_row == 0:
             raise ValueError(
                 f"`contrastive_loss: {name}` compares a query's positive with its own negatives, but the rows have "
                 "none: set `num_negatives` to at least 1 and use data with negatives."
             )
-        if self.loss.needs_scores and batch.scores is None:
+        if self.facts.needs_scores and batch.scores is None:
             raise ValueError(f"`contrastive_loss: {name}` needs data with a `score` column; these rows have none.")
+
+
+def has_teacher(rows: EmbeddedRows) -> bool:
+    """Whether each of several passages of every row has a score, rather than the row as a scored pair, or nothing."""
+    return rows.scores is not None and rows.scores.shape == rows.passages.shape[:2] and rows.scores.shape[1] > 1

@@ -9,12 +9,11 @@ from llamafactory.model import load_tokenizer
 
 from ....data.embedding_tokenizer import EmbeddingTokenizer
 from ....data.retrieval.evalset import build_retrieval_eval
-from ....hparams.contrastive import ContrastiveOptions
+from ....hparams.contrastive import LOSSES, ContrastiveOptions
 from ....loading.embedder import load_embedding_model_for_training
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
 from ..eval_tasks import find_eval_tasks, judge_finished_model
-from ..losses import LOSSES
 from ..tasks import AnyTask, check_templates, embedding_config, first_rows, load_train_and_eval_tasks
 from ..workflow import PLOTTED, evaluate_and_publish, make_retrieval_batches
 from .batch import ContrastiveCollator
@@ -46,6 +45,7 @@ def run_contrastive(
     tasks, eval_tasks = load_train_and_eval_tasks(options, model_args, data_args, training_args)
     retrieval_evals = [build_retrieval_eval(task) for task in eval_tasks]
     check_contrast(options, tasks, training_args)
+    check_teacher(options, tasks)
     mteb_tasks = find_eval_tasks(options.eval_tasks, data_args.dataset_dir)
     dataset, batch_sampler = make_retrieval_batches(
         tasks, options, options.task_batching, data_args, training_args, finetuning_args
@@ -93,6 +93,23 @@ def run_contrastive(
         training_args,
         more_metrics=lambda: judge_finished_model(trainer, mteb_tasks, training_args),
     )
+
+
+def check_teacher(options: ContrastiveOptions, tasks: Sequence[AnyTask]) -> None:
+    """Refuse `kl_weight` where it could have no effect, or one that depends on which rows share a batch."""
+    if not options.kl_weight or not tasks:
+        return
+    without = [task.name for task in tasks if not all(row.scores and row.negatives for row in first_rows(task, 8))]
+    if len(without) == len(tasks):
+        raise ValueError(
+            "`kl_weight` needs a teacher's scores of positives and negatives, and no data set of the recipe has a "
+            "`score` column with negatives: add one, or leave `kl_weight` out."
+        )
+    if without and options.task_batching == "mixed":
+        raise ValueError(
+            f"`task_batching: mixed` would put rows with and without a teacher's scores into one batch, for which "
+            f"`kl_weight` has no effect: add scores to {', '.join(without)}, or use `task_batching: homogeneous`."
+        )
 
 
 def check_contrast(options: ContrastiveOptions, tasks: Sequence[AnyTask], training_args: TrainingArguments) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....hparams.contrastive import ContrastiveOptions
+from ....hparams.contrastive import ComparisonOptions, ContrastiveOptions
 from .rows import EmbeddedRows, rows_of_all_ranks, similarity_matrix
 
 
@@ -27,27 +27,47 @@ def contrast(rows: EmbeddedRows, everyone: EmbeddedRows, options: ContrastiveOpt
     With `both_directions` it is the mean of finding each query's positive and of finding each positive's query; rows
     that see only their own passages also ignore other rows' queries.
     """
-    own_row = torch.arange(len(rows.queries), device=rows.queries.device) + rows.first_row - everyone.first_row  # [B]
-    own_only = rows.own_passages_only
-    ids = everyone.passage_ids
-    losses = find_own(rows.queries, everyone.passages, own_row, options, ids=ids, own_only=own_only)
+    margin = options.false_negative_margin
+    losses = find_positives(rows, everyone, options, margin)
     if not options.both_directions:
         return losses
 
     queries = everyone.queries.unsqueeze(1)  # [P, 1, d]
-    ids = None if ids is None else ids[:, :1]  # a query is known by the text of its positive
-    both = (losses + find_own(rows.passages[:, 0], queries, own_row, options, ids=ids)) / 2
-    return both if own_only is None else torch.where(own_only, losses, both)
+    ids = None if everyone.passage_ids is None else everyone.passage_ids[:, :1]  # a query is known by its positive
+    back = find_own(rows.passages[:, 0], queries, places_among(rows, everyone), options, ids=ids, margin=margin)
+    both = (losses + back) / 2
+    return both if rows.own_passages_only is None else torch.where(rows.own_passages_only, losses, both)
+
+
+def find_positives(
+    rows: EmbeddedRows, everyone: EmbeddedRows, options: ComparisonOptions, margin: float | None = None
+) -> Tensor:
+    """Cross entropy of finding each query's positive among the passages of `everyone`, who include `rows` [B], [B]."""
+    return find_own(
+        rows.queries,
+        everyone.passages,
+        places_among(rows, everyone),
+        options,
+        ids=everyone.passage_ids,
+        own_only=rows.own_passages_only,
+        margin=margin,
+    )
+
+
+def places_among(rows: EmbeddedRows, everyone: EmbeddedRows) -> Tensor:
+    """Where the rows are among `everyone`, [B]."""
+    return torch.arange(len(rows.queries), device=rows.queries.device) + rows.first_row - everyone.first_row
 
 
 def find_own(
     anchors: Tensor,
     candidates: Tensor,
     own_row: Tensor,
-    options: ContrastiveOptions,
+    options: ComparisonOptions,
     *,
     ids: Tensor | None = None,
     own_only: Tensor | None = None,
+    margin: float | None = None,
 ) -> Tensor:
     """Cross entropy of finding, for each anchor [B, d], the first candidate of its row `own_row` [B] among the
     candidates [P, C, d] of P rows, [B]. Some candidates are left out, never the one to find:
@@ -55,7 +75,7 @@ def find_own(
     - those whose text, by their `ids` [P, C], is that of the one to find;
     - all of other rows, for anchors marked in `own_only` [B]. tDRO does this for classification and clustering, where
       another row's passage is often as right as the own one;
-    - those of other rows that are more similar than the one to find by more than `false_negative_margin`. Hard
+    - those of other rows that are more similar than the one to find by more than `margin`, unless it is None. Hard
       negatives of the own row stay: they were chosen to be hard.
     """
     rows, each, _ = candidates.shape
@@ -69,8 +89,8 @@ def find_own(
         left_out |= ids.flatten() == ids[own_row, :1]
     if own_only is not None:
         left_out |= others & own_only.unsqueeze(1)
-    if options.false_negative_margin is not None:
-        limits = similarities.gather(1, targets.unsqueeze(1)) + options.false_negative_margin
+    if margin is not None:
+        limits = similarities.gather(1, targets.unsqueeze(1)) + margin
         left_out |= others & (similarities > limits)
     left_out = left_out.scatter(1, targets.unsqueeze(1), False)
     scores = (similarities / options.loss_temperature).masked_fill(left_out, -torch.inf)

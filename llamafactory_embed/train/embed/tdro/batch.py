@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ....data.retrieval.rows import Example
-from ....hparams.contrastive import ComparisonOptions
+from ....hparams.tdro import TdroOptions
 from ....model.packed import PackedBatch
 from ..contrastive.batch import ContrastiveBatch, ContrastiveCollator, text_id
+from ..losses.info_nce import find_positives
 from ..losses.own_passages import own_passages
+from ..losses.rows import rows_of_all_ranks
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,11 @@ def example_id(example: Example) -> int:
     return text_id("\x1f".join(texts))
 
 
-def query_losses(embeddings: Tensor, batch: ContrastiveBatch, options: ComparisonOptions) -> Tensor:
+def query_losses(embeddings: Tensor, batch: ContrastiveBatch, options: TdroOptions) -> Tensor:
     """Each query's cross entropy over its own positive and hard negatives: embeddings [2B + B*K, d] → [B]. Losses of
-    different tasks can be compared because no other row's passages take part."""
-    return own_passages(batch.with_embeddings(embeddings.float()), options)
+    different tasks can be compared because no other row's passages take part, unless `tdro_in_batch_negatives` lets
+    those of all rows of all ranks in."""
+    rows = batch.with_embeddings(embeddings.float())
+    if options.tdro_in_batch_negatives:
+        return find_positives(rows, rows_of_all_ranks(rows), options)
+    return own_passages(rows, options)

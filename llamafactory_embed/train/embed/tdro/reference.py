@@ -22,7 +22,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_enabled
 
 from ....data.retrieval.rows import Example
-from ....hparams.contrastive import ComparisonOptions
 from ....hparams.tdro import TdroOptions
 from ....loading.backbone import attention_backend, with_adapters_of_causal_lm
 from ....loading.checkpoint import POOLER_NAME
@@ -103,7 +102,7 @@ class ModelLoader:
 class SeparateReference:
     """A second model beside the proxy."""
 
-    def __init__(self, model: EmbeddingModel, options: ComparisonOptions) -> None:
+    def __init__(self, model: EmbeddingModel, options: TdroOptions) -> None:
         self.model = model.requires_grad_(False).eval()
         self.options = options
 
@@ -115,7 +114,7 @@ class SeparateReference:
 class AdapterSwitchedOff:
     """The proxy without its adapter: a reference that takes no memory."""
 
-    def __init__(self, proxy: EmbeddingModel, options: ComparisonOptions) -> None:
+    def __init__(self, proxy: EmbeddingModel, options: TdroOptions) -> None:
         if next(proxy.pooler.parameters(), None) is not None:
             raise ValueError(
                 f"`pooling: {proxy.embedding_config.pooling}` is trained together with the adapter, so the proxy with "

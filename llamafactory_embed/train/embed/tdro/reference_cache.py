@@ -74,15 +74,19 @@ def fingerprint(model: str) -> list[Any]:
 
 
 def examples_of_run(
-    dataset: RetrievalDataset, sampler: GlobalBatchSampler, training_args: TrainingArguments
+    dataset: RetrievalDataset,
+    sampler: GlobalBatchSampler,
+    training_args: TrainingArguments,
+    stop_after: int | None = None,
 ) -> Iterator[Example]:
-    """What this rank will see in a run, as the Trainer counts its steps."""
+    """What this rank will see in a run, as the Trainer counts its steps, or until it stops after some."""
     batches = EvenEpochs(sampler)
     accumulated = training_args.gradient_accumulation_steps
     steps_per_epoch = math.ceil(len(batches) / accumulated)
     steps = training_args.max_steps
     if steps <= 0:
         steps = math.ceil(training_args.num_train_epochs * steps_per_epoch)
+    steps = min(steps, stop_after or steps)
     for epoch in range(math.ceil(steps / steps_per_epoch)):
         sampler.set_epoch(epoch)
         left = steps - epoch * steps_per_epoch

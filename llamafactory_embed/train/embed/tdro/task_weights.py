@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.optimization import Adafactor
 
 from ....data.retrieval.weights import read_weights
 from ....files import write_json
@@ -33,7 +34,8 @@ def clip_gradient(gradient: Tensor, options: TdroOptions) -> Tensor:
 
 def learning_rate(options: TdroOptions, updates: int, total_updates: int) -> float:
     """The step size after `updates` of `total_updates`."""
-    warmup, least = options.tdro_warmup_steps, options.tdro_min_lr_ratio
+    warmup = options.tdro_warmup_steps or math.ceil(total_updates * options.tdro_warmup_ratio)
+    least = options.tdro_min_lr_ratio
     if options.tdro_scheduler == "constant":
         return options.tdro_lr
     if updates < warmup:
@@ -75,27 +77,34 @@ class TaskWeights:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         options, parameters = self.options, [self.log_weights]
+        epsilon = {} if options.tdro_epsilon is None else {"eps": options.tdro_epsilon}
+        shared: dict[str, Any] = {"lr": options.tdro_lr, "weight_decay": options.tdro_weight_decay}
         match options.tdro_optimizer:
             case "sgd":
                 return torch.optim.SGD(
                     parameters,
-                    options.tdro_lr,
                     momentum=options.tdro_momentum,
                     dampening=options.tdro_dampening,
                     maximize=True,
+                    **shared,
                 )
             case "adamw":
-                return torch.optim.AdamW(parameters, options.tdro_lr, weight_decay=0.0, maximize=True)
+                betas = (options.tdro_beta1, options.tdro_beta2)
+                return torch.optim.AdamW(parameters, betas=betas, maximize=True, **epsilon, **shared)
             case "rmsprop":
-                return torch.optim.RMSprop(parameters, options.tdro_lr, maximize=True)
+                return torch.optim.RMSprop(parameters, maximize=True, **epsilon, **shared)
             case "adagrad":
-                return torch.optim.Adagrad(parameters, options.tdro_lr, maximize=True)
+                return torch.optim.Adagrad(parameters, maximize=True, **epsilon, **shared)
+            case "adafactor":  # as the Trainer uses it, with a step size from outside
+                return Adafactor(parameters, scale_parameter=False, relative_step=False, **shared)
 
     def update(self, measures: Tensor, total_updates: int) -> float:
         """Step along the measures [G] of the tasks and return the step size."""
         rate = learning_rate(self.options, self.updates, total_updates)
         self._optimizer.param_groups[0]["lr"] = rate
-        self.log_weights.grad = clip_gradient(measures.double(), self.options)
+        gradient = clip_gradient(measures.double(), self.options)
+        # All optimizers maximize, but Adafactor cannot.
+        self.log_weights.grad = -gradient if isinstance(self._optimizer, Adafactor) else gradient
         self._optimizer.step()
 
         self.current = self.log_weights.softmax(dim=0)

@@ -69,7 +69,9 @@ def run_tdro(
         options.grad_cache_tokens or tokens_per_batch(options.max_tokens_per_batch, training_args.device),
     )
     loader = ModelLoader(options, config, tokenizer, collator, model_args, training_args, finetuning_args)
-    proxy, reference = loader.load(lambda: examples_of_run(dataset, batch_sampler, training_args))
+    proxy, reference = loader.load(
+        lambda: examples_of_run(dataset, batch_sampler, training_args, options.stop_after_n_steps)
+    )
 
     trainer = TdroTrainer(
         model=proxy,
@@ -114,10 +116,16 @@ def check_arguments(
         )
     if finetuning_args.ref_model_adapters and not finetuning_args.ref_model:
         raise ValueError("`ref_model_adapters` needs `ref_model`: name the model that these adapters belong to.")
-    if options.num_negatives < 1:
+    if options.num_negatives < 1 and not options.tdro_in_batch_negatives:
         raise ValueError(
             "`stage: tdro` compares a query with its own hard negatives only: set `num_negatives` to at least 1 "
-            "(tDRO uses 7)."
+            "(tDRO uses 7), or `tdro_in_batch_negatives: true`."
+        )
+    rows = training_args.per_device_train_batch_size * training_args.world_size
+    if options.num_negatives < 1 and rows == 1:
+        raise ValueError(
+            "`per_device_train_batch_size: 1` without negatives leaves a query nothing to be compared with, and a "
+            "loss of 0: raise it, or set `num_negatives` to at least 1."
         )
 
 
@@ -133,10 +141,10 @@ def check_tasks(options: TdroOptions, tasks: Sequence[Task]) -> None:
                 f"`dataset`: task `{task.name}` has {len(task.rows)} rows, fewer than `num_negatives: "
                 f"{options.num_negatives}`: lower it, or leave the task out."
             )
-        if not task.rows[0].negatives:
+        if options.num_negatives and not task.rows[0].negatives:
             raise ValueError(
-                f"`dataset`: task `{task.name}` has no negatives, and `stage: tdro` compares queries with their own "
-                "hard negatives: mine some, or leave the task out."
+                f"`dataset`: task `{task.name}` has no negatives, and `num_negatives: {options.num_negatives}` "
+                "compares queries with their own hard negatives: mine some, or leave the task out."
             )
     empty = [percent for percent in options.tdro_top_percents if len(tasks) * percent < 100]
     if empty:

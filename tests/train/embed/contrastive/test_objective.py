@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.train.embed.contrastive.batch import ContrastiveCollator
 from llamafactory_embed.train.embed.contrastive.objective import ContrastiveObjective
+from llamafactory_embed.train.embed.losses.distillation import kl_distillation
 from tests.embedders import make_embedder, make_examples, make_tokenizer
 
 
@@ -70,8 +71,54 @@ def test_matryoshka_is_the_sum_over_prefixes(model) -> None:
         for dim in (8, 3):
             prefix = embeddings[:, :dim] if similarity == "dot" else F.normalize(embeddings[:, :dim], dim=1)
             losses.append(F.cross_entropy(prefix[:5] @ prefix[5:].T / 0.1, torch.arange(5)))
-        options = ContrastiveOptions(loss_temperature=0.1, similarity=similarity, matryoshka_dims=[8, 3])
+        options = ContrastiveOptions(
+            loss_temperature=0.1,
+            similarity=similarity,
+            normalize_embeddings=similarity == "cosine",
+            matryoshka_dims=[8, 3],
+        )
         torch.testing.assert_close(ContrastiveObjective(options)(embeddings, batch), torch.stack(losses).sum())
+
+
+@pytest.mark.parametrize("dims", [None, [8, 3]], ids=["whole", "matryoshka"])
+def test_a_teacher_adds_its_divergence(model, dims) -> None:
+    """InfoNCE alone plus the weight times the KL divergence, whose value in closed form is another test's matter."""
+    batch = collate(model, make_examples(5, 2, scores=True))
+    embeddings = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    shared = {"loss_temperature": 0.1, "num_negatives": 2, "teacher_temperature": 0.5, "matryoshka_dims": dims}
+    alone = ContrastiveObjective(ContrastiveOptions(**shared))(embeddings, batch)
+    joint = ContrastiveObjective(ContrastiveOptions(kl_weight=0.3, **shared))(embeddings, batch)
+    rows = batch.with_embeddings(embeddings)
+    divergences = [
+        kl_distillation(rows if dim is None else rows.prefix(dim), ContrastiveOptions(**shared)).mean()
+        for dim in dims or [None]
+    ]
+    assert min(divergences) > 0.01
+    torch.testing.assert_close(joint, alone + 0.3 * torch.stack(divergences).sum())
+
+
+@pytest.mark.parametrize("scores", [None, (0.5,)], ids=["none", "of-the-pair"])
+def test_rows_without_a_teacher_are_trained_by_the_loss_alone(model, scores) -> None:
+    examples = [dataclasses.replace(example, scores=scores) for example in make_examples(5, 1)]
+    batch = collate(model, examples)
+    embeddings = torch.randn(15, 8, generator=torch.Generator().manual_seed(0))
+    alone = ContrastiveObjective(ContrastiveOptions())(embeddings, batch)
+    torch.testing.assert_close(ContrastiveObjective(ContrastiveOptions(kl_weight=0.3))(embeddings, batch), alone)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"contrastive_loss": "kl_distillation", "kl_weight": 0.3},
+            "`kl_weight` adds a teacher's KL divergence to `contrastive_loss: info_nce`, not to kl_distillation",
+        ),
+        ({"num_negatives": 0, "kl_weight": 0.3}, "`kl_weight` compares .* set `num_negatives` to at least 1"),
+    ],
+)
+def test_a_teacher_that_could_add_nothing_is_refused(options, sentence) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ContrastiveOptions(**options)
 
 
 @pytest.mark.parametrize(

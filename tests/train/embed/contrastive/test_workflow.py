@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.data.retrieval.evalset import build_retrieval_eval
@@ -21,7 +22,6 @@ from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.loading import backbone as loading
 from llamafactory_embed.model.embedding_config import EmbeddingConfig
 from llamafactory_embed.train import workflow as train_workflow
-from llamafactory_embed.train.embed import tasks as tasks_module
 from llamafactory_embed.train.embed.contrastive import workflow
 from llamafactory_embed.train.embed.tasks import first_rows, load_train_and_eval_tasks
 from tests.e2e.contrastive_runs import LATENT, LORA, RunResult, perform, recipe, write_data
@@ -49,6 +49,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "some_negatives": [
             {"query": "a", "positive": "b", "negative": "c"},
             {"query": "d", "positive": "e"},
+        ],
+        "taught": [
+            {
+                "query": f"query {number}",
+                "positive": f"positive {number}",
+                "negative": f"negative {number}",
+                "score": [0.9, number / 20],
+            }
+            for number in range(20)
         ],
         "alike": [{"query": "always", "positive": f"answer {number}"} for number in range(20)],
     }
@@ -107,6 +116,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"`val_size: 16` would hold out all rows of task `plain`",
     ),
     "plain texts to evaluate on": ({"eval_dataset": "plain"}, r"`eval_dataset`: task `plain` holds plain texts"),
+    "a teacher without scores": (
+        {"dataset": "with_negatives", "kl_weight": 0.3},
+        "`kl_weight` needs a teacher's scores .* no data set of the recipe has a `score` column",
+    ),
+    "a teacher of some rows of a batch": (
+        {"dataset": "taught,with_negatives", "kl_weight": 0.3, "task_batching": "mixed"},
+        "`task_batching: mixed` would put rows with and without .* add scores to with_negatives",
+    ),
     "streams without sizes": ({"streaming": True}, r"needs the sizes of the tasks"),
 }
 
@@ -121,6 +138,22 @@ def test_refused_before_anything_is_loaded(case: str, run: Run, no_model: None) 
 def test_one_row_with_negatives_is_a_batch(run: Run) -> None:
     result = run("one", dataset="with_negatives", batch_size=1)
     assert all(loss > 0 for loss in result.losses)
+
+
+@pytest.mark.parametrize(("given", "std"), [({}, 0.02), ({"latents_init_std": 1.0}, 1.0)], ids=["default", "said"])
+def test_latents_start_as_the_recipe_says(given: dict[str, float], std: float, run: Run, tmp_path: Path) -> None:
+    run("out", **{**LATENT, **given, "latents": 64}, learning_rate=0.0, max_steps=1)
+    latents = load_file(tmp_path / "out" / "pooler.safetensors")["latents"]
+    assert float(latents.std()) == pytest.approx(std, rel=0.1)
+
+
+def test_a_teacher_of_one_task_changes_its_batches_alone(run: Run) -> None:
+    """Batches are of one task each: of those that both runs have, the ones without scores have the same loss."""
+    mixture = {"dataset": "taught,with_negatives", "learning_rate": 0.0, "max_steps": 4, "batch_size": 8}
+    alone, joint = run("alone", **mixture).losses, run("joint", **mixture, kl_weight=0.5).losses
+    changed = [after - before for before, after in zip(alone, joint, strict=True)]
+    assert {gain > 1e-3 for gain in changed} == {True, False}
+    assert all(gain == 0 or gain > 1e-3 for gain in changed)
 
 
 def test_bad_rows_are_skipped_on_demand(run: Run, tmp_path: Path) -> None:
@@ -219,7 +252,16 @@ def test_without_an_evaluation_only_the_loss_is_drawn(run: Run, monkeypatch: pyt
         ({}, "cosine"),
         ({"similarity": "dot", "normalize_embeddings": False}, "dot"),
         ({"contrastive_loss": "repllama", "dataset": "with_negatives"}, "dot"),
-        ({"contrastive_loss": "cosent", "dataset": "scored", "num_negatives": 0, "similarity": "dot"}, "cosine"),
+        (
+            {
+                "contrastive_loss": "cosent",
+                "dataset": "scored",
+                "num_negatives": 0,
+                "similarity": "dot",
+                "normalize_embeddings": False,
+            },
+            "cosine",
+        ),
     ],
 )
 def test_the_checkpoint_says_how_its_loss_compares_texts(
@@ -228,16 +270,6 @@ def test_the_checkpoint_says_how_its_loss_compares_texts(
     run("out", **options, max_steps=1)
     assert EmbeddingConfig.load(tmp_path / "out").similarity == similarity
     assert f"| compared by | {similarity} |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("normalized", [True, False])
-def test_lengths_that_are_trained_but_not_served_are_warned_of(
-    normalized: bool, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    warnings: list[str] = []
-    monkeypatch.setattr(tasks_module.logger, "warning_rank0", warnings.append)
-    run("out", similarity="dot", normalize_embeddings=normalized, max_steps=1)
-    assert [text[:17] for text in warnings] == (["`similarity: dot`"] if normalized else [])
 
 
 # ---------------------------------------------------------------------------------------------------------------

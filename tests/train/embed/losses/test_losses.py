@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llamafactory_embed.hparams.contrastive import ContrastiveOptions
-from llamafactory_embed.train.embed.losses import LOSSES, Loss
+from llamafactory_embed.hparams.contrastive import LOSSES, ContrastiveOptions, LossFacts
+from llamafactory_embed.train.embed.losses import FUNCTIONS
 from llamafactory_embed.train.embed.losses import rows as rows_module
 from llamafactory_embed.train.embed.losses.distillation import kl_distillation, margin_distillation
 from llamafactory_embed.train.embed.losses.info_nce import contrast, info_nce
@@ -61,7 +61,8 @@ def info_nce_by_loops(
 
 
 def options(temperature: float = 0.1, **more: Any) -> ContrastiveOptions:
-    return ContrastiveOptions(loss_temperature=temperature, **more)
+    normalize = more.get("similarity") != "dot"
+    return ContrastiveOptions(loss_temperature=temperature, normalize_embeddings=normalize, **more)
 
 
 def in_batch(
@@ -84,8 +85,9 @@ def random_ids(rows: int, seed: int) -> Tensor:
     return torch.randint(0, 6, (rows, 1 + NEGATIVES), generator=generator)
 
 
-def test_every_loss_of_the_recipe_has_its_line() -> None:
-    assert list(LOSSES) == list(get_args(get_type_hints(ContrastiveOptions)["contrastive_loss"]))
+def test_every_loss_of_the_recipe_has_its_facts_and_its_function() -> None:
+    names = list(get_args(get_type_hints(ContrastiveOptions)["contrastive_loss"]))
+    assert list(LOSSES) == list(FUNCTIONS) == names
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
@@ -362,16 +364,19 @@ def test_angle_of_equal_and_of_turned_vectors() -> None:
 def test_the_loss_that_the_page_adds_is_one() -> None:
     page = (REPOSITORY / "docs" / "contrastive.md").read_text(encoding="utf-8")
     added = page.split("### Adding a loss")[1]
-    names: dict[str, Any] = dict(vars(rows_module)) | {"ContrastiveOptions": ContrastiveOptions, "Loss": Loss}
+    names: dict[str, Any] = dict(vars(rows_module)) | {
+        "ContrastiveOptions": ContrastiveOptions,
+        "LossFacts": LossFacts,
+    }
     exec(textwrap.dedent(re.search(r"```python\n(.*?)```", added, re.DOTALL)[1]), names)
-    line = eval("{" + re.search(r"`(\"hinge\": .*?)`", added)[1] + "}", names)
+    function, facts = (eval("{" + line + "}", names)["hinge"] for line in re.findall(r"`(\"hinge\": .*?)`", added))
     queries, positives, negatives = batch()
-    losses = line["hinge"].function(make_rows(queries, positives, negatives), options())
+    losses = function(make_rows(queries, positives, negatives), options())
     for row, loss in enumerate(losses):
         own = F.cosine_similarity(queries[row], positives[row], dim=0)
         others = F.cosine_similarity(queries[row], negatives[row * NEGATIVES : (row + 1) * NEGATIVES])
         torch.testing.assert_close(loss, (others - own + 0.1).clamp(min=0).mean())
-    assert line["hinge"].needs_negatives
+    assert facts == LossFacts(needs_negatives=True)
     assert losses.max() > 0
 
 

@@ -33,7 +33,7 @@ def weights_after(
     return weights
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop", "adagrad"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop", "adagrad", "adafactor"])
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("measure", MEASURES)
 def test_weights_are_never_nan(measure: TaskMeasure, clip: str, optimizer: str) -> None:

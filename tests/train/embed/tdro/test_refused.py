@@ -56,6 +56,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a task without negatives": ({"dataset": "nouns,repeating"}, "task `repeating` has no negatives"),
     "no negatives asked": ({"num_negatives": 0}, "set `num_negatives` to at least 1"),
     "a stream": ({"streaming": True}, "`streaming`: a stream does not tell the size"),
+    "one row without negatives": (
+        {"num_negatives": 0, "tdro_in_batch_negatives": True, "batch_size": 1},
+        "`per_device_train_batch_size: 1` without negatives leaves a query nothing to be compared with",
+    ),
     "no training": ({"do_train": False, "do_eval": True, "eval_dataset": "nouns_heldout"}, "set `do_train: true`"),
     "adapters of no model": ({"ref_model_adapters": "saves/s0"}, "`ref_model_adapters` needs `ref_model`"),
     "start weights of other tasks": (
@@ -139,7 +143,24 @@ def test_a_second_model_in_shards_is_refused(
     [
         ({"tdro_norm": 0.5}, "`tdro_norm` must be 0"),
         ({"tdro_top_percents": [70, 0]}, "`tdro_top_percents` must lie between 1 and 100, not 0"),
-        ({"tdro_optimizer": "adamw", "tdro_momentum": 0.9}, "belong to `tdro_optimizer: sgd`, not to adamw"),
+        (
+            {"tdro_optimizer": "adamw", "tdro_momentum": 0.9},
+            "`tdro_momentum` belongs to `tdro_optimizer: sgd`, not to adamw",
+        ),
+        ({"tdro_beta2": 0.9}, "`tdro_beta2` belongs to `tdro_optimizer: adamw`, not to sgd"),
+        (
+            {"tdro_optimizer": "adafactor", "tdro_epsilon": 1e-6},
+            "`tdro_epsilon` belongs to `tdro_optimizer: adamw or rmsprop or adagrad`, not to adafactor",
+        ),
+        ({"tdro_warmup_ratio": 0.1}, "have no effect under `tdro_scheduler: constant`"),
+        (
+            {"tdro_scheduler": "linear", "tdro_warmup_ratio": 0.1, "tdro_warmup_steps": 5},
+            "`tdro_warmup_steps` and `tdro_warmup_ratio` say the same",
+        ),
+        (
+            {"tdro_in_batch_negatives": True, "tdro_cache_reference": True},
+            "`tdro_cache_reference` keeps a loss for each row",
+        ),
         ({"tdro_warmup_steps": 5}, "have no effect under `tdro_scheduler: constant`"),
         ({"tdro_measure": "ratoi"}, "did you mean `ratio`"),
     ],
