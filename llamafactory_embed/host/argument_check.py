@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 from ..stages import registry
-from ..stages.host_settings import refuse_unsupported
+from ..stages.host_settings import check_that_the_base_is_kept, refuse_unsupported
 from ..stages.stage import RUN_ARGUMENTS, Stage
 
 
@@ -139,7 +139,9 @@ def _check_stage(parsed: tuple[Any, ...]) -> None:
 def check_stage(stage: Stage, parsed: Sequence[Any]) -> None:
     """Refuse what a stage cannot do with these arguments: options of the host that it does not support, and what the
     stage itself refuses whatever the data are."""
-    refuse_unsupported(settings_of(stage, parsed))
+    settings = settings_of(stage, parsed)
+    refuse_unsupported(settings)
+    check_that_the_base_is_kept(settings["train_from_scratch"], settings["finetuning_type"])
     stage.check_arguments(*parsed)
 
 

@@ -13,8 +13,6 @@ from ..host.argument_check import (
     list_argument_classes,
     untouched_environment,
 )
-from ..stages.host_settings import check_that_the_base_is_kept
-from ..stages.registry import load_registry
 from .machine import remark_on_packages
 from .report import Report
 
@@ -29,10 +27,6 @@ def run_host_checks(report: Report, options: dict[str, Any], is_training: bool, 
 
     def compare() -> None:
         remark_on_packages(report, compare_arguments(options, is_training))
-        if load_registry().find(options.get("stage", "sft")) is not None:
-            check_that_the_base_is_kept(
-                options.get("train_from_scratch", False), options.get("finetuning_type", "lora")
-            )
 
     if are_built and is_stage_known:
         collect_complaints(report, options, compare)

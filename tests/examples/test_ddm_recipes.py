@@ -82,7 +82,8 @@ def tiny_variant(options: dict[str, Any], material: Path, output: Path) -> dict[
             "logging_steps": 1,
         }
         tiny.pop("warmup_ratio", None)
-        tiny.pop("val_size", None)  # there are held-out rows
+        for name in ("val_size", "interleave_probs", "mix_strategy", "streaming"):  # one data set, with held-out rows
+            tiny.pop(name, None)
     if "ddm_separator" in options:
         tiny["ddm_separator"] = "="  # one token of the tiny models' tokenizer
     if "checkpoint_dir" in options:

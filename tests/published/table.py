@@ -37,6 +37,10 @@ LLM2VEC = f"{LORA}/llm2vec"
 EMBEDDER = f"{LORA}/diffusion_embedder"
 WORDS = "examples/word_task"
 
+MERGED_FIRST = {
+    "model_name_or_path": "full fine-tuning starts from whole weights: the adapter is merged before",
+    "adapter_name_or_path": "merged before, as the recipe's header says",
+}
 AS_MANY_TEXTS = "how many texts are written; here `max_samples` says it, and nothing is split off"
 
 
@@ -158,11 +162,12 @@ def fork_rows() -> list[Row]:
             f"{frozen} word_task=ner output_dir=saves/sheared_llama_ner_fork"),
         Row(f"{train}/ShearedLlama-bi-mntp_pos_ewt.json", "word-task", recipe,
             f"{frozen} word_task=xpos {ewt} output_dir=saves/sheared_llama_ewt_fork"),
-        Row(f"{train}/ShearedLlama-bi-mntp-unfrozen-pos.json", "word-task", full),
+        Row(f"{train}/ShearedLlama-bi-mntp-unfrozen-pos.json", "word-task", full, departures=MERGED_FIRST),
         Row(f"{train}/ShearedLlama-bi-mntp-unfrozen-ner.json", "word-task", full,
-            "word_task=ner flash_attn=disabled output_dir=saves/sheared_llama_ner_full"),
+            "word_task=ner flash_attn=disabled output_dir=saves/sheared_llama_ner_full", MERGED_FIRST),
         Row(f"{train}/ShearedLlama-unfrozen-mntp_pos_ewt.json", "word-task", full,
-            f"word_task=xpos flash_attn=disabled {ewt} num_train_epochs=10 output_dir=saves/sheared_llama_ewt_full"),
+            f"word_task=xpos flash_attn=disabled {ewt} num_train_epochs=10 output_dir=saves/sheared_llama_ewt_full",
+            MERGED_FIRST),
         Row(f"{train}/BERT-frozen-pos.json", "word-task", f"{WORDS}/bert_conll2003.yaml"),
         Row(f"{train}/DeBERTa-frozen-pos.json", "word-task", f"{WORDS}/deberta_v3_conll2003.yaml"),
         Row(f"{train}/DeBERTa-frozen-ner.json", "word-task", f"{WORDS}/deberta_v3_conll2003.yaml",

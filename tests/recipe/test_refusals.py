@@ -30,7 +30,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**TDRO, "ref_model_adapters": "somewhere"}, "`ref_model_adapters` needs `ref_model`"),
     ({**TDRO, "num_negatives": 0}, "set `num_negatives` to at least 1"),
     ({**TDRO, "query_template": "{text}{text}"}, "`query_template` must contain {text} once"),
-    ({**TDRO, "tdro_optimizer": "adamw", "tdro_momentum": 0.9}, "`tdro_momentum` and `tdro_dampening`"),
+    ({**TDRO, "tdro_optimizer": "adamw", "tdro_momentum": 0.9}, "`tdro_momentum` belongs to `tdro_optimizer: sgd`"),
     ({**TDRO, "tdro_warmup_steps": 3}, "have no effect under `tdro_scheduler: constant`"),
     ({**TDRO, "tdro_lr": 0.0}, "`tdro_lr` is the step size"),
     ({**WORDS, "train_backbone": "lora", "finetuning_type": "full"}, "contradict each other: set both to lora"),
