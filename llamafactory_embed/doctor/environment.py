@@ -22,6 +22,9 @@ HOST_PACKAGES = ("accelerate", "datasets", "trl", "gradio")
 # torchvision 0.21 was built for torch 2.6, and they went in step ever since.
 TORCHVISION_MINOR_AHEAD = 15
 
+# torchaudio went in step with torch up to 2.11, its last release, which also works with every later torch.
+LAST_TORCHAUDIO_MINOR = 11
+
 
 def examine_packages() -> Iterator[Finding]:
     """Versions against the ranges that this package's metadata, and the host's, declare."""
@@ -104,7 +107,7 @@ def examine_torch_family() -> Iterator[Finding]:
     release = Version(torch_version)
     partners = {
         "torchvision": f"0.{release.minor + TORCHVISION_MINOR_AHEAD}",
-        "torchaudio": f"{release.major}.{release.minor}",
+        "torchaudio": f"{release.major}.{min(release.minor, LAST_TORCHAUDIO_MINOR)}",
     }
     for name, release_line in partners.items():
         installed = installed_version(name)

@@ -286,6 +286,25 @@ def test_cached_keys_serve_a_suffix(family: str) -> None:
     torch.testing.assert_close(torch.cat([first, rest], dim=1), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_block_of_llada_takes_its_cache_under_either_name(name: str) -> None:
+    """The decoder hands it over as `past_key_values`; from transformers 5.24 on, as `cache`."""
+    model = tiny_model("llada").model
+    block, tokens, prefix = model.layers[0], random_tokens(2, 9), 5
+    states, positions = model.embed_tokens(tokens), torch.arange(9)[None]
+    cache = DynamicCache(config=model.config)
+
+    def attend(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return block(states, None, model.rotary_emb(states, positions), **{name: cache})
+
+    with torch.no_grad():
+        whole = block(states, None, model.rotary_emb(states, positions))
+        attend(states[:, :prefix], positions[:, :prefix])
+        suffix = attend(states[:, prefix:], positions[:, prefix:])
+    assert cache.get_seq_length() == 9
+    torch.testing.assert_close(suffix, whole[:, prefix:], atol=1e-5, rtol=1e-5)
+
+
 @families
 def test_adapters_have_the_originals_names_and_load_again(family: str, tmp_path: Path) -> None:
     model = get_peft_model(tiny_model(family), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
