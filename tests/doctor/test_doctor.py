@@ -129,6 +129,24 @@ def test_a_companion_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest
     assert "libcudart.so.12" in finding.value
 
 
+@pytest.mark.parametrize(
+    ("flags", "fact"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile", ", bf16"),
+        ("Features\t: fp asimd bf16", ", bf16"),
+        ("flags\t\t: fpu avx2 avx512f", ", no bf16: keep fp32"),
+        (None, " threads"),
+    ],
+)
+def test_whether_the_cpu_computes_in_bf16(
+    flags: str | None, fact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
+    monkeypatch.setattr(environment, "CPU_INFO", tmp_path / "cpuinfo")
+    assert find(list(environment.examine_devices()), "cpu").value.endswith(fact)
+
+
 def test_optional_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The extras are read from the package's own metadata; those for developers are nobody's business."""
     requirements = ("needed>=1", "swift>=2; extra == 'fast'", "tool>=1; extra == 'dev'", "quick>=3; extra == 'fast'")

@@ -3,6 +3,7 @@ originals' code again."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -213,7 +214,10 @@ def test_what_no_llada_checkpoint_uses_is_refused(option: str, value: Any) -> No
     [
         "from llamafactory_embed import Encoder",
         "import llamafactory_embed.model.families",
-        "import llamafactory.model",
+        pytest.param(
+            "import llamafactory.model",
+            marks=pytest.mark.skipif(importlib.util.find_spec("llamafactory") is None, reason="needs LLaMA-Factory"),
+        ),
     ],
 )
 def test_whoever_loads_models_knows_the_families(imported: str, tmp_path: Path) -> None:
