@@ -96,7 +96,7 @@ def make_lanes() -> dict[str, Lane]:
             tests=TESTS_WITHOUT_HOST,
         ),
         Lane(
-            "host-main", {"llamafactory": "llamafactory>=0.9.5", "transformers": "transformers>=5.2"}, from_source=True
+            "host-main", {"llamafactory": "llamafactory>=0.9.5", "transformers": "transformers>=5.4"}, from_source=True
         ),
     ]
     return {lane.name: lane for lane in lanes}

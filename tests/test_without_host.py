@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.loading.checkpoint import save_checkpoint
@@ -62,6 +65,16 @@ for name in sys.argv[1:]:
 """,
         *FREE_OF_HOST,
     )
+
+
+@pytest.mark.parametrize("page", ["contrastive.md", "decisions/0022-serving-without-the-host.md"])
+def test_the_pages_name_the_versions_that_the_package_requires(page: str) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    required = {each.name: each.specifier for each in map(Requirement, project["dependencies"])}
+    named = re.findall(r"'((?:transformers|peft)[<>=][^']*)'", (REPOSITORY / "docs" / page).read_text("utf-8"))
+    assert {each.name: each.specifier for each in map(Requirement, named)} == {
+        name: required[name] for name in ("transformers", "peft")
+    }
 
 
 def test_a_module_that_needs_the_host_is_found() -> None:
