@@ -35,7 +35,7 @@ BEGIN, END = "<!-- version matrix: begin -->", "<!-- version matrix: end -->"
 SOURCE_VARIABLE = "LLAMAFACTORY_SOURCE"
 
 LIBRARIES = ("torch", "torchvision", "torchaudio", "transformers", "peft", "llamafactory")  # columns of the table
-COLUMNS = ("lane", "date", *LIBRARIES, "passed", "failed", "skipped")
+COLUMNS = ("lane", "date", *LIBRARIES, "passed", "failed", "skipped", "tests")
 
 TESTS_WITHOUT_HOST = (
     "tests/attention",
@@ -96,7 +96,9 @@ def make_lanes() -> dict[str, Lane]:
             tests=TESTS_WITHOUT_HOST,
         ),
         Lane(
-            "host-main", {"llamafactory": "llamafactory>=0.9.5", "transformers": "transformers>=5.4"}, from_source=True
+            "host-main",
+            {"llamafactory": "llamafactory>=0.9.5,<1", "transformers": "transformers>=5.4"},
+            from_source=True,
         ),
     ]
     return {lane.name: lane for lane in lanes}
@@ -173,6 +175,13 @@ def update_table(page: str, row: dict[str, str]) -> str:
     return "\n".join([f"{before}{BEGIN}", *head, *lines, f"{END}{after}"])
 
 
+def describe_tests(lane: Lane, tests: Sequence[str]) -> str:
+    """What a row of the table counts."""
+    if tuple(tests) == lane.tests:
+        return "the lane's"
+    return ", ".join(f"`{name.removeprefix('tests/').removesuffix('.py')}`" for name in tests)
+
+
 def run_lane(lane: Lane, tests: Sequence[str], folder: Path, python: Path | None) -> None:
     """Make the environment, unless one is given, run the tests in it and write the row."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +201,7 @@ def run_lane(lane: Lane, tests: Sequence[str], folder: Path, python: Path | None
     subprocess.run(command, cwd=checkout, env=environment)  # failures are counted, not raised
     if not report.is_file():
         raise ValueError(f"The tests of lane {lane.name} wrote no report: see their output.")
-    row = {"lane": lane.name, "date": datetime.date.today().isoformat()}
+    row = {"lane": lane.name, "date": datetime.date.today().isoformat(), "tests": describe_tests(lane, tests)}
     PAGE.write_text(
         update_table(PAGE.read_text("utf-8"), row | installed_versions(python) | count_outcomes(report)), "utf-8"
     )
