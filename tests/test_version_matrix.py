@@ -87,9 +87,7 @@ def test_a_row_replaces_that_of_its_lane_and_leaves_the_rest(script: dict[str, A
     ]
     lane = script["make_lanes"]()["bounds"]
     assert script["describe_tests"](lane, list(lane.tests)) == "the lane's"
-    assert (
-        script["describe_tests"](lane, ["tests/host", "tests/serve/test_chat.py"]) == "`host`, `serve/test_chat`"
-    )
+    assert script["describe_tests"](lane, ["tests/host", "tests/serve/test_chat.py"]) == "`host`, `serve/test_chat`"
     with pytest.raises(ValueError, match="no table between"):
         update("a page without markers", {"lane": "bounds"})
 
