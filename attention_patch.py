@@ -226,7 +226,7 @@ Attended = tuple[torch.Tensor, torch.Tensor | None]  # output [B, L, heads, head
 
 
 def _sdpa(module: nn.Module, states: States, mask: torch.Tensor | None, causal: bool, **options: Any) -> Attended:
-    if options.get("softcap") is not None:
+    if options.pop("softcap", None) is not None:  # newer versions of transformers refuse it
         logger.warning_once(
             f"{type(module).__name__} caps its attention scores, which sdpa cannot do (transformers leaves the cap out"
             " as well): eager and flash-attn can."

@@ -8,6 +8,7 @@ import io
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -21,6 +22,12 @@ HOST_PACKAGES = ("accelerate", "datasets", "trl", "gradio")
 
 # torchvision 0.21 was built for torch 2.6, and they went in step ever since.
 TORCHVISION_MINOR_AHEAD = 15
+
+CPU_INFO = Path("/proc/cpuinfo")
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's
+
+# torchaudio went in step with torch up to 2.11, its last release, which also works with every later torch.
+LAST_TORCHAUDIO_MINOR = 11
 
 
 def examine_packages() -> Iterator[Finding]:
@@ -104,7 +111,7 @@ def examine_torch_family() -> Iterator[Finding]:
     release = Version(torch_version)
     partners = {
         "torchvision": f"0.{release.minor + TORCHVISION_MINOR_AHEAD}",
-        "torchaudio": f"{release.major}.{release.minor}",
+        "torchaudio": f"{release.major}.{min(release.minor, LAST_TORCHAUDIO_MINOR)}",
     }
     for name, release_line in partners.items():
         installed = installed_version(name)
@@ -123,12 +130,20 @@ def examine_torch_family() -> Iterator[Finding]:
             yield Finding(f"{name} with torch", "FAIL", describe_error(error), advice)
 
 
+def names_bf16(cpu_info: str) -> bool:
+    """Whether a processor has instructions for bfloat16; without, torch emulates them."""
+    return not BF16_FLAGS.isdisjoint(cpu_info.split())
+
+
 def examine_devices() -> Iterator[Finding]:
     """Devices to compute on, and back-ends through which processes communicate."""
     import torch
     import torch.distributed as dist
 
-    yield Finding("cpu", "ok", f"{platform.machine()}, {torch.get_num_threads()} threads")
+    facts = [platform.machine(), f"{torch.get_num_threads()} threads"]
+    if CPU_INFO.is_file():  # on Linux
+        facts.append("bf16" if names_bf16(CPU_INFO.read_text("utf-8")) else "no bf16: keep fp32")
+    yield Finding("cpu", "ok", ", ".join(facts))
     if not torch.cuda.is_available():
         built = (
             f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"

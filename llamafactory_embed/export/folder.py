@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from ..loading.llm2vec_adapters import CONFIG_FILE
@@ -99,7 +98,7 @@ def push(folder: Path, planned: Push, token: str | None = None) -> str:
         api.upload_folder(
             repo_id=planned.repository, folder_path=folder, commit_message="Export of llamafactory-embed"
         )
-    except (httpx.HTTPError, OSError) as error:  # from the hub, or from the network
+    except (HTTPError, OSError) as error:  # from the hub, or from the network, in the HTTP library that it uses
         cause = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"The export is complete in {folder}, but could not be pushed to {planned.repository}: {cause}"

@@ -15,6 +15,7 @@ from ..stages.registry import load_registry
 from ..stages.stage import RUN_ARGUMENTS
 from . import contract, export
 from .argument_check import check_stage
+from .options import refuse_other_engines
 
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def apply(tuner: Any) -> None:
     def get_train_args(args: Any = None) -> tuple[Any, ...]:
         parsed = host_get_train_args(args)
         finetuning_args = parsed[RUN_ARGUMENTS.index("finetuning_args")]
-        if load_registry().find(finetuning_args.stage) is not None:
+        stage = load_registry().find(finetuning_args.stage)
+        if stage is not None:
+            refuse_other_engines(finetuning_args, stage)  # the host may have read the environment: USE_MCA=1
             finetuning_args.recipe = recipe_of(args, parsed)  # a checkpoint keeps the recipe it was made with
             finetuning_args.plugin_stage = finetuning_args.stage
             finetuning_args.stage = CARRIER_STAGE

@@ -16,15 +16,21 @@ if TYPE_CHECKING:
     from llamafactory.hparams import FinetuningArguments
 
 
-# Lists of argument classes in the host's parser module that hold FinetuningArguments.
+# Lists of argument classes in the host's parser module; all of them hold FinetuningArguments, the last one only where
+# its package is installed. Newer hosts have more lists.
 ARGUMENT_LISTS = ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MCA_ARGS")
+
+# Options of the host that hand a run to another training engine; a host may lack one.
+OTHER_ENGINES = ("use_mca", "use_megatron_bridge", "use_hyper_parallel")
 
 
 def apply(parser: Any) -> None:
     """Replace `FinetuningArguments` wherever the parser names it: unknown keys are refused as before, and the help
     text lists ours."""
     host_class = contract.attribute(parser, "FinetuningArguments")
-    lists = [contract.attribute(parser, name) for name in ARGUMENT_LISTS]
+    for name in ARGUMENT_LISTS:
+        contract.attribute(parser, name)
+    lists = [value for value in vars(parser).values() if isinstance(value, list) and host_class in value]
     contract.check_signature(contract.attribute(parser, "get_train_args"), "args")
     if "stage" not in {field.name for field in dataclasses.fields(host_class)}:
         raise contract.HostMismatchError("LLaMA-Factory's FinetuningArguments has no `stage` any more.")
@@ -111,10 +117,15 @@ def read_stage_options(finetuning_args: FinetuningArguments, registry: Registry)
     if selected is None:
         return None
 
-    if finetuning_args.use_mca or finetuning_args.use_hyper_parallel:
-        raise ValueError(f"`stage: {selected.name}` does not run under `use_mca` or `use_hyper_parallel`: unset them.")
-
+    refuse_other_engines(finetuning_args, selected)
     return make_options(selected.options, {name: getattr(finetuning_args, name) for name in names})
+
+
+def refuse_other_engines(finetuning_args: FinetuningArguments, stage: Stage) -> None:
+    """A training engine of the host's would not run our workflow but the carrier stage's."""
+    for engine in OTHER_ENGINES:
+        if getattr(finetuning_args, engine, False):
+            raise ValueError(f"`stage: {stage.name}` does not run under `{engine}`: unset it.")
 
 
 def _stages_with(option_name: str, registry: Registry) -> str:

@@ -82,7 +82,7 @@ class SamplingSettings:
     def with_generation(self, values: Mapping[str, Any]) -> SamplingSettings:
         """The settings changed by the host's generation options: `do_sample: false` is temperature 0 without filters,
         and None changes nothing."""
-        names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
+        names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
         changed = {name: values[name] for name in names if values.get(name) is not None}
         if values.get("do_sample") is False:
             changed |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0}

@@ -102,9 +102,8 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         count = input_kwargs.get("num_return_sequences") or 1
         settings = self._settings(input_kwargs)
         async with self.semaphore:
-            generated = await asyncio.to_thread(
-                self.sampler.complete, [prompt] * count, self._numbers(count), settings=settings
-            )
+            numbers = self._numbers(count, input_kwargs)
+            generated = await asyncio.to_thread(self.sampler.complete, [prompt] * count, numbers, settings=settings)
         skip, stops = self._skips_special_tokens(input_kwargs), stop_strings(input_kwargs.get("stop"))
         return [self._response(each, len(prompt), skip, stops) for each in generated]
 
@@ -127,7 +126,7 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         skip, stops = self._skips_special_tokens(input_kwargs), stop_strings(input_kwargs.get("stop"))
         answer = StreamedAnswer(self.sampler, stops, skip)
         async with self.semaphore:
-            (number,) = self._numbers(1)
+            (number,) = self._numbers(1, input_kwargs)
             steps = denoising_steps(self.sampler, prompt, number, self._settings(input_kwargs))
             async with contextlib.aclosing(steps):
                 async for step in steps:
@@ -178,8 +177,11 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         requested = input_kwargs.get("skip_special_tokens")
         return bool(self.generating_args["skip_special_tokens"] if requested is None else requested)
 
-    def _numbers(self, count: int) -> range:
-        """The numbers of the next answers; they decide which random numbers are drawn."""
+    def _numbers(self, count: int, input_kwargs: dict[str, Any]) -> range:
+        """The numbers of the next answers; they decide which random numbers are drawn. Requests that name the same
+        `seed` get the same answer."""
+        if input_kwargs.get("seed") is not None:
+            return range(count)
         first, self.answers = self.answers, self.answers + count
         return range(first, first + count)
 

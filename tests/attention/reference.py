@@ -146,13 +146,10 @@ def _flash_row(
 def flash_on_cpu() -> Iterator[FlashReference]:
     """transformers believes in flash-attn and calls these functions instead."""
     reference = FlashReference()
-    functions: tuple[Any, ...] = (
-        reference.flash_attn_func,
-        reference.flash_attn_varlen_func,
-        None,
-        flash_utils._pad_input,
-        flash_utils._unpad_input,
-    )
+    functions: list[Any] = [reference.flash_attn_func, reference.flash_attn_varlen_func]
+    if hasattr(flash_utils, "_flash_with_kvcache_fn"):  # not in transformers 5.2
+        functions.append(None)
+    functions += [flash_utils._pad_input, flash_utils._unpad_input]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_patch, "is_flash_attn_2_available", lambda: True)
         patch.setattr(flash_utils, "_lazy_imports", lambda *args, **kwargs: functions)

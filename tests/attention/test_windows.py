@@ -39,6 +39,8 @@ def test_backends_agree(variant: str, sliding_window: str, mode: str) -> None:
     mask[1, :4] = mask[2, 7:] = 0
     outputs = []
     for backend in (*BACKENDS, "torch-flash"):
+        if backend == "sdpa" and not model._supports_sdpa:
+            continue  # Gemma-2 in newer versions of transformers, with a cap or without
         with patched(model, mode, backend, sliding_window=sliding_window), torch.no_grad():
             outputs.append(hidden_states(model, tokens, attention_mask=mask)[mask.bool()])
     for output in outputs[1:]:

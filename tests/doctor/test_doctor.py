@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 import attention_patch
 from llamafactory_embed import cli, doctor
 from llamafactory_embed.autoload import SEAMS
 from llamafactory_embed.doctor import Finding, attention, environment, plugin
+from tests.host.versions import UNSUPPORTED_HOST
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -68,12 +70,13 @@ def test_this_environment_is_healthy(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_host_out_of_range(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install_pretended(tmp_path, "llamafactory", "0.9.6")
+    install_pretended(tmp_path, "llamafactory", UNSUPPORTED_HOST)
     monkeypatch.syspath_prepend(tmp_path)
     without_section(monkeypatch, "Packages")
     assert cli.main(["doctor"]) == 1
     (sentence,) = capsys.readouterr().err.splitlines()
-    assert "llamafactory: 0.9.6 is not supported: pip install 'llamafactory<0.9.6,>=0.9.5'" in sentence
+    (needed,) = (each for each in map(Requirement, requires("llamafactory-embed")) if each.name == "llamafactory")
+    assert f"llamafactory: {UNSUPPORTED_HOST} is not supported: pip install '{needed}'" in sentence
 
 
 def test_a_package_of_the_host_out_of_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +99,8 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     ("versions", "failing"),
     [
         ({"torch": "2.11.0", "torchvision": "0.26.1", "torchaudio": "2.11.0"}, {}),
+        ({"torch": "2.14.1", "torchvision": "0.29.1", "torchaudio": "2.11.0"}, {}),
+        ({"torch": "2.14.1", "torchvision": "0.29.1", "torchaudio": "2.10.0"}, {"torchaudio": "2.11.*"}),
         ({"torch": "2.6.0+cpu", "torchvision": "0.21.0+cpu", "torchaudio": "2.6.0+cpu"}, {}),
         ({"torch": "2.10.0", "torchvision": "0.26.0", "torchaudio": "2.10.1"}, {"torchvision": "0.25.*"}),
         (
@@ -122,6 +127,24 @@ def test_a_companion_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest
     finding = find(list(environment.examine_torch_family()), "torchaudio with torch")
     assert finding.state == "FAIL"
     assert "libcudart.so.12" in finding.value
+
+
+@pytest.mark.parametrize(
+    ("flags", "fact"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile", ", bf16"),
+        ("Features\t: fp asimd bf16", ", bf16"),
+        ("flags\t\t: fpu avx2 avx512f", ", no bf16: keep fp32"),
+        (None, " threads"),
+    ],
+)
+def test_whether_the_cpu_computes_in_bf16(
+    flags: str | None, fact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
+    monkeypatch.setattr(environment, "CPU_INFO", tmp_path / "cpuinfo")
+    assert find(list(environment.examine_devices()), "cpu").value.endswith(fact)
 
 
 def test_optional_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoModel
 
 from llamafactory_embed import Encoder
@@ -236,12 +238,21 @@ def test_a_dry_run_lists_the_files_and_sends_none(
     assert Path(upload["folder_path"]) == target
 
 
+# The library through which this huggingface_hub talks to the network.
+HTTP_LIBRARY = importlib.import_module(HTTPError.__module__.partition(".")[0])
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route"), HTTP_LIBRARY.ConnectError("no route")])
 def test_a_push_that_fails_keeps_the_export(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Unreachable(Hub):
         def create_repo(self, repository: str, **options: Any) -> str:
-            raise ConnectionError("no route")
+            raise error
 
     monkeypatch.setattr(folder, "HfApi", Unreachable())
     target = tmp_path / "exported"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import llamafactory_embed.host as host
 from llamafactory_embed.host import apply_seam, contract
+from tests.host.versions import UNSUPPORTED_HOST
 
 
 @pytest.fixture(autouse=True)
@@ -33,15 +38,22 @@ def test_a_known_host_is_adjusted() -> None:
 def test_an_unsupported_version_names_the_range_and_switches_all_seams_off(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(contract, "version", lambda package: "0.9.6")
+    monkeypatch.setattr(contract, "version", lambda package: UNSUPPORTED_HOST)
     launcher = make_launcher()
     before = dict(vars(launcher))
     apply_seam("launcher", launcher)
     apply_seam("launcher", launcher)
     assert vars(launcher) == before
     message = capsys.readouterr().err
-    assert message.count("llamafactory 0.9.6 is installed") == 1
+    assert message.count(f"llamafactory {UNSUPPORTED_HOST} is installed") == 1
     assert contract.HOST_VERSIONS in message
+
+
+def test_the_packages_metadata_asks_for_the_same_versions() -> None:
+    """What pip may install beside this package is what the seams accept."""
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    bounds = {each.name: each.specifier for each in map(Requirement, pyproject["project"]["dependencies"])}
+    assert bounds["llamafactory"] == SpecifierSet(contract.HOST_VERSIONS)
 
 
 def test_a_changed_signature_names_the_function(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import pytest
+from llamafactory.hparams import parser
 from llamafactory.hparams.finetuning_args import FinetuningArguments
+from llamafactory.train import tuner
 from transformers import HfArgumentParser
 
-from llamafactory_embed.host.options import extend_finetuning_arguments, reject_conflicts
+from llamafactory_embed.host.options import ARGUMENT_LISTS, apply, extend_finetuning_arguments, reject_conflicts
 from llamafactory_embed.hparams import option
 from llamafactory_embed.stages.registry import Registry
 from llamafactory_embed.stages.stage import Stage
@@ -81,6 +85,30 @@ def test_help_shows_stages_and_options(extended: type) -> None:
     assert "[warmth] Between 0 % and 100 %." in " ".join(text.split())
 
 
+def test_every_list_of_argument_classes_gets_the_options() -> None:
+    """Also one that this version of the host does not have, as that for Megatron Bridge in a newer one."""
+    module = ModuleType("llamafactory.hparams.parser")
+    module.FinetuningArguments = FinetuningArguments
+    module.get_train_args = lambda args=None: ()
+    for name in (*ARGUMENT_LISTS, "_TRAIN_MBRIDGE_ARGS"):
+        setattr(module, name, [FinetuningArguments])
+    module._TRAIN_MCA_ARGS = []  # its package is not installed
+    apply(module)
+    assert module.FinetuningArguments is not FinetuningArguments
+    for name in ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MBRIDGE_ARGS"):
+        assert getattr(module, name) == [module.FinetuningArguments]
+
+
+def test_an_engine_chosen_by_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With USE_MCA=1 the host sets `use_mca` after the options were checked; it would then run `stage: sft` there."""
+    monkeypatch.setenv("USE_MCA", "1")
+    monkeypatch.setattr(parser, "_TRAIN_MCA_ARGS", parser._TRAIN_ARGS)  # as if mcore-adapter were installed
+    recipe = {"stage": "contrastive", "model_name_or_path": str(tmp_path), "output_dir": str(tmp_path)}
+    recipe |= {"dataset": "pairs", "do_train": True, "use_cpu": True}
+    with pytest.raises(ValueError, match="`stage: contrastive` does not run under `use_mca`"):
+        tuner.get_train_args(recipe)
+
+
 def test_an_unknown_key_is_refused(extended: type) -> None:
     with pytest.raises(ValueError, match="warmht"):
         parse(extended, stage="warmth", warmht=1.0)
@@ -99,6 +127,7 @@ def test_an_unknown_key_is_refused(extended: type) -> None:
         ({"stage": "cold", "warmth": 0.1}, "`warmth` is an option of `stage: warmth`, not of `stage: cold`"),
         ({"stage": "sft", "color": "orange"}, "`stage: warmth` and `stage: cold`, not of `stage: sft`"),
         ({"stage": "cold", "use_mca": True}, "does not run under `use_mca`"),
+        ({"stage": "cold", "use_hyper_parallel": True}, "does not run under `use_hyper_parallel`"),
     ],
 )
 def test_bad_values_get_one_sentence(extended: type, recipe: dict[str, Any], sentence: str) -> None:

@@ -3,6 +3,7 @@ originals' code again."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -213,7 +214,10 @@ def test_what_no_llada_checkpoint_uses_is_refused(option: str, value: Any) -> No
     [
         "from llamafactory_embed import Encoder",
         "import llamafactory_embed.model.families",
-        "import llamafactory.model",
+        pytest.param(
+            "import llamafactory.model",
+            marks=pytest.mark.skipif(importlib.util.find_spec("llamafactory") is None, reason="needs LLaMA-Factory"),
+        ),
     ],
 )
 def test_whoever_loads_models_knows_the_families(imported: str, tmp_path: Path) -> None:
@@ -284,6 +288,25 @@ def test_cached_keys_serve_a_suffix(family: str) -> None:
         first = model(tokens[:, :prefix], past_key_values=cache, use_cache=True).logits
         rest = model(tokens[:, prefix:], past_key_values=cache, use_cache=True).logits
     torch.testing.assert_close(torch.cat([first, rest], dim=1), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_block_of_llada_takes_its_cache_under_either_name(name: str) -> None:
+    """The decoder hands it over as `past_key_values`; from transformers 5.24 on, as `cache`."""
+    model = tiny_model("llada").model
+    block, tokens, prefix = model.layers[0], random_tokens(2, 9), 5
+    states, positions = model.embed_tokens(tokens), torch.arange(9)[None]
+    cache = DynamicCache(config=model.config)
+
+    def attend(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return block(states, None, model.rotary_emb(states, positions), **{name: cache})
+
+    with torch.no_grad():
+        whole = block(states, None, model.rotary_emb(states, positions))
+        attend(states[:, :prefix], positions[:, :prefix])
+        suffix = attend(states[:, prefix:], positions[:, prefix:])
+    assert cache.get_seq_length() == 9
+    torch.testing.assert_close(suffix, whole[:, prefix:], atol=1e-5, rtol=1e-5)
 
 
 @families

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attention_patch import patch_attention
 from llamafactory_embed.model.packed import find_decoder, forward_packed, pack_texts, split_texts
+from tests.attention.models import skip_without_sdpa
 from tests.rounding import additions_in_network, assert_equal_up_to_rounding
 from tests.tiny_models import FAMILIES, VOCABULARY_SIZE, tiny_model
 
@@ -48,6 +49,8 @@ def test_an_empty_text_is_refused() -> None:
 def test_packed_equals_separate_forwards_and_gradients(family: str, backend: str, mode: str) -> None:
     texts = random_texts(LENGTHS)
     model = tiny_model(family)
+    if backend == "sdpa":
+        skip_without_sdpa(model)
     decoder = find_decoder(model)
     with patch_attention(model, mode, backend=backend):
         alone = [decoder(input_ids=torch.tensor([text]), use_cache=False).last_hidden_state[0] for text in texts]
@@ -83,6 +86,8 @@ def test_a_text_that_sees_its_neighbour_is_noticed(family: str, backend: str) ->
     """The comparison above fails, for states and for gradients, where two texts are laid out as one."""
     texts = random_texts(LENGTHS)
     model = tiny_model(family)
+    if backend == "sdpa":
+        skip_without_sdpa(model)
     decoder = find_decoder(model)
     (batch,) = pack_texts(texts)
     first, second, *others = batch.lengths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import io
 import json
 import queue
@@ -99,6 +100,16 @@ def test_a_request_overrides_the_recipe(fresh: ChatModel) -> None:
     greedy = [fresh.chat(QUESTION, do_sample=False)[0].response_text for _ in range(2)]
     assert greedy[0] == greedy[1]
     assert len({response.response_text for response in fresh.chat(QUESTION, num_return_sequences=3)}) == 3
+
+
+def test_the_same_seed_gives_the_same_answer(fresh: ChatModel) -> None:
+    (first,) = fresh.chat(QUESTION, seed=7)
+    fresh.chat(QUESTION)  # another answer in between
+    assert fresh.chat(QUESTION, seed=7) == [first]
+    assert "".join(fresh.stream_chat(QUESTION, seed=7)) == first.response_text
+    assert fresh.chat(QUESTION, seed=8) != [first]
+    several = fresh.chat(QUESTION, seed=7, num_return_sequences=2)
+    assert len({response.response_text for response in several}) == 2
 
 
 def test_a_stream_adds_up_to_the_answer(fresh: ChatModel) -> None:
@@ -235,10 +246,26 @@ def test_the_web_page_collects_texts_that_replace_one_another(fresh: ChatModel) 
     fresh.engine.answers = 0
     page = WebChatModel(SimpleNamespace())
     page.engine, page._loop = fresh.engine, fresh._loop
-    shown = [
-        chatbot[-1]["content"]
-        for chatbot, _ in page.stream([], QUESTION, "en", "", "", None, None, None, 12, 0.7, 0.95, True, False, False)
-    ]
+    request = {
+        "chatbot": [],
+        "messages": QUESTION,
+        "lang": "en",
+        "system": "",
+        "tools": "",
+        "image": None,
+        "video": None,
+        "audio": None,
+        "max_new_tokens": 12,
+        "top_p": 0.7,
+        "temperature": 0.95,
+        "seed": -1,  # asked for by newer hosts, whose page sends -1 for none
+        "skip_special_tokens": True,
+        "escape_html": False,
+        "enable_thinking": False,
+    }
+    known = inspect.signature(page.stream).parameters
+    request = {name: value for name, value in request.items() if name in known}
+    shown = [chatbot[-1]["content"] for chatbot, _ in page.stream(**request)]
     assert HIDDEN in shown[0]
     assert shown[-1] == whole.response_text
     assert type("" + WholeText("a")) is str

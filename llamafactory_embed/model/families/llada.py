@@ -159,8 +159,10 @@ class LLaDABlock(GradientCheckpointingLayer):
         position_embeddings: tuple[Tensor, Tensor],
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,  # what transformers calls `past_key_values` from 5.24 on
         **kwargs: Any,
     ) -> Tensor:
+        cache = past_key_values if cache is None else cache
         normed = self.attn_norm(hidden_states)
         shape = (*normed.shape[:-1], -1, self.head_dim)
         # each [B, heads, L, head size]
@@ -170,8 +172,8 @@ class LLaDABlock(GradientCheckpointingLayer):
         cos, sin = position_embeddings
         query, key = modeling_llama.apply_rotary_pos_emb(query.to(cos.dtype), key.to(cos.dtype), cos, sin)
         query, key = query.to(value.dtype), key.to(value.dtype)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
