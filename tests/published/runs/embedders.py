@@ -66,9 +66,7 @@ class Embedder:
         tokens = [row for row, _ in rows]
         counts = [belongs if self.skip_instruction else [True] * len(row) for row, belongs in rows]
         longest = max(map(len, tokens))
-        return self.pool(
-            hidden_states(self.model, tokens, causal(longest) if self.is_causal else None), counts
-        )
+        return self.pool(hidden_states(self.model, tokens, causal(longest) if self.is_causal else None), counts)
 
 
 def last_pool(states: Tensor, counts: Sequence[Sequence[bool]]) -> Tensor:

@@ -1,5 +1,8 @@
-"""`torchrun --nproc-per-node 2 -m tests.published.runs.in_ranks FOLDER`: perform the recipes of `FOLDER/runs.json`, one
-after the other, and leave each rank's `Recording` in `FOLDER/<name>-<rank>.pt`."""
+"""Perform recipes in each rank of torchrun.
+
+`torchrun --nproc-per-node 2 -m tests.published.runs.in_ranks FOLDER` reads `FOLDER/runs.json` (name → recipe),
+performs one after the other, and leaves each rank's `Recording` in `FOLDER/<name>-<rank>.pt`.
+"""
 
 from __future__ import annotations
 

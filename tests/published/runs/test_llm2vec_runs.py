@@ -1,8 +1,8 @@
 """LLM2Vec's three steps, as `llama2_mntp`, `llama2_simcse` and `llama2_supervised` have them, on a tiny Llama.
 
-Scaled down: 20 steps of a schedule planned for three epochs, as the originals' 1,000 are; batches of 4; a learning rate
-that a tiny model feels. LoRA has no dropout here, and SimCSE's views have none: two implementations that lay out a batch
-differently cannot share its draws. The views of a text are then equal, and only the other texts have a gradient.
+Scaled down: 20 steps of a schedule planned for three epochs, as the originals' 1,000 are; batches of 4; a learning
+rate that a tiny model feels. LoRA has no dropout here, and neither have SimCSE's views: two implementations that lay
+out a batch differently cannot share its draws. The two views of a text are then equal.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `dataset_dir` of documents, as wikitext is one."""
     folder = tmp_path_factory.mktemp("documents")
-    write_lines(folder / "prose.jsonl", [{"text": row["text"][:DOCUMENT_LENGTH]} for row in read_lines(PROSE)[:DOCUMENTS]])
+    write_lines(
+        folder / "prose.jsonl", [{"text": row["text"][:DOCUMENT_LENGTH]} for row in read_lines(PROSE)[:DOCUMENTS]]
+    )
     (folder / "dataset_info.json").write_text(
         '{"prose": {"file_name": "prose.jsonl", "columns": {"prompt": "text"}}}', encoding="utf-8"
     )

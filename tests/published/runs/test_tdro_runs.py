@@ -1,8 +1,8 @@
 """The three stages of tDRO, as `llama3_s0`, `llama3_s1` and `llama3_s2_curr` have them, on a tiny Llama.
 
-Scaled down: 20 steps, all weights learn, causal attention, EOS pooled, weight decay 0.1, a cosine down to a tenth of the
-rate after two steps of warm-up. The temperature is 0.05, not 0.002: random tiny models have losses of hundreds there, and
-similarities keep too few digits.
+Scaled down: 20 steps, all weights learn, causal attention, EOS pooled, weight decay 0.1, a cosine down to a tenth of
+the rate after two steps of warm-up. The temperature is 0.05, not 0.002, at which random tiny models have losses of
+hundreds and similarities keep too few digits.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ def baseline(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def proxy(
-    tiny_llama: Path, data: Path, baseline: Recording, tmp_path_factory: pytest.TempPathFactory
-) -> Recording:
+def proxy(tiny_llama: Path, data: Path, baseline: Recording, tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """Stage 1."""
     return record_run(
         tdro_recipe(
@@ -165,9 +163,7 @@ def query_losses(learner: Embedder, examples: Sequence[Any]) -> Tensor:
     """Cross entropy of each query over its own passages."""
     queries, passages = learner.queries(examples), learner.own_passages(examples)
     cosines = F.cosine_similarity(queries.unsqueeze(1), passages, dim=-1)
-    return F.cross_entropy(
-        cosines / TEMPERATURE, torch.zeros(len(examples), dtype=torch.long), reduction="none"
-    )
+    return F.cross_entropy(cosines / TEMPERATURE, torch.zeros(len(examples), dtype=torch.long), reduction="none")
 
 
 def test_stage_1(proxy: Recording, baseline: Recording, tiny_llama: Path) -> None:
@@ -201,7 +197,7 @@ def test_stage_1(proxy: Recording, baseline: Recording, tiny_llama: Path) -> Non
 
 
 def test_stage_2(proxy: Recording, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
-    """As stage 0, with tasks drawn by the weights of stage 1; here by those of a longer one, to tell the difference."""
+    """As stage 0, with tasks drawn by the weights of stage 1; here changed, to tell them from uniform ones."""
     written = json.loads((proxy.output / "curr_weights.json").read_text(encoding="utf-8"))
     written["domain_weights"] = {"nouns": 0.8, "words": 0.2}
     path = tmp_path / "curr_weights.json"
