@@ -92,9 +92,20 @@ def _embed(
 
     mine = slice(dist.get_rank(), None, world_size)
     part = encoder.encode(texts[mine], prompt=prompt if isinstance(prompt, str) else prompt[mine], **how)
-    parts: list[Any] = [None] * world_size
-    dist.all_gather_object(parts, part)
+    parts = _of_all_ranks(part, world_size)
     embeddings = part.new_empty(len(texts), part.shape[1])
     for rank, each in enumerate(parts):
         embeddings[rank::world_size] = each
     return embeddings
+
+
+def _of_all_ranks(part: Tensor, world_size: int) -> list[Tensor]:
+    """The tensors of all ranks, through their main memory: NCCL would pass a whole corpus through every GPU's."""
+    parts: list[Any] = [None] * world_size
+    if dist.get_backend() == "gloo":
+        dist.all_gather_object(parts, part)
+        return parts
+    group = dist.new_group(backend="gloo")
+    dist.all_gather_object(parts, part, group=group)
+    dist.destroy_process_group(group)
+    return parts

@@ -85,3 +85,33 @@ def test_documents_are_ranked_by_the_similarity_that_is_trained(similarity: str,
     assert normalize or by_cosine != as_served
     expected = by_cosine if similarity == "cosine" else as_served
     assert evaluate_retrieval(encoder, [task], share_over_ranks=False) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_ranks_exchange_embeddings_through_main_memory(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two ranks is played: it embeds every other text like the first. NCCL's own group is refused."""
+    made: list[str] = []
+
+    def new_group(backend: str) -> str:
+        made.append(backend)
+        return f"group of {backend}"
+
+    def all_gather_object(parts: list[object], part: torch.Tensor, group: str | None = None) -> None:
+        assert (group or f"group of {backend}") == "group of gloo"
+        parts[:] = [part, part]
+
+    monkeypatch.setattr(in_training.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(in_training.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(in_training.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(in_training.dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(in_training.dist, "new_group", new_group)
+    monkeypatch.setattr(in_training.dist, "destroy_process_group", made.append)
+    monkeypatch.setattr(in_training.dist, "all_gather_object", all_gather_object)
+    encoder = Encoder(make_embedder(), tiny_tokenizer())
+    rows = [Row(query=line, positives=(after,)) for line, after in itertools.pairwise(PROSE[:5])]
+    task = Task("prose", rows)
+    metrics = evaluate_retrieval(encoder, [build_retrieval_eval(task)], share_over_ranks=True)
+    assert set(metrics) == {"ndcg@10", "mrr@10", "recall@10", "recall@100"}
+    assert made == ([] if backend == "gloo" else ["gloo", "group of gloo"] * 2), (
+        "a group for queries, one for documents"
+    )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tests.published.expected import E5_SETS_OF_THE_DIFFUSION_EMBEDDER
+
 
 @dataclass(frozen=True)
 class Row:
@@ -113,23 +115,7 @@ def diffusion_embedder_rows() -> list[Row]:
         rows.append(Row(f"{supervised}/{theirs}_theorem.json", "supervised", f"{EMBEDDER}/{ours}_theorem.yaml"))
         if ours != "mistral":
             rows.append(Row(f"{supervised}/{theirs}_reason.json", "supervised", f"{EMBEDDER}/{ours}_reasoning.yaml"))
-    e5 = ",".join(
-        f"e5_{name}"
-        for name in [
-            "allnli",
-            "eli5_question_answer",
-            "fever",
-            "hotpot_qa",
-            "miracl",
-            "mrtydi",
-            "msmarco_passage",
-            "msmarco_document",
-            "nq",
-            "quora_duplicates",
-            "squad",
-            "trivia_qa",
-        ]
-    )
+    e5 = ",".join(f"e5_{name}" for name in E5_SETS_OF_THE_DIFFUSION_EMBEDDER)
     rows.append(
         Row(
             f"{supervised}/Dream_custom.json",
