@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from llamafactory.train.tuner import run_exp
 from torch import Tensor, nn
 from transformers import TrainerCallback
@@ -17,7 +18,16 @@ from transformers import TrainerCallback
 DATA = Path(__file__).parents[3] / "data"
 STEPS = 20
 
-# What every run has in common: float32 on a CPU, every step logged, no dropout whose draws would have to be shared.
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+# Options of a published recipe that belong to its size and machine, or that end in no step.
+LEFT_OUT = {
+    "bf16", "flash_attn", "deepspeed", "ddp_timeout", "dataloader_num_workers", "max_samples", "tokenized_path",
+    "mix_strategy", "interleave_probs", "streaming", "val_size", "save_steps", "save_total_limit", "plot_loss",
+    "do_eval", "do_predict", "eval_dataset", "eval_strategy", "eval_steps", "per_device_eval_batch_size",
+}  # fmt: skip
+
+# What every run has in common: float32 on a CPU, every step logged.
 COMMON: dict[str, Any] = {
     "do_train": True,
     "template": "default",
@@ -87,11 +97,18 @@ def learning_parameters(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def scaled_down(published: str, **scaled: Any) -> dict[str, Any]:
+    """A recipe of `examples/`, with these options in place of the file's; one that is None is left out."""
+    recipe = yaml.safe_load((EXAMPLES / f"{published}.yaml").read_text(encoding="utf-8"))
+    kept = {name: value for name, value in recipe.items() if name not in LEFT_OUT}
+    return {name: value for name, value in (kept | COMMON | scaled).items() if value is not None}
+
+
 def record_run(recipe: dict[str, Any]) -> Recording:
     """Train by a recipe, in this process."""
     recording = Recording(Path(recipe["output_dir"]))
     torch.manual_seed(0)
-    run_exp(COMMON | recipe, callbacks=[Recorder(recording)])
+    run_exp(dict(recipe), callbacks=[Recorder(recording)])
     assert len(recording.losses) == STEPS
     return recording
 

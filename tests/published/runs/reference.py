@@ -146,8 +146,8 @@ class Result:
 
 
 def decays(name: str) -> bool:
-    """The rule of transformers' Trainer, with which all originals but DiffuLLaMA's large run train: weights of norms
-    and all biases are left alone."""
+    """The rule of transformers' Trainer, on which the originals and the package build: weights of norms and all biases
+    are left alone."""
     return "norm" not in name and not name.endswith("bias") and re.search(r"\.ln_(\d|f)\.", name) is None
 
 

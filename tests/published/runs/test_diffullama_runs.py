@@ -22,7 +22,7 @@ from llamafactory_embed.train.ddm import trainer as ddm_trainer
 from tests.tiny_models import save_tiny_model
 
 from .comparison import assert_same_run
-from .recording import DATA, STEPS, Recording, read_lines, record_run, write_lines
+from .recording import DATA, STEPS, Recording, read_lines, record_run, scaled_down, write_lines
 from .reference import (
     Training,
     constant,
@@ -57,12 +57,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe(model: Path, data: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return {
+def recipe(published: str, model: Path, data: Path, output: Path, **options: Any) -> dict[str, Any]:
+    shared = {
         "model_name_or_path": str(model),
-        "stage": "ddm",
-        "finetuning_type": "full",
-        "shift": True,
         "loss_norm": "masked",
         "dataset": "prose",
         "dataset_dir": str(data),
@@ -70,8 +67,8 @@ def recipe(model: Path, data: Path, output: Path, **options: Any) -> dict[str, A
         "per_device_train_batch_size": BATCH,
         "max_steps": STEPS,
         "output_dir": str(output),
-        **options,
     }
+    return scaled_down(published, **(shared | options))
 
 
 @pytest.fixture
@@ -139,7 +136,7 @@ def test_gpt2_opens_its_attention(data: Path, tmp_path: Path, openings: list[tup
     folder = save_tiny_model(tmp_path / "gpt2", "gpt2")
     recording = record_run(
         recipe(
-            folder, data, tmp_path / "run", anneal_steps=ANNEALING, lr_scheduler_type="cosine", warmup_steps=2,
+            "train_full/gpt2_full_ddm", folder, data, tmp_path / "run", anneal_steps=ANNEALING, warmup_steps=2,
             learning_rate=1e-3,
         )
     )  # fmt: skip
@@ -169,9 +166,8 @@ def adapted(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFacto
     """DiffuLLaMA, from which fine-tuning starts."""
     return record_run(
         recipe(
-            tiny_llama, data, tmp_path_factory.mktemp("llama"), per_device_train_batch_size=2,
-            gradient_accumulation_steps=4,
-            lr_scheduler_type="constant", weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.95, learning_rate=1e-3,
+            "train_full/llama2_full_ddm", tiny_llama, data, tmp_path_factory.mktemp("llama"), anneal_steps=1,
+            per_device_train_batch_size=2, learning_rate=1e-3,
         )
     )  # fmt: skip
 
@@ -195,10 +191,8 @@ def test_llama_learns_to_answer(adapted: Recording, data: Path, tmp_path: Path) 
     epochs = STEPS * BATCH // 40
     recording = record_run(
         recipe(
-            adapted.output, data, tmp_path, stage="ddm-sft", dataset="answers", ddm_format="diffuseq",
-            finetuning_type="lora", lora_rank=4, lora_alpha=8, lora_dropout=0.0, lora_target="all",
-            additional_target="embed_tokens", lr_scheduler_type="cosine", warmup_steps=2, learning_rate=1e-3,
-            max_steps=-1, num_train_epochs=float(epochs), anneal_steps=1,
+            "train_lora/llama2_lora_ddm-sft", adapted.output, data, tmp_path, dataset="answers", lora_rank=4,
+            lora_alpha=8, warmup_steps=2, learning_rate=1e-3, max_steps=None, num_train_epochs=float(epochs),
         )
     )  # fmt: skip
     assert epochs * math.ceil(40 / BATCH) == STEPS

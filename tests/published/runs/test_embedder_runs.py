@@ -30,11 +30,10 @@ from .embedders import (
     write_plain,
     write_query,
 )
-from .recording import STEPS, Recording, record_run, write_retrieval_data
+from .recording import STEPS, Recording, record_run, scaled_down, write_retrieval_data
 from .reference import Training, info_nce, linear, load_model, prepare_to_learn, train
 
 
-LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target": "all"}
 ACCUMULATION = 4
 HEADS, HEAD_SIZE, LATENTS = 4, 16, 6
 
@@ -44,37 +43,34 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_retrieval_data(tmp_path_factory.mktemp("data"))
 
 
-def embedder_recipe(model: Path, data: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return {
-        **LORA,
+def embedder_recipe(published: str, model: Path, data: Path, output: Path, **options: Any) -> dict[str, Any]:
+    shared = {
         "model_name_or_path": str(model),
-        "stage": "contrastive",
-        "attention": "bidirectional",
         "dataset": "nouns,words",
         "dataset_dir": str(data),
         "cutoff_len": 256,
-        "lr_scheduler_type": "linear",
+        "lora_rank": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
         "output_dir": str(output),
-        **options,
     }
+    return scaled_down(f"train_lora/{published}", **(shared | options))
 
 
 def test_repllama_with_accumulation(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
-    """`dream_embed`: dot products of unnormalized embeddings over their size, a query's own passages only, four
-    accumulated micro-batches; one epoch (here of 20 steps), down to a rate of 0."""
+    """`dream_embed`: dot products of unnormalized embeddings over their size, a query's own passages only,
+    instructions pooled too, four accumulated micro-batches; one epoch (here of 20 steps), down to a rate of 0."""
     recording = record_run(
         embedder_recipe(
-            tiny_llama, data, tmp_path, pooling="mean", contrastive_loss="repllama", scale_by_dim=True,
-            num_negatives=3, query_template=QUERY, document_template=DOCUMENT, skip_instruction=True,
-            per_device_train_batch_size=2, gradient_accumulation_steps=ACCUMULATION, num_train_epochs=1.0,
+            "dream_embed", tiny_llama, data, tmp_path, num_negatives=3, query_template=QUERY,
+            document_template=DOCUMENT, query_max_length=256, document_max_length=256,
+            per_device_train_batch_size=2, gradient_accumulation_steps=ACCUMULATION,
             dataset="nouns[:80],words[:80]", warmup_steps=3, learning_rate=2e-3,
         )
     )  # fmt: skip
     model = load_model(tiny_llama)
     learned = prepare_to_learn(model, recording.start)
-    embedder = Embedder(
-        model, AutoTokenizer.from_pretrained(tiny_llama), write_query, write_document, skip_instruction=True
-    )
+    embedder = Embedder(model, AutoTokenizer.from_pretrained(tiny_llama), write_query, write_document)
 
     def loss(examples: Sequence[Any]) -> Tensor:
         queries, passages = embedder.queries(examples), embedder.own_passages(examples)
@@ -102,15 +98,14 @@ def on_two_ranks(
     folder = tmp_path_factory.mktemp("ranks")
     runs = {
         "supervised": embedder_recipe(
-            tiny_llama, data, folder / "supervised", pooling="mean", num_negatives=1, loss_temperature=0.02,
-            skip_instruction=True, query_template=QUERY, document_template=DOCUMENT, per_device_train_batch_size=2,
-            num_train_epochs=3.0, stop_after_n_steps=STEPS, warmup_steps=6, learning_rate=2e-3,
+            "llm2vec/llama2_supervised", tiny_llama, data, folder / "supervised", adapter_name_or_path=None,
+            create_new_adapter=None, per_device_train_batch_size=2, stop_after_n_steps=STEPS, warmup_steps=6,
+            learning_rate=2e-3,
         ),
         "latent": embedder_recipe(
-            tiny_llama, data, folder / "latent", pooling="latent", latents=LATENTS, latent_heads=HEADS,
-            latent_head_size=HEAD_SIZE, num_negatives=1, loss_temperature=0.05, per_device_train_batch_size=1,
-            gradient_accumulation_steps=ACCUMULATION, max_steps=STEPS, warmup_steps=2, weight_decay=0.01,
-            learning_rate=1e-3,
+            "pooling_and_attention/4_bidirectional_latent", tiny_llama, data, folder / "latent", latents=LATENTS,
+            latent_heads=HEADS, latent_head_size=HEAD_SIZE, gradient_accumulation_steps=ACCUMULATION,
+            max_steps=STEPS, warmup_steps=2, learning_rate=1e-3,
         ),
     }  # fmt: skip
     (folder / "runs.json").write_text(json.dumps(runs), encoding="utf-8")

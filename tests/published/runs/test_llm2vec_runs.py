@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from .comparison import assert_same_run
-from .embedders import DOCUMENT, QUERY, Embedder, write_document, write_query
-from .recording import STEPS, Recording, read_lines, record_run, write_lines, write_retrieval_data
+from .embedders import Embedder, write_document, write_query
+from .recording import STEPS, Recording, read_lines, record_run, scaled_down, write_lines, write_retrieval_data
 from .reference import (
     Training,
     hidden_states,
@@ -32,8 +32,8 @@ from .reference import (
 )
 
 
-LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target": "all"}
-THREE_EPOCHS = {"num_train_epochs": 3.0, "stop_after_n_steps": STEPS, "lr_scheduler_type": "linear"}
+RECIPES = "train_lora/llm2vec"
+SCALED = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0, "stop_after_n_steps": STEPS}
 BATCH = 4
 LONGEST = 48
 DOCUMENTS, DOCUMENT_LENGTH = 12, 300
@@ -63,21 +63,17 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mntp(tiny_llama: Path, documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """The first step, whose adapter the others start from."""
     return record_run(
-        LORA
-        | THREE_EPOCHS
-        | {
-            "model_name_or_path": str(tiny_llama),
-            "stage": "mntp",
-            "mask_token": "blank",
-            "masking": "bert",
-            "mlm_probability": 0.2,
-            "dataset": "prose",
-            "dataset_dir": str(documents),
-            "cutoff_len": LONGEST,
-            "per_device_train_batch_size": BATCH,
-            "learning_rate": 1e-3,
-            "output_dir": str(tmp_path_factory.mktemp("mntp")),
-        }
+        scaled_down(
+            f"{RECIPES}/llama2_mntp",
+            **SCALED,
+            model_name_or_path=str(tiny_llama),
+            dataset="prose",
+            dataset_dir=str(documents),
+            cutoff_len=LONGEST,
+            per_device_train_batch_size=BATCH,
+            learning_rate=1e-3,
+            output_dir=str(tmp_path_factory.mktemp("mntp")),
+        )
     )
 
 
@@ -128,32 +124,29 @@ def clean(text: list[int], labels: Tensor) -> list[int]:
     return [token if label == -100 else label for token, label in zip(text, labels.tolist(), strict=False)]
 
 
-def embedder_recipe(model: Path, adapter: Path, data: Path, output: Path, **options: Any) -> dict[str, Any]:
+def embedder_recipe(
+    published: str, model: Path, adapter: Path, data: Path, output: Path, **options: Any
+) -> dict[str, Any]:
     """What the second and third step share: the first's adapter is merged, and another one learns."""
-    return {
-        **LORA,
-        **THREE_EPOCHS,
-        "model_name_or_path": str(model),
-        "adapter_name_or_path": str(adapter),
-        "create_new_adapter": True,
-        "stage": "contrastive",
-        "attention": "bidirectional",
-        "pooling": "mean",
-        "dataset_dir": str(data),
-        "cutoff_len": 256,
-        "per_device_train_batch_size": BATCH,
-        "output_dir": str(output),
+    return scaled_down(
+        f"{RECIPES}/{published}",
+        **SCALED,
+        model_name_or_path=str(model),
+        adapter_name_or_path=str(adapter),
+        dataset_dir=str(data),
+        cutoff_len=256,
+        per_device_train_batch_size=BATCH,
+        output_dir=str(output),
         **options,
-    }
+    )
 
 
 def test_simcse(mntp: Recording, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     """A text is its own positive; scale 20, no warm-up."""
     recording = record_run(
         embedder_recipe(
-            tiny_llama, mntp.output, data, tmp_path,
-            dataset="texts", num_negatives=0, simcse_dropout=0.0, loss_temperature=0.05, learning_rate=6e-4,
-            query_template=DOCUMENT, document_template=DOCUMENT,
+            "llama2_simcse", tiny_llama, mntp.output, data, tmp_path,
+            dataset="texts", simcse_dropout=0.0, learning_rate=6e-4,
         )
     )  # fmt: skip
     model = load_model(tiny_llama)
@@ -176,9 +169,8 @@ def test_supervised(mntp: Recording, tiny_llama: Path, data: Path, tmp_path: Pat
     over three tenths of the steps."""
     recording = record_run(
         embedder_recipe(
-            tiny_llama, mntp.output, data, tmp_path,
-            dataset="nouns,words", num_negatives=1, loss_temperature=0.02, skip_instruction=True, warmup_steps=6,
-            learning_rate=2e-3, query_template=QUERY, document_template=DOCUMENT,
+            "llama2_supervised", tiny_llama, mntp.output, data, tmp_path,
+            dataset="nouns,words", warmup_steps=6, learning_rate=2e-3,
         )
     )  # fmt: skip
     model = load_model(tiny_llama)

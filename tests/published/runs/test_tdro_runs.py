@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 
 from .comparison import assert_same_run
 from .embedders import Embedder, last_pool, write_e5_query, write_plain
-from .recording import STEPS, Recording, read_lines, record_run, write_retrieval_data
+from .recording import STEPS, Recording, read_lines, record_run, scaled_down, write_retrieval_data
 from .reference import Training, constant, cosine, info_nce, linear, load_model, prepare_to_learn, train
 
 
@@ -39,32 +39,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_retrieval_data(tmp_path_factory.mktemp("data"))
 
 
-def tdro_recipe(model: Path, data: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return {
+def tdro_recipe(published: str, model: Path, data: Path, output: Path, **options: Any) -> dict[str, Any]:
+    shared = {
         "model_name_or_path": str(model),
-        "stage": "contrastive",
-        "finetuning_type": "full",
-        "attention": "causal",
-        "pooling": "eos",
         "loss_temperature": TEMPERATURE,
         "grad_cache_tokens": 256,
         "dataset": ",".join(TASKS),
         "dataset_dir": str(data),
-        "dataset_weights": "uniform",
-        "num_negatives": 1,
         "query_max_length": 256,
         "document_max_length": 256,
         "cutoff_len": 256,
         "per_device_train_batch_size": 8,
         "learning_rate": TRAINING.learning_rate,
-        "lr_scheduler_type": "cosine_with_min_lr",
-        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
         "warmup_steps": 2,
         "max_steps": STEPS,
-        "weight_decay": 0.1,
         "output_dir": str(output),
-        **options,
     }
+    return scaled_down(f"tdro/{published}", **(shared | options))
 
 
 def embedder(model: Any, folder: Path) -> Embedder:
@@ -75,7 +66,7 @@ def embedder(model: Any, folder: Path) -> Embedder:
 @pytest.fixture(scope="module")
 def baseline(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """Stage 0, the reference of stage 1."""
-    return record_run(tdro_recipe(tiny_llama, data, tmp_path_factory.mktemp("s0")))
+    return record_run(tdro_recipe("llama3_s0", tiny_llama, data, tmp_path_factory.mktemp("s0")))
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +74,8 @@ def proxy(tiny_llama: Path, data: Path, baseline: Recording, tmp_path_factory: p
     """Stage 1."""
     return record_run(
         tdro_recipe(
-            tiny_llama, data, tmp_path_factory.mktemp("s1"), stage="tdro", ref_model=str(baseline.output),
+            "llama3_s1", tiny_llama, data, tmp_path_factory.mktemp("s1"), ref_model=str(baseline.output),
             num_negatives=3, per_device_train_batch_size=4, gradient_accumulation_steps=ACCUMULATION,
-            tdro_lr=WEIGHTS_RATE, tdro_measure="ratio", tdro_clip="norm", tdro_max_grad=1.0,
-            tdro_scheduler="constant",
         )
     )  # fmt: skip
 
@@ -202,7 +191,7 @@ def test_stage_2(proxy: Recording, tiny_llama: Path, data: Path, tmp_path: Path)
     written["domain_weights"] = {"nouns": 0.8, "words": 0.2}
     path = tmp_path / "curr_weights.json"
     path.write_text(json.dumps(written), encoding="utf-8")
-    recording = record_run(tdro_recipe(tiny_llama, data, tmp_path / "s2", dataset_weights=str(path)))
+    recording = record_run(tdro_recipe("llama3_s2_curr", tiny_llama, data, tmp_path / "s2", dataset_weights=str(path)))
     model = load_model(tiny_llama)
     learned = prepare_to_learn(model, recording.start)
     result = train(learned, contrastive_steps(recording, embedder(model, tiny_llama)), TRAINING)

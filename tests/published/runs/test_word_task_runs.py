@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from .comparison import assert_same_run
-from .recording import DATA, STEPS, record_run
+from .recording import DATA, STEPS, record_run, scaled_down
 from .reference import Training, hidden_states, linear, load_model, prepare_to_learn, train
 
 
@@ -49,27 +49,20 @@ def tokenize_words(tokenizer: Any, words: list[str]) -> tuple[list[int], list[tu
 def test_word_task(backbone: str, epochs: int, rate: float, tiny_llama: Path, tmp_path: Path) -> None:
     """Mean cross entropy over the words of a batch; a word is the mean of the states that predict its tokens."""
     recording = record_run(
-        {
-            "model_name_or_path": str(tiny_llama),
-            "stage": "word-task",
-            "word_task": "ner",
-            "train_backbone": backbone,
-            "finetuning_type": "full" if backbone == "full" else "lora",
-            "attention": "bidirectional",
-            "merge_subwords": True,
-            "retroactive_labels": "next_token",
-            "classifier_dropout": 0.0,
-            "dataset": "words_sample",
-            "dataset_dir": str(DATA),
-            "max_samples": SENTENCES,
-            "cutoff_len": 512,
-            "per_device_train_batch_size": BATCH,
-            "learning_rate": rate,
-            "lr_scheduler_type": "linear",
-            "num_train_epochs": float(epochs),
-            "stop_after_n_steps": STEPS,
-            "output_dir": str(tmp_path),
-        }
+        scaled_down(
+            f"word_task/sheared_llama_conll2003{'_full' if backbone == 'full' else ''}",
+            model_name_or_path=str(tiny_llama),
+            adapter_name_or_path=None,
+            word_task="ner",
+            retroactive_labels="next_token",
+            classifier_dropout=0.0,
+            dataset="words_sample",
+            dataset_dir=str(DATA),
+            max_samples=SENTENCES,
+            learning_rate=rate,
+            stop_after_n_steps=STEPS,
+            output_dir=str(tmp_path),
+        )
     )
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     sentences = read_sentences()
