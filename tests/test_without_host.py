@@ -78,7 +78,7 @@ def test_the_pages_name_the_versions_that_the_package_requires(page: str) -> Non
 
 
 def test_a_module_that_needs_the_host_is_found() -> None:
-    with pytest.raises(AssertionError, match="import of llamafactory halted"):
+    with pytest.raises(AssertionError, match=r"import of llamafactory halted|No module named .llamafactory"):
         run_without(("llamafactory",), "import llamafactory_embed.train.trainer")
 
 
