@@ -1,14 +1,15 @@
 """HumanEval infilling: rows for `predict_task: infilling`, and from its predictions the samples that OpenAI's harness
 reads. Nothing is executed here.
 
-    python scripts/humaneval_infill.py rows HumanEval-SingleLineInfilling.jsonl.gz --output cache/humaneval_infill.jsonl
-    llamafactory-cli train examples/inference/gpt2_full_ddm-infill.yaml eval_dataset=humaneval_infill max_samples=10000 \
-        cutoff_len=1024 output_dir=output/humaneval
+    python scripts/humaneval_infill.py rows HumanEval-SingleLineInfilling.jsonl.gz \
+        --output cache/humaneval_infill.jsonl
+    llamafactory-cli train examples/inference/gpt2_full_ddm-infill.yaml eval_dataset=humaneval_infill \
+        max_samples=10000 cutoff_len=1024 diffusion_steps=64 output_dir=output/humaneval
     python scripts/humaneval_infill.py samples HumanEval-SingleLineInfilling.jsonl.gz \
         output/humaneval/generated_predictions.jsonl --output samples.jsonl
 
-The benchmarks are those of github.com/openai/human-eval-infilling (Bavarian et al. 2022, arXiv 2207.14255). A gap has as
-many tokens as the solution of the benchmark. Its programs come from a model: run them in a sandbox, with
+The benchmarks are those of github.com/openai/human-eval-infilling (Bavarian et al. 2022, arXiv 2207.14255). A gap has
+as many tokens as the solution of the benchmark. A model wrote what the harness runs: run it in a sandbox, with
 
     evaluate_infilling_functional_correctness samples.jsonl --benchmark_name=single-line
 """
@@ -33,9 +34,8 @@ Row = Mapping[str, Any]
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file, which may be gzipped."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
-        return [json.loads(line) for line in lines if line.strip()]
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in content.decode("utf-8").split("\n") if line.strip()]
 
 
 def read_tasks(path: Path) -> list[dict[str, Any]]:
