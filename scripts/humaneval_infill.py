@@ -35,7 +35,14 @@ Row = Mapping[str, Any]
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file, which may be gzipped."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [json.loads(line) for line in content.decode("utf-8").split("\n") if line.strip()]
+    rows = []
+    for number, line in enumerate(content.decode("utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: this is not JSON ({error}).") from None
+    return rows
 
 
 def read_tasks(path: Path) -> list[dict[str, Any]]:

@@ -38,7 +38,13 @@ def read_rows(path: Path, missing: int) -> list[dict[str, str]]:
         absent = [column for column in COLUMNS if column not in (stories.fieldnames or ())]
         if absent:
             raise ValueError(f"{path} has no column `{absent[0]}`: name a CSV file of ROCStories.")
-        return [row_of_story(story, missing) for story in stories]
+        rows = []
+        for story in stories:
+            empty = [column for column in COLUMNS if not (story[column] or "").strip()]
+            if empty:
+                raise ValueError(f"{path}:{stories.line_num}: `{empty[0]}` is empty; a story has five sentences.")
+            rows.append(row_of_story(story, missing))
+        return rows
 
 
 def main(arguments: list[str] | None = None) -> None:
