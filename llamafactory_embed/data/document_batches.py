@@ -12,7 +12,9 @@ from datasets import IterableDataset
 from .batches import GivenRows, RowPlace, ShuffledBatches
 
 
-__all__ = ["DocumentBatches", "DocumentRow", "GivenRows", "StreamedDocumentBatches"]
+__all__ = ["IGNORED", "DocumentBatches", "DocumentRow", "GivenRows", "StreamedDocumentBatches"]
+
+IGNORED = -100  # the host's label of a token that is not learned
 
 
 @dataclass(frozen=True)

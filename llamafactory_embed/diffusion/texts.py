@@ -9,10 +9,7 @@ from itertools import accumulate
 from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..data.document_batches import DocumentRow
-
-
-IGNORED = -100  # the host's label of a token that is not learned
+from ..data.document_batches import IGNORED, DocumentRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ Word problems are those of GSM8K (Cobbe et al. 2021), whose answer follows `####
 
 from __future__ import annotations
 
+import json
 import re
 import string
 import unicodedata
@@ -116,6 +117,24 @@ def normalize_answer(text: str) -> str:
 def is_exact_match(prediction: str, references: Iterable[str]) -> bool:
     """SQuAD's exact match (EM): whether the prediction is one of the references once both are normalized."""
     return normalize_answer(prediction) in map(normalize_answer, references)
+
+
+def contains_answer(prediction: str, references: Iterable[str]) -> bool:
+    """Whether one of the references stands in the prediction once both are normalized, be it within a word."""
+    text = normalize_answer(prediction)
+    return any(answer in text for answer in map(normalize_answer, references) if answer)
+
+
+def read_references(label: str) -> list[str]:
+    """The answers that count as right: those of a JSON list of texts (`["Charles Darwin", "Darwin"]`), or the label
+    itself."""
+    try:
+        answers = json.loads(label)
+    except ValueError:
+        return [label]
+    if isinstance(answers, list) and answers and all(isinstance(answer, str) for answer in answers):
+        return answers
+    return [label]
 
 
 def answer_f1(prediction: str, references: Iterable[str]) -> float:

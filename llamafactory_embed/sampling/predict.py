@@ -18,12 +18,19 @@ from transformers import PreTrainedTokenizerBase
 
 from attention_patch import SlidingWindow
 
-from ..evaluation.answers import MARKER, answer_accuracy, answer_f1, is_exact_match
+from ..evaluation.answers import (
+    MARKER,
+    answer_accuracy,
+    answer_f1,
+    contains_answer,
+    is_exact_match,
+    read_references,
+)
 from ..files import write_text
 from ..hparams.sampling import SamplingOptions
 from ..model.families import find_family
 from .pictures import DenoisingRecorder, draw_denoising
-from .rows import PredictionRow
+from .rows import PredictionRow, decode_part
 from .sampler import Generated, Sampler
 from .settings import SamplingSettings
 
@@ -42,7 +49,7 @@ SIMILARITY_PACKAGES = ("jieba", "nltk", "rouge_chinese")
 
 @dataclass(frozen=True)
 class Prediction:
-    """One line of the file, with the host's keys."""
+    """One line of the file, with the host's keys; for a text with gaps, also their contents."""
 
     number: int
     prompt: str
@@ -50,9 +57,16 @@ class Prediction:
     label: str
     tokens: int
     """Generated tokens, without those after the end."""
+    gaps: list[str] | None = None
+    """What was filled in."""
+    gap_labels: list[str] | None = None
+    """Empty if the data do not say what is missing."""
 
     def line(self) -> str:
-        return json.dumps({"prompt": self.prompt, "predict": self.predict, "label": self.label}, ensure_ascii=False)
+        row: dict[str, Any] = {"prompt": self.prompt, "predict": self.predict, "label": self.label}
+        if self.gaps is not None:
+            row |= {"gaps": self.gaps, "gap_labels": self.gap_labels}
+        return json.dumps(row, ensure_ascii=False)
 
 
 def predict(
@@ -103,13 +117,24 @@ def predict(
         logger.info("Predictions are in %s.", path)
     part.unlink()
     tokens = sum(prediction.tokens for prediction in predictions)
-    return score_predictions(
+    scores = score_predictions(
         [prediction.predict for prediction in predictions], [prediction.label for prediction in predictions]
-    ) | {
-        "predict_tokens_per_second": tokens / max(seconds for _, seconds, _ in gathered),
-        "predict_forwards": float(sum(forwards for _, _, forwards in gathered)),
-        "predict_samples": float(len(predictions)),
-    }
+    )
+    filled = [
+        pair
+        for prediction in predictions
+        if prediction.gap_labels
+        for pair in zip(prediction.gaps or [], prediction.gap_labels, strict=True)
+    ]
+    return (
+        scores
+        | score_gaps(filled)
+        | {
+            "predict_tokens_per_second": tokens / max(seconds for _, seconds, _ in gathered),
+            "predict_forwards": float(sum(forwards for _, _, forwards in gathered)),
+            "predict_samples": float(len(predictions)),
+        }
+    )
 
 
 def _incomplete_rows(rows: Sequence[PredictionRow], warn: bool) -> list[int]:
@@ -180,13 +205,17 @@ def _prediction(sampler: Sampler, number: int, row: PredictionRow, generated: Ge
     if row.holes is None:
         prompt, label = sampler.decode(row.tokens, skip_special_tokens=False), sampler.decode(row.label)
         return Prediction(number, prompt, sampler.decode(generated.tokens), label, len(generated.tokens))
-    mask = sampler.tokenizer.convert_ids_to_tokens(sampler.mask_token)
+    tokenizer = sampler.tokenizer
+    mask = tokenizer.convert_ids_to_tokens(sampler.mask_token)
+    text = generated.text[len(generated.text) - len(row.tokens) :]  # a text that begins with its gap got a BOS
     return Prediction(
         number,
-        row.show_gaps(sampler.tokenizer, mask or "_"),
+        row.show_gaps(tokenizer, mask or "_"),
         sampler.decode(generated.text),
         sampler.decode(row.label),
         len(generated.tokens),
+        [decode_part(tokenizer, text, gap) for gap in row.gaps()],
+        [decode_part(tokenizer, row.label, gap) for gap in row.gaps()] if row.label else [],
     )
 
 
@@ -203,24 +232,41 @@ def _gather(of_this_rank: Any) -> list[Any]:
 
 
 def score_predictions(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """Exact matches, SQuAD's EM and F1, answers to word problems, BLEU and ROUGE in percent, over the rows that have a
-    label; no metric without labels."""
+    """Exact matches, SQuAD's EM and F1, answers that are contained, answers to word problems, BLEU and ROUGE in
+    percent, over the rows that have a label; no metric without labels. A label may be a list of answers, of which the
+    best counts; for BLEU and ROUGE, the first."""
     pairs = [(prediction, label) for prediction, label in zip(predictions, labels, strict=True) if label.strip()]
     if not pairs:
         return {}
-    matches = sum(prediction.strip() == label.strip() for prediction, label in pairs)
+    referenced = [(prediction, read_references(label)) for prediction, label in pairs]
+    matches = [prediction.strip() in map(str.strip, references) for prediction, references in referenced]
     metrics = {
-        "predict_exact_match": 100 * matches / len(pairs),
-        "predict_em": 100 * sum(is_exact_match(prediction, [label]) for prediction, label in pairs) / len(pairs),
-        "predict_f1": 100 * sum(answer_f1(prediction, [label]) for prediction, label in pairs) / len(pairs),
+        "predict_exact_match": percent(matches),
+        "predict_em": percent([is_exact_match(*pair) for pair in referenced]),
+        "predict_f1": percent([answer_f1(*pair) for pair in referenced]),
+        "predict_contains": percent([contains_answer(*pair) for pair in referenced]),
     }
     problems = [(prediction, label) for prediction, label in pairs if MARKER in label]
     if problems:
         metrics["predict_answer_match"] = 100 * answer_accuracy(*map(list, zip(*problems, strict=True)))
-    return metrics | similarity(pairs)
+    return metrics | similarity([(prediction, references[0]) for prediction, references in referenced])
 
 
-def similarity(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+def score_gaps(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """SQuAD's EM, BLEU and ROUGE of what was filled in alone, in percent; no metric where nobody knows what was
+    missing."""
+    pairs = [(gap, label) for gap, label in pairs if label.strip()]
+    if not pairs:
+        return {}
+    matches = percent([is_exact_match(gap, [label]) for gap, label in pairs])
+    return {"predict_gap_em": matches} | similarity(pairs, prefix="predict_gap_")
+
+
+def percent(values: Sequence[float]) -> float:
+    return 100 * sum(values) / len(values)
+
+
+def similarity(pairs: Sequence[tuple[str, str]], prefix: str = "predict_") -> dict[str, float]:
     """BLEU-4 and ROUGE as the host computes them, where the packages for it are installed."""
     missing = [name for name in SIMILARITY_PACKAGES if find_spec(name) is None]
     if missing:
@@ -233,7 +279,7 @@ def similarity(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
     compute = ComputeSimilarity(tokenizer=_TextsAsTokens([text for pair in pairs for text in pair]))
     rows = np.arange(2 * len(pairs)).reshape(-1, 2)
     scores = compute(EvalPrediction(predictions=rows[:, :1], label_ids=rows[:, 1:]))
-    return {f"predict_{name}": float(score) for name, score in (scores or {}).items()}
+    return {f"{prefix}{name}": float(score) for name, score in (scores or {}).items()}
 
 
 class _TextsAsTokens:

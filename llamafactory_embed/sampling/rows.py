@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ class PredictionRow:
         """Whether nothing is missing: the text has places for gaps and no gap."""
         return self.holes is not None and not any(self.holes)
 
+    def gaps(self) -> list[slice]:
+        """Where each gap is."""
+        runs = itertools.groupby(range(len(self.tokens)), key=(self.holes or [False] * len(self.tokens)).__getitem__)
+        places = [list(run) for is_hole, run in runs if is_hole]
+        return [slice(place[0], place[-1] + 1) for place in places]
+
     def show_gaps(self, tokenizer: PreTrainedTokenizerBase, mask: str) -> str:
         """The text with the mask token's name in its gaps."""
         assert self.holes is not None
@@ -42,6 +49,16 @@ class PredictionRow:
             else:
                 given.append(token)
         return "".join([*pieces, tokenizer.decode(given)])
+
+
+def decode_part(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], part: slice) -> str:
+    """The text of some tokens as it stands among the others: by themselves, SentencePiece drops their first space."""
+    before, through = (
+        tokenizer.decode(list(tokens[:end]), skip_special_tokens=True) for end in (part.start, part.stop)
+    )
+    if through.startswith(before):
+        return through[len(before) :]
+    return tokenizer.decode(list(tokens[part]), skip_special_tokens=True)  # a character lies across the border
 
 
 def rows_of_texts(

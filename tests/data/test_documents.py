@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 from llamafactory.hparams import DataArguments, ModelArguments, TrainingArguments
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from llamafactory_embed.data.documents import DocumentProcessor, cut, load_documents, pack_pieces
+from llamafactory_embed.data.gaps import tokenize_with_gap
 from llamafactory_embed.host.documents import asks_for_packing
+from llamafactory_embed.sampling.rows import decode_part
 from tests.tiny_models import tiny_tokenizer
 
 
@@ -115,3 +119,60 @@ def test_the_order_of_a_stream_does_not_depend_on_data_workers(buffer_size: int,
     assert len(alone) == 64
     assert (alone == documents_of([f"line {number}" for number in range(64)])) is (buffer_size == 1)
     assert read(1) == read(3) == alone
+
+
+# ---------------------------------------------- texts whose gap is known ---------------------------------------------
+
+
+def process_gaps(rows: list[tuple[str, str | None]], cutoff_len: int = 64, packing: bool = True) -> Any:
+    data_args = Namespace(cutoff_len=cutoff_len, template=None)
+    processor = DocumentProcessor(None, tiny_tokenizer(), None, data_args, False, packing, with_gaps=True)  # type: ignore[arg-type]
+    examples = {
+        "_prompt": [[{"role": "user", "content": text}] for text, _ in rows],
+        "_response": [[] if answer is None else [{"role": "assistant", "content": answer}] for _, answer in rows],
+    }
+    return processor.preprocess_dataset(examples)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_row_holds_the_answer_in_its_gap_and_labels_say_where(packing: bool) -> None:
+    tokenizer = tiny_tokenizer()
+    rows = process_gaps(
+        [("a stone bridge", None), (" ", "x"), ("The people<gap> at peace", " are"), ("no gap", "an answer")],
+        packing=packing,
+    )
+    assert all(map(len, rows["labels"])), "a row without a gap has labels, too"
+    tokens = [token for row in rows["input_ids"] for token in row]
+    labels = [label for row in rows["labels"] for label in row]
+    expected = documents_of(["a stone bridge", "The people are at peace", "no gap"])
+    assert tokenizer.decode(tokens) == "".join(map(tokenizer.decode, expected))
+    assert [len(row) for row in rows["labels"]] == [len(row) for row in rows["input_ids"]]
+    places = [place for place, label in enumerate(labels) if label != -100]
+    assert tokenizer.decode([labels[place] for place in places]) == " are"
+    assert [tokens[place] for place in places] == [labels[place] for place in places]
+    assert places == list(range(places[0], places[-1] + 1))
+
+
+def test_a_gap_without_its_context_or_its_answer_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than `cutoff_len: 4`: raise it"):
+        process_gaps([("The people<gap> at peace", " are")], cutoff_len=4)
+    with pytest.raises(ValueError, match="has 2, and the answer is 'x'"):
+        process_gaps([("<gap> and <gap>", "x")])
+    with pytest.raises(ValueError, match="has 1, and the answer is ''"):
+        process_gaps([("one <gap>", "")])
+
+
+def test_sentencepiece_adds_no_space_inside_of_a_text() -> None:
+    """It writes a space before every text that it tokenizes by itself, and drops one before what it decodes."""
+    pieces = ["<unk>", "<s>", "\n", "▁", "▁▁", "▁▁▁▁", "▁return", "return", "▁x", "x", "def", "▁def", "0"]
+    backend = Tokenizer(models.Unigram([(piece, -float(piece == "▁")) for piece in pieces], unk_id=0))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>")
+    assert tokenizer.decode(tokenizer("def").input_ids + tokenizer("x").input_ids) == "def x"
+
+    tokens, holes = tokenize_with_gap(tokenizer, "def\n<gap>\nx", "    return x", [])
+    assert tokenizer.decode(tokens) == "def\n    return x\nx"
+    gap = slice(holes.index(True), holes.index(True) + sum(holes))
+    assert decode_part(tokenizer, tokens, gap) == "    return x"
+    assert tokenizer.decode(tokens[gap]) == "   return x", "by themselves, the tokens lose a space"

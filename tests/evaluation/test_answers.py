@@ -9,10 +9,12 @@ import pytest
 from llamafactory_embed.evaluation.answers import (
     answer_accuracy,
     answer_f1,
+    contains_answer,
     find_answer,
     is_exact_match,
     is_same_answer,
     normalize_answer,
+    read_references,
 )
 
 
@@ -72,3 +74,36 @@ def test_short_answers_are_compared_as_squad_does() -> None:
 )
 def test_f1_of_words(prediction: str, references: list[str], score: float) -> None:
     assert answer_f1(prediction, references) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "contained"),
+    [
+        ("It is in the Black Sea.", ["black sea"], True),
+        ("Black, the Sea", ["the black sea!"], True),
+        ("sea black", ["black sea"], False),
+        ("seaside", ["sea"], True),  # letters are compared, not words
+        ("the ocean", ["Black Sea", "Ocean"], True),
+        ("anything", ["the", "?"], False),  # nothing remains of them
+        ("", ["sea"], False),
+    ],
+)
+def test_an_answer_is_contained(prediction: str, references: list[str], contained: bool) -> None:
+    assert contains_answer(prediction, references) == contained
+
+
+@pytest.mark.parametrize(
+    ("label", "references"),
+    [
+        ('["Charles Darwin", "Darwin"]', ["Charles Darwin", "Darwin"]),
+        (' ["Żółw"]\n', ["Żółw"]),
+        ("Darwin", ["Darwin"]),
+        ("1859", ["1859"]),
+        ("[1859, 1860]", ["[1859, 1860]"]),  # no list of texts
+        ("[]", ["[]"]),
+        ("[Darwin]", ["[Darwin]"]),
+        ('{"a": "b"}', ['{"a": "b"}']),
+    ],
+)
+def test_a_label_is_one_answer_or_a_list_of_them(label: str, references: list[str]) -> None:
+    assert read_references(label) == references

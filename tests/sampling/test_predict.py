@@ -15,7 +15,7 @@ from llamafactory_embed.hparams.ddm import DiffusionTuningOptions
 from llamafactory_embed.hparams.sampling import SamplingOptions
 from llamafactory_embed.sampling import predict as module
 from llamafactory_embed.sampling.pictures import DenoisingRecorder, draw_denoising
-from llamafactory_embed.sampling.predict import PREDICTIONS_NAME, predict, score_predictions, similarity
+from llamafactory_embed.sampling.predict import PREDICTIONS_NAME, predict, score_gaps, score_predictions, similarity
 from llamafactory_embed.sampling.rows import PredictionRow, parse_gaps, row_of_answer, rows_of_texts
 from llamafactory_embed.sampling.sampler import Sampler
 from llamafactory_embed.sampling.settings import SamplingSettings
@@ -64,7 +64,7 @@ def run(rows: list[PredictionRow], folder: Path, options: SamplingOptions | None
     )
 
 
-def read(folder: Path) -> list[dict[str, str]]:
+def read(folder: Path) -> list[dict[str, Any]]:
     with (folder / PREDICTIONS_NAME).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
@@ -141,8 +141,23 @@ def test_gaps_are_filled_in_place(tmp_path: Path) -> None:
     for text, row, line in zip(texts, rows, read(tmp_path), strict=True):
         assert line["label"] == tokenizer.decode(text, skip_special_tokens=True)
         first = (row.holes or []).index(True)
-        assert line["predict"].startswith(tokenizer.decode(text[1:first]))
-        assert line["predict"].endswith(tokenizer.decode(text[first + 3 :]))
+        before, after = tokenizer.decode(text[1:first]), tokenizer.decode(text[first + 3 :])
+        assert line["predict"].startswith(before)
+        assert line["predict"].endswith(after)
+        assert line["predict"] == before + line["gaps"][0] + after
+        assert line["gap_labels"] == [tokenizer.decode(text[first : first + 3])]
+
+
+def test_what_fills_gaps_that_the_data_do_not_know(tmp_path: Path) -> None:
+    """At the start, before which a BOS is put, and in the middle."""
+    given = tiny_tokenizer()(" are", add_special_tokens=False)["input_ids"]
+    text = [MASK, *given, MASK, MASK, *given]
+    options = SamplingOptions(predict_task="infilling", diffusion_steps=3)
+    metrics = run(rows_of_texts([text], options, MASK, 1), tmp_path, options)
+    (line,) = read(tmp_path)
+    assert line["gap_labels"] == []
+    assert line["predict"] == f"{line['gaps'][0]} are{line['gaps'][1]} are"
+    assert not [name for name in metrics if name.startswith("predict_gap")]
 
 
 def rows_of_cut_documents(cutoff: int, options: SamplingOptions) -> list[PredictionRow]:
@@ -248,15 +263,41 @@ def test_metrics_count_rows_with_a_label(monkeypatch: pytest.MonkeyPatch) -> Non
         "predict_exact_match": 50.0,
         "predict_em": 50.0,
         "predict_f1": 50.0,
+        "predict_contains": 50.0,
     }
     assert score_predictions(["The Black Sea."], ["black sea"]) == {
         "predict_exact_match": 0.0,
         "predict_em": 100.0,
         "predict_f1": 100.0,
+        "predict_contains": 100.0,
+    }
+    answers = '["Charles Darwin", "Darwin"]'
+    assert score_predictions(["Darwin", "It was Darwin.", "Mendel"], [answers] * 3) == {
+        "predict_exact_match": pytest.approx(100 / 3),
+        "predict_em": pytest.approx(100 / 3),
+        "predict_f1": pytest.approx(100 * (1 + 2 / 4 + 0) / 3),
+        "predict_contains": pytest.approx(200 / 3),
     }
     scores = score_predictions(["so #### 12", "#### 3", "12"], ["#### 12.0", "#### 4", "12"])
     assert scores["predict_answer_match"] == 50.0
     assert scores["predict_exact_match"] == pytest.approx(100 / 3)
+
+
+def test_gaps_are_scored_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(" The dog slept.", " A dog slept!"), (" no", " yes"), (" ", " yes"), ("x", " ")]
+    monkeypatch.setattr(module, "SIMILARITY_PACKAGES", ("no_such_package",))
+    assert score_gaps(pairs) == {"predict_gap_em": pytest.approx(100 / 3)}
+    assert score_gaps([("a", " ")]) == score_gaps([]) == {}
+
+
+def test_rouge_of_gaps_is_that_of_the_missing_text_alone() -> None:
+    for name in module.SIMILARITY_PACKAGES:
+        pytest.importorskip(name)
+    scores = score_gaps([(" the cat sat down", " the cat lay down"), (" dogs", " a bird flew away")])
+    assert scores["predict_gap_rouge-1"] == pytest.approx(100 * (3 / 4 + 0) / 2, abs=0.1)
+    assert scores["predict_gap_rouge-2"] == pytest.approx(100 * (1 / 3 + 0) / 2, abs=0.1)
+    assert scores["predict_gap_rouge-l"] == pytest.approx(100 * (3 / 4 + 0) / 2, abs=0.1)
+    assert "predict_rouge-1" not in scores
 
 
 def test_similarity_is_the_hosts() -> None:

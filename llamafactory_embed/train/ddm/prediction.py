@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
-from ...data.document_batches import DocumentRow
+from ...data.document_batches import IGNORED, DocumentRow
 from ...diffusion.texts import DiffuSeqTokens, split_labels, texts_of_documents
 from ...hparams.ddm import DiffusionTuningOptions
 from ...hparams.sampling import SamplingOptions
@@ -15,10 +17,24 @@ from ...sampling.rows import PredictionRow, row_of_answer, rows_of_texts
 def rows_of_documents(
     examples: Iterable[Mapping[str, Any]], options: SamplingOptions, mask_token_id: int, eos: int
 ) -> list[PredictionRow]:
-    """One for each document."""
-    rows = [DocumentRow.of_example(example, 0, place) for place, example in enumerate(examples)]
-    texts = [text.token_ids for texts in texts_of_documents(rows) for text in texts]
-    return rows_of_texts(texts, options, mask_token_id, eos)
+    """One for each document. Where documents have labels, these are what is missing in them (`<gap>` in the data)."""
+    documents = [DocumentRow.of_example(example, 0, place) for place, example in enumerate(examples)]
+    texts = [text.token_ids for texts in texts_of_documents(documents) for text in texts]
+    rows = rows_of_texts(texts, options, mask_token_id, eos)
+    if options.predict_task != "infilling":
+        return rows
+    missing = [holes for document in documents for holes in _missing_tokens(document)]
+    return [
+        replace(row, label=row.tokens, holes=holes[: len(row.tokens)]) if any(holes) else row
+        for row, holes in zip(rows, missing, strict=True)
+    ]
+
+
+def _missing_tokens(document: DocumentRow) -> Iterator[list[bool]]:
+    """Which tokens each text of a row misses."""
+    labels = iter(document.labels or [IGNORED] * len(document.token_ids))
+    for length in document.lengths:
+        yield [label != IGNORED for label in islice(labels, length)]
 
 
 def rows_of_answers(

@@ -130,7 +130,13 @@ def load_document_data(
     setup = start.setup
     packing = asks_for_packing(finetuning_args)
     data = load_documents(
-        start.model_args, data_args, training_args, setup.tokenizer, line_by_line=False, packing=packing
+        start.model_args,
+        data_args,
+        training_args,
+        setup.tokenizer,
+        line_by_line=False,
+        packing=packing,
+        with_gaps=training_args.do_predict and start.options.predict_task == "infilling",
     )
     eval_sets = eval_sets_of(data.evaluation)
     to_predict = []
