@@ -24,7 +24,7 @@ def tokenize_with_gap(
     of the answer."""
     if text.count(GAP_MARK) != 1 or not answer:
         raise ValueError(
-            f"`eval_dataset`: a text has one {GAP_MARK}, and its row an answer that is missing there; the text "
+            f"`eval_dataset`: a text must have one {GAP_MARK}, and its row the answer that is missing there; the text "
             f"{text!r} has {text.count(GAP_MARK)}, and the answer is {answer!r}."
         )
     before, after = text.split(GAP_MARK)

@@ -161,7 +161,7 @@ def test_samples_of_another_benchmark_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="task 1 has no `suffix`"):
         script["read_tasks"](tmp_path / "tasks.jsonl")
     (tmp_path / "tasks.jsonl").write_text('{"task_id": "x"\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="tasks.jsonl:1: this is not JSON"):
+    with pytest.raises(ValueError, match=r"tasks\.jsonl:1: this is not JSON"):
         script["read_tasks"](tmp_path / "tasks.jsonl")
 
 
@@ -175,7 +175,7 @@ def test_rows_of_rocstories(missing: int, tmp_path: Path) -> None:
     assert row["text"].replace("<gap>", row["answer"]) == 'One. Two, and "more". Three. Four. Five.'
     assert row["answer"] == {1: "One.", 3: " Three.", 5: " Five."}[missing]
     stories.write_text(f"{header}\n7,A title,One.,Two.\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"stories.csv:2: `sentence3` is empty"):
+    with pytest.raises(ValueError, match=r"stories\.csv:2: `sentence3` is empty"):
         run_script("rocstories_infill.py", stories, "--output", output)
     stories.write_text("storyid,sentence1\n7,One.\n", encoding="utf-8")
     with pytest.raises(ValueError, match="has no column `sentence2`"):
