@@ -148,7 +148,7 @@ def test_contradictions_come_before_the_training(models: dict[str, Path], data: 
     learn = {"do_train": True, "dataset": "prose", "max_steps": 1, "save_strategy": "no"}
     predict = {"do_predict": True, "eval_dataset": "heldout"}
     for options, sentence in (
-        (learn | {"anneal_steps": 3}, "`block_size: 4` keeps closed .* `block_size: 0` if the checkpoint"),
+        (learn | {"anneal_steps": 3}, "`block_size: 4` keeps closed .*`block_size: 0` if the checkpoint"),
         (learn | {"cutoff_len": 42}, "`block_size: 4` does not divide `cutoff_len: 42`"),
         (learn | predict | {"block_length": 6}, "`block_length: 6` contradicts `block_size: 4`"),
         (learn | predict | {"block_size": 0, "sampling_cache": "dual"}, "set `block_length`"),
