@@ -165,7 +165,7 @@ def _parse_json(text: str) -> dict[str, Any] | BadRowError:
     return _as_record(value)
 
 
-def _as_record(value: Any) -> dict[str, Any] | BadRowError:
+def _as_record(value: object) -> dict[str, Any] | BadRowError:
     """A JSON object, or an array of two or three texts, whose columns get their names: a pair or a triplet."""
     if isinstance(value, dict):
         return value

@@ -44,7 +44,7 @@ class RecordWriter:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def add(self, record: Any) -> None:
+    def add(self, record: object) -> None:
         """Write one record."""
         content = json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         self._file.write(content)

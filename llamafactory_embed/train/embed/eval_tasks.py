@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LONGEST_EVALUATION = timedelta(days=30)
 
 
-def find_eval_tasks(names: Sequence[str] | None, dataset_dir: Any) -> list[Any]:
+def find_eval_tasks(names: Sequence[str] | None, dataset_dir: object) -> list[Any]:
     """The tasks behind the names, before anything is trained: a misspelt one must not be found out after it."""
     if not names:
         return []
