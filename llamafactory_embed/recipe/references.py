@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ def check_datasets(report: Report, options: dict[str, Any]) -> None:
     formats = list_formats(options.get("stage"))
     names = [(option, name) for option in ("dataset", "eval_dataset") for name in split_commas(options.get(option))]
     if "retrieval" in formats:
-        from ..data.retrieval.entries import split_slice  # late: it imports torch
-
-        names = [(option, split_slice(name)[0]) for option, name in names]  # `name[:3000]`
+        names = without_slices(report, names)
     if not names:
         return
     info_path = Path(folder) / "dataset_info.json"
@@ -68,6 +67,19 @@ def check_datasets(report: Report, options: dict[str, Any]) -> None:
             report.problem(
                 option, f"`formatting: {formatting}` of {name} in {info_path} is not for this stage, which {reads}"
             )
+
+
+def without_slices(report: Report, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Options with the data sets they name, of which a recipe may take the first rows only (`name[:3000]`)."""
+    from ..data.retrieval.entries import split_slice  # late: it imports torch
+
+    whole = []
+    for option, name in names:
+        try:
+            whole.append((option, split_slice(name)[0]))
+        except ValueError as error:
+            report.problem(option, str(error))
+    return whole
 
 
 def check_entry(report: Report, option: str, name: str, entry: dict[str, Any], info_path: Path) -> None:

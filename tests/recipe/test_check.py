@@ -398,3 +398,8 @@ def test_the_first_rows_of_a_data_set_are_known_by_its_name(check: Check) -> Non
     assert check(*retrieval) == []
     (problem,) = check("stage: contrastive", "dataset: vector[:3]")
     assert "`dataset` names vector, which" in problem
+    lines = ("stage: contrastive", "dataset: vectors[:0]", "pooling: men")
+    assert len(check(*lines)) == 2, "a bad number of rows does not hide other problems"
+    assert any(
+        f"{line_of('dataset', *lines)}: `dataset`: `vectors[:0]` takes no rows" in each for each in check(*lines)
+    )
