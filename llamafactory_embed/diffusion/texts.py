@@ -123,24 +123,37 @@ def pad_text(text: Text, length: int, token: int) -> Text:
     )
 
 
-def diffuseq_tokens(tokenizer: PreTrainedTokenizerBase, separator: str | None = None) -> DiffuSeqTokens:
+def diffuseq_tokens(
+    tokenizer: PreTrainedTokenizerBase, separator: str | None = None, padding: str | None = None
+) -> DiffuSeqTokens:
     """The tokenizer's special tokens. Between source and target stands `separator`; if it is None, the tokenizer's
-    separator token, or a new line where it has none."""
+    separator token, or a new line where it has none. Rows are filled up with `padding`, or the padding token."""
     eos = tokenizer.eos_token_id
     sep = tokenizer.sep_token_id
     if separator is not None:
-        tokens = tokenizer.encode(separator, add_special_tokens=False)
-        if len(tokens) != 1:
-            raise ValueError(
-                f"`ddm_separator` must be one token, and {separator!r} is {len(tokens)} tokens for this tokenizer: "
-                "choose another text."
-            )
-        (sep,) = tokens
+        sep = _one_token(tokenizer, separator, "ddm_separator")
     elif sep is None:
         newline = tokenizer.encode("\n", add_special_tokens=False)
         sep = newline[-1] if newline else eos
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
-    return DiffuSeqTokens(bos=bos, sep=sep, eos=eos, pad=tokenizer.pad_token_id)
+    pad = tokenizer.pad_token_id if padding is None else _one_token(tokenizer, padding, "ddm_padding")
+    return DiffuSeqTokens(bos=bos, sep=sep, eos=eos, pad=pad)
+
+
+def _one_token(tokenizer: PreTrainedTokenizerBase, value: str, option: str) -> int:
+    """A token by its number or by its text. Published models use tokens that no text becomes (a single byte)."""
+    if value.isdecimal():
+        number = int(value)
+        if number >= len(tokenizer):
+            raise ValueError(f"`{option}: {number}` is no token: the vocabulary ends at {len(tokenizer) - 1}.")
+        return number
+    tokens = tokenizer.encode(value, add_special_tokens=False)
+    if len(tokens) != 1:
+        raise ValueError(
+            f"`{option}` must be one token, and {value!r} is {len(tokens)} tokens for this tokenizer: choose another "
+            "text, or give a token's number."
+        )
+    return tokens[0]
 
 
 def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:

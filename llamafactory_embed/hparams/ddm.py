@@ -68,9 +68,15 @@ class DiffusionTuningOptions(DiffusionOptions):
     )
     ddm_separator: str | None = option(
         None,
-        "What separates source and target (`ddm_format: diffuseq`), a text of one token; empty: the tokenizer's "
-        "separator, or a new line if it has none.",
+        "What separates source and target (`ddm_format: diffuseq`), a text of one token or a token's number; empty: "
+        "the tokenizer's separator, or a new line if it has none.",
         label="Separator",
+    )
+    ddm_padding: str | None = option(
+        None,
+        "What fills up a row and is learned with it (`ddm_format: diffuseq`), a text of one token or a token's "
+        "number; empty: the tokenizer's padding token.",
+        label="Padding",
     )
     ddm_split_digits: bool = option(
         False, "Tokenize every digit by itself, in prompts and in answers.", label="Split digits"
@@ -87,6 +93,11 @@ class DiffusionTuningOptions(DiffusionOptions):
             raise ValueError(
                 "`ddm_separator` belongs to `ddm_format: diffuseq`; under `chat` the template separates prompt and "
                 "answer: leave it out."
+            )
+        if self.ddm_format == "chat" and self.ddm_padding is not None:
+            raise ValueError(
+                "`ddm_padding` belongs to `ddm_format: diffuseq`; under `chat` answers are padded as `eos_padding` "
+                "says: leave it out."
             )
         if self.ddm_format == "diffuseq" and self.eos_padding not in (None, "cutoff_len"):
             raise ValueError(

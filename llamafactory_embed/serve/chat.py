@@ -14,7 +14,7 @@ from llamafactory.chat.base_engine import BaseEngine, Response
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.extras.constants import EngineName
 
-from ..diffusion.texts import diffuseq_tokens, split_digits
+from ..diffusion.texts import DiffuSeqTokens, diffuseq_tokens, split_digits
 from ..host.chat import DenoisingEngine
 from ..hparams.ddm import DiffusionOptions, DiffusionTuningOptions
 from ..loading.adapted_checkpoint import start_from_checkpoint
@@ -61,14 +61,14 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         options = replace(options, block_size=setup.block_size)
         family = find_family(setup.config)
         self.tokenizer: Any = setup.tokenizer
-        self.is_diffuseq = isinstance(options, DiffusionTuningOptions) and options.ddm_format == "diffuseq"
-        self.separator: str | None = None
         if isinstance(options, DiffusionTuningOptions):
             data_args.template = choose_template(options, family, data_args.template, self.tokenizer)
-            self.separator = options.ddm_separator
             if options.ddm_split_digits:
                 split_digits(self.tokenizer)
         self.template: Any = get_template_and_fix_tokenizer(self.tokenizer, data_args)
+        self.diffuseq: DiffuSeqTokens | None = None
+        if isinstance(options, DiffusionTuningOptions) and options.ddm_format == "diffuseq":
+            self.diffuseq = diffuseq_tokens(self.tokenizer, options.ddm_separator, options.ddm_padding)
         predictor, _ = load_token_predictor(setup, model_args, finetuning_args, no_training)
 
         self.name = EngineName.HF
@@ -144,10 +144,9 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         """A conversation as in training, up to the answer that is to be written."""
         answered = [*messages, {"role": "assistant", "content": ""}]
         prompt, _ = self.template.encode_oneturn(self.tokenizer, answered, system, tools)
-        if not self.is_diffuseq:
+        if self.diffuseq is None:
             return list(prompt)
-        special = diffuseq_tokens(self.tokenizer, self.separator)
-        return [special.bos, *prompt, special.sep]
+        return [self.diffuseq.bos, *prompt, self.diffuseq.sep]
 
     # ------------------------------------------------- one request --------------------------------------------------
 

@@ -85,7 +85,7 @@ def tiny_variant(options: dict[str, Any], material: Path, output: Path) -> dict[
         for name in ("val_size", "interleave_probs", "mix_strategy", "streaming"):  # one data set, with held-out rows
             tiny.pop(name, None)
     if "ddm_separator" in options:
-        tiny["ddm_separator"] = "="  # one token of the tiny models' tokenizer
+        tiny |= {"ddm_separator": "=", "ddm_padding": "11"}  # tokens of the tiny models' tokenizer
     if "checkpoint_dir" in options:
         tiny["checkpoint_dir"] = str(material / architecture)
     if "tokenized_path" in options:

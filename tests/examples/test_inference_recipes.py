@@ -81,7 +81,7 @@ def tiny_variant(recipe: Path, material: Path) -> dict[str, Any]:
     if "block_length" in options:
         options["block_length"] = 4
     if "ddm_separator" in options:
-        options["ddm_separator"] = "="  # one token of the tiny models' tokenizer
+        options |= {"ddm_separator": "=", "ddm_padding": "11"}  # tokens of the tiny models' tokenizer
     if "adapter_name_or_path" in options:
         options["adapter_name_or_path"] = str(material / "adapter")
     return options

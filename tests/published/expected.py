@@ -359,8 +359,8 @@ def diffullama(settings: Settings) -> Values:
         values["ddm_format"] = "diffuseq"
         is_gpt2 = "gpt2" in settings["model_name_or_path"]
         values["ddm_split_digits"] = is_gpt2  # its wrapper of the tokenizer; Llama 2's splits digits by itself
-        if is_gpt2:
-            values["ddm_separator"] = "======"
+        # Its loader sets these tokens; GPT-2's padding is a single byte, which no text becomes.
+        values["ddm_separator"], values["ddm_padding"] = ("======", "101") if is_gpt2 else ("4936", "30399")
     if "deepspeed" in settings:
         values["deepspeed"] = settings["deepspeed"]
     if "lr_scheduler_type" not in settings and "learning_rate" in settings:

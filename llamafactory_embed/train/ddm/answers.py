@@ -129,7 +129,8 @@ def answer_texts(
 ) -> tuple[TextsOfRows, TextsOfRows]:
     """How rows become texts, for training and for evaluation."""
     if options.ddm_format == "diffuseq":
-        texts = DiffuSeqTexts(cutoff_len, diffuseq_tokens(tokenizer, options.ddm_separator))
+        special = diffuseq_tokens(tokenizer, options.ddm_separator, options.ddm_padding)
+        texts = DiffuSeqTexts(cutoff_len, special)
         return texts, texts
     padding = options.eos_padding or "batch"
     training = ChatTexts(cutoff_len, tokenizer.bos_token_id, tokenizer.eos_token_id, ends, padding)

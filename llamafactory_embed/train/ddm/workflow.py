@@ -157,7 +157,9 @@ def load_answer_data(
     eval_sets = eval_sets_of(data.evaluation)
     to_predict = []
     if training_args.do_predict:
-        special = diffuseq_tokens(setup.tokenizer, options.ddm_separator) if options.ddm_format == "diffuseq" else None
+        special = None
+        if options.ddm_format == "diffuseq":
+            special = diffuseq_tokens(setup.tokenizer, options.ddm_separator, options.ddm_padding)
         to_predict = rows_of_answers(all_examples(eval_sets), options, cutoff_len, special)
     training_texts, evaluation_texts = answer_texts(options, cutoff_len, setup.tokenizer, data.end_tokens)
     end_tokens = data.end_tokens if options.ddm_format == "chat" else None

@@ -94,9 +94,20 @@ def test_the_separator_is_the_token_of_the_text() -> None:
             diffuseq_tokens(tokenizer, text)
 
 
-def test_a_separator_of_a_template_is_refused() -> None:
-    with pytest.raises(ValueError, match="`ddm_separator` belongs to `ddm_format: diffuseq`"):
-        DiffusionTuningOptions(ddm_separator="#")
+def test_a_token_may_be_given_by_its_number() -> None:
+    tokenizer = tiny_tokenizer()
+    by_number = diffuseq_tokens(tokenizer, "7", "9")
+    assert (by_number.sep, by_number.pad) == (7, 9)
+    assert diffuseq_tokens(tokenizer, padding="#").pad == diffuseq_tokens(tokenizer, "#").sep
+    assert diffuseq_tokens(tokenizer).pad == tokenizer.pad_token_id
+    with pytest.raises(ValueError, match="`ddm_padding: 99999` is no token: the vocabulary ends at"):
+        diffuseq_tokens(tokenizer, padding="99999")
+
+
+@pytest.mark.parametrize("option", ["ddm_separator", "ddm_padding"])
+def test_tokens_of_diffuseq_under_a_template_are_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=f"`{option}` belongs to `ddm_format: diffuseq`"):
+        DiffusionTuningOptions(**{option: "#"})
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +128,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-WRITTEN = {"stage": "ddm-sft", "ddm_format": "diffuseq", "ddm_separator": "=", "ddm_split_digits": True}
+WRITTEN = {
+    "stage": "ddm-sft",
+    "ddm_format": "diffuseq",
+    "ddm_separator": "=",
+    "ddm_padding": "11",
+    "ddm_split_digits": True,
+}
 
 
 def test_training_prediction_and_chat_write_rows_alike(
@@ -145,7 +162,7 @@ def test_training_prediction_and_chat_write_rows_alike(
 
     tokenizer = gpt2_tokenizer()
     split_digits(tokenizer)
-    special = diffuseq_tokens(tokenizer, "=")
+    special = diffuseq_tokens(tokenizer, "=", "11")
 
     def prompt_of(instruction: str) -> list[int]:
         return [special.bos, *tokenizer.encode(instruction), special.sep]
@@ -159,6 +176,7 @@ def test_training_prediction_and_chat_write_rows_alike(
     assert all(prompt in expected for prompt in trained)
     answered = {tokenizer.decode([token for token in text.token_ids[len(prompt) :] if token != special.pad])
                 for text, prompt in zip(texts, trained, strict=True)}  # fmt: skip
+    assert all(text.token_ids[-1] == 11 for text in texts)
     assert answered == {f"123{number}<|endoftext|>" for number in range(1, 9)}
 
     engine = ChatModel(
