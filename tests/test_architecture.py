@@ -57,7 +57,7 @@ FLOORS = [
     ("diffusion", "encoder"),
     ("evaluation",),
     ("export", "mining", "sampling"),
-    ("serve", "train"),
+    ("merging", "serve", "train"),
     ("demo", "doctor", "recipe"),
     ("cli",),
 ]

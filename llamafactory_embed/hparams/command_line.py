@@ -54,6 +54,8 @@ def describe_argument(field: dataclasses.Field[Any], annotation: object) -> tupl
     default = default_of(field)
     details: dict[str, Any] = {"help": metadata["help"].replace("%", "%%")}
     if metadata.get("positional"):
+        if item_type(annotation) is not None:
+            details["nargs"] = "+"
         return [field.name], details | {"metavar": metadata.get("metavar") or field.name.upper()}
 
     flags = [flag(field), *metadata.get("flags", ())]
