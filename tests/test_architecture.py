@@ -58,7 +58,7 @@ FLOORS = [
     ("evaluation",),
     ("export", "mining", "sampling"),
     ("merging", "serve", "train"),
-    ("demo", "doctor", "recipe"),
+    ("chain", "demo", "doctor", "recipe"),
     ("cli",),
 ]
 

@@ -1,0 +1,138 @@
+"""Run a chain's steps as a user would, each in a process of its own, and go on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..files import digest, write_json, write_text
+from .definition import Chain, Step
+
+
+RECORD_NAME = "chain.json"
+LINES_OF_A_FAILURE = 15
+
+Runner = Callable[[list[str], Path], int]
+"""Runs a command, its output into a file, and returns its exit code."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step that has run."""
+
+    fingerprint: str
+    """Of the step and of all that it was made from."""
+    seconds: float
+
+
+def run_chain(chain: Chain, report: Callable[[str], None] = print, runner: Runner | None = None) -> dict[str, Done]:
+    """Run the steps that have not run yet; what was done is kept in `chain.json` after every step."""
+    chain.output_dir.mkdir(parents=True, exist_ok=True)
+    done = read_record(chain.output_dir)
+    fingerprints: dict[str, str] = {}
+    for step in chain.steps:
+        before = [fingerprints[name] for name in step.needs]
+        fingerprints[step.name] = digest(step.fingerprint, *before).hex()
+        label = f"{step.number}/{len(chain.steps)} {step.name} ({step.kind})"
+        earlier = done.get(step.name)
+        if earlier is not None and earlier.fingerprint == fingerprints[step.name]:
+            report(f"{label}: done before")
+            continue
+        if earlier is not None and step.output.exists():
+            raise ValueError(
+                f"Step `{step.name}` of {chain.source} is not what {step.output} was made by, as it or a step before "
+                "it has changed: remove that folder to run it again, or change `output_dir`."
+            )
+        report(f"{label}: running, output in {log_of(step)}")
+        start = time.time()
+        code = (runner or run_process)(command_of(step), log_of(step))
+        if code != 0:
+            raise ValueError(
+                f"Step `{step.name}` ended with exit code {code}; the end of {log_of(step)}:\n{_end(step)}"
+            )
+        done[step.name] = Done(fingerprints[step.name], time.time() - start)
+        write_record(chain.output_dir, done)
+        report(f"{label}: {done[step.name].seconds / 60:.1f} minutes")
+    return done
+
+
+def command_of(step: Step) -> list[str]:
+    """The command line of a step. The recipe of a training is written beside its folder as it runs."""
+    if step.kind == "train":
+        recipe = step.output.with_suffix(".yaml")
+        write_text(recipe, yaml.safe_dump(recipe_of(step), sort_keys=False, allow_unicode=True))
+        return [str(Path(sys.executable).parent / "llamafactory-cli"), "train", str(recipe)]
+    return [sys.executable, "-c", "from llamafactory_embed.cli import main; raise SystemExit(main())", *_words(step)]
+
+
+def shown_command(step: Step) -> str:
+    """The same as a user would type it."""
+    if step.kind == "train":
+        return f"llamafactory-cli train {step.output.with_suffix('.yaml')}  # {step.subjects[0]} with {step.options}"
+    return shlex.join(["llamafactory-embed", *_words(step)])
+
+
+def _words(step: Step) -> list[str]:
+    output = [str(step.output)] if step.kind == "export" else ["--output", str(step.output)]
+    return [step.kind, *step.subjects, *output, *words_of(step.options)]
+
+
+def recipe_of(step: Step) -> dict[str, Any]:
+    """A training's recipe with the chain's values. A run that stopped is taken up at its newest checkpoint; one that
+    has left none begins anew."""
+    recipe: dict[str, Any] = yaml.safe_load(Path(step.subjects[0]).read_text(encoding="utf-8"))
+    has_checkpoint = any(step.output.glob("checkpoint-*"))
+    return recipe | dict(step.options) | {"output_dir": str(step.output), "overwrite_output_dir": not has_checkpoint}
+
+
+def words_of(options: Mapping[str, Any]) -> list[str]:
+    """Options as they are typed: `overwrite: true` is `--overwrite`, `default_prompts: false` is
+    `--no-default-prompts`."""
+    words: list[str] = []
+    for name, value in options.items():
+        spelled = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{spelled}" if value else f"--no-{spelled}")
+        else:
+            words += [f"--{spelled}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def run_process(command: list[str], log: Path) -> int:
+    """Run a command, and leave with it when the user presses Ctrl-C."""
+    with log.open("a", encoding="utf-8") as stream:
+        return subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ, check=False).returncode
+
+
+def log_of(step: Step) -> Path:
+    """Where a step's output goes."""
+    return step.output.with_suffix(".log")
+
+
+def read_record(folder: Path) -> dict[str, Done]:
+    """What has run, by the names of the steps."""
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        return {}
+    return {name: Done(**values) for name, values in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def write_record(folder: Path, done: Mapping[str, Done]) -> None:
+    """Keep what has run."""
+    write_json(folder / RECORD_NAME, {name: asdict(each) for name, each in done.items()})
+
+
+def _end(step: Step) -> str:
+    log = log_of(step)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    return "\n".join(f"  {line}" for line in lines[-LINES_OF_A_FAILURE:])
