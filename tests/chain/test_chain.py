@@ -130,3 +130,10 @@ def test_other_files(folder: Path) -> None:
         make_chain(folder, [])
     with pytest.raises(ValueError, match="unknown key `step`"):
         make_chain(folder, STEPS, step=[])
+
+
+@pytest.mark.parametrize("example", sorted(Path("examples/chain").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_examples_can_be_read(example: Path) -> None:
+    chain = read_chain(example)
+    last_training = max(step.number for step in chain.steps if step.kind == "train")
+    assert all(step.needs for step in chain.steps if step.number > last_training)

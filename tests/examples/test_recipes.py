@@ -26,7 +26,7 @@ from tests.tiny_models import HIDDEN_SIZE, save_tiny_model, tiny_model
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-ENGINE_FOLDERS = ("accelerate", "deepspeed", "eval")  # not for the host: launchers, engines, llamafactory-embed eval
+ENGINE_FOLDERS = ("accelerate", "chain", "deepspeed", "eval")  # not for the host: launchers, engines, our own commands
 RECIPES = [
     path.relative_to(EXAMPLES)
     for path in sorted(EXAMPLES.rglob("*.yaml"))
