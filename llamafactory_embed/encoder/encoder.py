@@ -71,7 +71,7 @@ class Encoder:
     @property
     def dimension(self) -> int:
         """The size of an embedding."""
-        return self.model.config.hidden_size
+        return self.model.dimension
 
     def encode(
         self,
@@ -181,6 +181,8 @@ class Encoder:
             if not isinstance(prompt, str) and len(prompt) != count:
                 raise ValueError(f"`prompt` must be one text or one for each of the {count} texts, got {len(prompt)}.")
             return prompt
+        if task is None and role == "query":
+            task = self.config.default_task
         if task is None:
             return ""
         if task not in self.config.instructions:

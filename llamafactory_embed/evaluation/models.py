@@ -285,6 +285,7 @@ def check_dimension(size: int | None, config: EmbeddingConfig, path: Path) -> No
     if size is None or size in trained or not (path / "config.json").is_file():
         return  # the Encoder will look again
     full = json.loads((path / "config.json").read_text("utf-8")).get("hidden_size")
+    full = None if full is None else config.embedding_size(full)
     if full is not None and size != full:
         sizes = ", ".join(map(str, sorted({*trained, full})))
         raise ValueError(f"`dimensions: {size}` was not trained; {path} has {sizes}.")

@@ -53,11 +53,11 @@ class Serving:
 
 
 def plan_serving(
-    config: EmbeddingConfig, hidden_size: int, query_task: str | None = None, dimensions: int | None = None
+    config: EmbeddingConfig, size: int, query_task: str | None = None, dimensions: int | None = None
 ) -> Serving:
-    """What to write; refuses what sentence-transformers has no place for."""
-    if dimensions is not None and dimensions not in (*(config.matryoshka_dims or []), hidden_size):
-        trained = sorted({*(config.matryoshka_dims or []), hidden_size})
+    """What to write for embeddings of that size; refuses what sentence-transformers has no place for."""
+    if dimensions is not None and dimensions not in (*(config.matryoshka_dims or []), size):
+        trained = sorted({*(config.matryoshka_dims or []), size})
         raise ValueError(
             f"`--dimensions {dimensions}` was not trained; this model has {', '.join(map(str, trained))}."
         )
@@ -65,7 +65,7 @@ def plan_serving(
         prompts=collect_prompts(config, query_task),
         query_length=config.query_max_length,
         document_length=config.document_max_length,
-        dimensions=None if dimensions == hidden_size else dimensions,
+        dimensions=None if dimensions == size else dimensions,
         needs_code=needs_code(config),
     )
 

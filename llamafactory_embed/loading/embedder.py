@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 # The options that a checkpoint and a recipe that evaluates it should agree on.
-SERVED_ALIKE = ("attention", "sliding_window", "pooling", "skip_instruction", "query_template", "document_template")
+SERVED_ALIKE = ("attention", "sliding_window", "pooling", "skip_instruction", "query_template", "document_template", "dense_sizes")
 
 
 def load_embedding_model_for_training(
@@ -48,14 +48,22 @@ def load_embedding_model_for_training(
 
 
 def continue_pooler(model: EmbeddingModel, start: str) -> None:
-    """Take over the pooler of the checkpoint that the recipe starts from, if it is of the same kind."""
+    """Take over the pooler of the checkpoint that the recipe starts from, and the layers behind it, each if it is of
+    the same kind."""
     path = Path(start, POOLER_NAME)
-    if not path.is_file() or EmbeddingConfig.load(start).pooling != model.embedding_config.pooling:
+    if not path.is_file():
         return
+    weights, saved, now = load_file(path), EmbeddingConfig.load(start), model.embedding_config
+    own = model.pooling_weights()
+    for name in own:
+        same = saved.dense == now.dense if name.startswith("dense.") else saved.pooling == now.pooling
+        if not same:
+            weights[name] = own[name]
+    if saved.dense and saved.dense != now.dense:
+        logger.warning_rank0(f"`dense_sizes: {saved.dense_sizes}` of {start} are not the recipe's, whose layers start anew.")
     try:
-        model.pooler.load_state_dict(load_file(path))
+        model.load_pooling_weights({name: weights[name] for name in own if name in weights})
     except RuntimeError as error:
-        saved = EmbeddingConfig.load(start)
         raise ValueError(
             f"The pooler in {start} was trained with `latents: {saved.latents}`, `latent_heads: {saved.latent_heads}` "
             f"and `latent_head_size: {saved.latent_head_size}`: set them alike."

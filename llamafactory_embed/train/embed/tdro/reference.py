@@ -115,9 +115,10 @@ class AdapterSwitchedOff:
     """The proxy without its adapter: a reference that takes no memory."""
 
     def __init__(self, proxy: EmbeddingModel, options: TdroOptions) -> None:
-        if next(proxy.pooler.parameters(), None) is not None:
+        if proxy.pooling_weights():
+            trained = "dense_sizes" if proxy.embedding_config.dense else f"pooling: {proxy.embedding_config.pooling}"
             raise ValueError(
-                f"`pooling: {proxy.embedding_config.pooling}` is trained together with the adapter, so the proxy with "
+                f"`{trained}` is trained together with the adapter, so the proxy with "
                 "its adapter switched off is not a reference: name one in `ref_model`."
             )
         self.proxy = proxy
@@ -167,10 +168,11 @@ def load_reference(
     with weights_must_fit():
         backbone = create_ref_model(model_args, host_args)
     model = EmbeddingModel(backbone, config, backend=attention_backend(model_args.flash_attn))
-    if model.pooler.state_dict() and not Path(checkpoint, POOLER_NAME).is_file():
-        raise ValueError(f"The reference {checkpoint} has no {POOLER_NAME}, which `pooling: {config.pooling}` needs.")
+    if model.pooling_weights() and not Path(checkpoint, POOLER_NAME).is_file():
+        raise ValueError(f"The reference {checkpoint} has no {POOLER_NAME}, which `pooling: {config.pooling}` and `dense_sizes: {config.dense_sizes}` need.")
     continue_pooler(model, checkpoint)
     model.pooler.to(model.device)
+    model.dense.to(model.device)
     logger.info_rank0(f"The reference is {', '.join([start, *adapters])}.")
     return model
 
