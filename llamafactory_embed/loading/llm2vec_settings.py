@@ -8,8 +8,13 @@ from typing import Any
 from ..model.pooling import Pooling
 
 
-POOLINGS: dict[str, Pooling] = {"mean": "mean", "weighted_mean": "weighted_mean", "bos_token": "bos"}
-WITH_LAST_TOKEN = ("eos_token", "last_token")
+POOLINGS: dict[str, Pooling] = {
+    "mean": "mean",
+    "weighted_mean": "weighted_mean",
+    "bos_token": "bos",
+    "last_token": "last",
+    "eos_token": "last",  # after a text that ends with EOS as it is written
+}
 SETTINGS = ("pooling_mode", "max_length", "doc_max_length", "skip_instruction")
 MAX_LENGTH, DOC_MAX_LENGTH = 512, 400  # the package's own
 
@@ -26,6 +31,15 @@ WRAPPERS = {
     "Qwen/Qwen2-7B-Instruct": CHATML,
 }
 WRAPPER_OF_TYPE = {"Dream": CHATML}  # the Diffusion Embedder wraps the texts of every Dream
+# What `eos_token` writes behind a text, by the same name, else by the model's type.
+WRITTEN_EOS = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": "",  # its wrapper ends a text already
+    "meta-llama/Meta-Llama-3-8B": "<|end_of_text|>",
+    "llama": " </s>",
+    "mistral": " </s>",
+    "gemma": "<eos>",
+    "qwen2": "<|endoftext|>",
+}
 
 # The authors train these adapters on a model into which the one before them has been merged; their own configuration
 # names only the model at the bottom.
@@ -45,20 +59,21 @@ def embedder_settings(saved: dict[str, Any], where: str, base_model: str, model_
     if unknown:
         raise ValueError(f"{where} has the key `{unknown[0]}`, and LLM2Vec knows {', '.join(SETTINGS)}.")
     mode = saved.get("pooling_mode", "mean")
-    if mode in WITH_LAST_TOKEN:
-        raise ValueError(
-            f"{where} asks for `pooling_mode: {mode}`, which reads other tokens than ours (EOS is written into the "
-            "text, or there is none): name another `pooling`, such as `mean`."
-        )
     if mode not in POOLINGS:
-        known = ", ".join([*POOLINGS, *WITH_LAST_TOKEN])
-        raise ValueError(f"{where} asks for the unknown `pooling_mode: {mode}`: LLM2Vec knows {known}.")
-    wrapper = WRAPPERS.get(base_model) or WRAPPER_OF_TYPE.get(model_type or "", "{}")
+        raise ValueError(f"{where} asks for the unknown `pooling_mode: {mode}`: LLM2Vec knows {', '.join(POOLINGS)}.")
+    kind = model_type or ""
+    wrapper = WRAPPERS.get(base_model) or WRAPPER_OF_TYPE.get(kind, "{}")
+    if mode == "eos_token":
+        eos = WRITTEN_EOS.get(base_model, WRITTEN_EOS.get(kind))
+        if eos is None:
+            raise ValueError(f"{where} asks for `pooling_mode: eos_token`, which LLM2Vec does not have for {kind} models.")
+        wrapper += eos
     longest = saved.get("max_length", MAX_LENGTH)
     return {
         "attention": "bidirectional",
         "sliding_window": "ignore",
         "pooling": POOLINGS[mode],
+        "appends_eos": False,
         "skip_instruction": saved.get("skip_instruction", True),
         "query_template": wrapper.format("{instruction} {text}"),
         "document_template": wrapper.format("{text}"),

@@ -216,7 +216,16 @@ def merge_adapter(model: PreTrainedModel, name: str) -> PreTrainedModel:
             name,
         )
     make_room(model, files)
-    return PeftModel.from_pretrained(model, files.config.parent).merge_and_unload()
+    try:
+        return PeftModel.from_pretrained(model, files.config.parent).merge_and_unload()
+    except RuntimeError as error:  # of torch, a line for each weight
+        lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        if not lines:
+            raise
+        raise ValueError(
+            f"The adapter {name} was made for a model of another size than {model.name_or_path} ({lines[0]}): name the "
+            "model that it was trained on in `base_model`."
+        ) from error
 
 
 def make_room(model: PreTrainedModel, adapter: AdapterFiles) -> None:
