@@ -79,8 +79,8 @@ class Preset:
         return {
             "query_template": self.query_template,
             "document_template": self.document_template,
-            "instructions": dict(self.instructions),
-            "default_task": "query" if "query" in self.instructions else None,
+            "instructions": {"query": ""} | dict(self.instructions),
+            "default_task": "query",
         }
 
     def _prompt(self, name: str) -> str | None:
@@ -258,7 +258,8 @@ def find_preset(name: str, folder: Path) -> Preset | None:
     like the repository, with or without the owner, is a copy of it."""
     config = folder / "config.json"
     original = json.loads(config.read_text("utf-8")).get("_name_or_path", "") if config.is_file() else ""
-    for candidate in (name, folder.name, original):
+    cached = [parent.name for parent in folder.parents if parent.name.startswith("models--")]
+    for candidate in (name, folder.name, *cached, original):
         for preset in PRESETS:
             if matches(preset, candidate.rstrip("/")):
                 if preset.refusal:

@@ -173,7 +173,9 @@ def _read_modules(folder: Path) -> list[Module]:
         package, _, kind = entry["type"].rpartition(".")
         own = folder / entry["path"] if entry["path"] else folder
         names = TRANSFORMER_SETTINGS if kind == "Transformer" else ["config.json"]
-        found = [own / name for name in names if (own / name).is_file()] if own != folder or kind == "Transformer" else []
+        found = (
+            [own / name for name in names if (own / name).is_file()] if own != folder or kind == "Transformer" else []
+        )
         if not package.startswith("sentence_transformers."):
             kind = entry["type"]
         modules.append(Module(kind, own, _read_json(found[0]) if found else {}))
@@ -184,7 +186,14 @@ def _check_transformer(folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuse settings that change what the model reads."""
     expected = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
     for name, value in settings.items():
-        if name in ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"):
+        if name in (
+            "model_args",
+            "model_kwargs",
+            "tokenizer_args",
+            "processor_kwargs",
+            "config_args",
+            "config_kwargs",
+        ):
             same = set(value) <= HARMLESS_ARGUMENTS
         elif name == "modality_config":
             same = set(value) == {"text"}

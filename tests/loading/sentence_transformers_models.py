@@ -29,6 +29,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "bert": {"hidden_act": "gelu"},
     "roberta": {},
     "xlm-roberta": {},
+    "distilbert": {},
+    "electra": {},
     "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 8, "cls_token_id": 0, "sep_token_id": 1},
     "mpnet": {},
 }
