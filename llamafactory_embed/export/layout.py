@@ -142,7 +142,9 @@ def _latent_sizes(model: EmbeddingModel) -> dict[str, Any]:
     }
 
 
-def _dense_modules(model: EmbeddingModel, dimensions: int | None) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+def _dense_modules(
+    model: EmbeddingModel, dimensions: int | None
+) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
     """Settings and weights of the layers behind the pooling, then of one that keeps the first `dimensions`.
 
     It stands before the normalization: every server knows such a module, and cutting after it (`truncate_dim`) would

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 # The options that a checkpoint and a recipe that evaluates it should agree on.
-SERVED_ALIKE = ("attention", "sliding_window", "pooling", "skip_instruction", "query_template", "document_template", "dense_sizes")
+SERVED_ALIKE = (
+    "attention",
+    "sliding_window",
+    "pooling",
+    "skip_instruction",
+    "query_template",
+    "document_template",
+    "dense_sizes",
+)
 
 
 def load_embedding_model_for_training(
@@ -60,7 +68,9 @@ def continue_pooler(model: EmbeddingModel, start: str) -> None:
         if not same:
             weights[name] = own[name]
     if saved.dense and saved.dense != now.dense:
-        logger.warning_rank0(f"`dense_sizes: {saved.dense_sizes}` of {start} are not the recipe's, whose layers start anew.")
+        logger.warning_rank0(
+            f"`dense_sizes: {saved.dense_sizes}` of {start} are not the recipe's, whose layers start anew."
+        )
     try:
         model.load_pooling_weights({name: weights[name] for name in own if name in weights})
     except RuntimeError as error:

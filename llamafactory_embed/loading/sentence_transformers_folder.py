@@ -47,7 +47,7 @@ DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names that `encode_d
 HARMLESS = {"max_seq_length", "do_lower_case", "query_length", "document_length", "unpad_inputs"}
 HARMLESS_ARGUMENTS = {"torch_dtype", "dtype", "attn_implementation", "padding_side", "use_cache", "revision"}
 # Encoders of which a packed row gives exactly what a padded batch does, as tests show.
-ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "gemma3_text")
+ENCODERS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta", "modernbert", "gemma3_text")
 
 Attention = Literal["bidirectional", "causal"]
 
@@ -98,8 +98,8 @@ def read_sentence_transformers_folder(
         matryoshka_dims=getattr(model, "matryoshka_dimensions", None),
         appends_eos=False,  # the tokenizer's post-processor alone decides
     )
-    prompts = _read_prompts(folder, saved, pooling)
-    return dataclasses.replace(config, **prompts, dense=[_read_dense(folder, each) for each in dense], **settings)
+    read = _prompt_fields(folder, saved, pooling) | {"dense": [_read_dense(folder, each) for each in dense]}
+    return dataclasses.replace(config, **(read | settings))
 
 
 def load_sentence_transformers_folder(
@@ -173,7 +173,9 @@ def _read_modules(folder: Path) -> list[Module]:
         package, _, kind = entry["type"].rpartition(".")
         own = folder / entry["path"] if entry["path"] else folder
         names = TRANSFORMER_SETTINGS if kind == "Transformer" else ["config.json"]
-        found = [own / name for name in names if (own / name).is_file()] if own != folder or kind == "Transformer" else []
+        found = (
+            [own / name for name in names if (own / name).is_file()] if own != folder or kind == "Transformer" else []
+        )
         if not package.startswith("sentence_transformers."):
             kind = entry["type"]
         modules.append(Module(kind, own, _read_json(found[0]) if found else {}))
@@ -184,7 +186,14 @@ def _check_transformer(folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuse settings that change what the model reads."""
     expected = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
     for name, value in settings.items():
-        if name in ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"):
+        if name in (
+            "model_args",
+            "model_kwargs",
+            "tokenizer_args",
+            "processor_kwargs",
+            "config_args",
+            "config_kwargs",
+        ):
             same = set(value) <= HARMLESS_ARGUMENTS
         elif name == "modality_config":
             same = set(value) == {"text"}
@@ -248,9 +257,15 @@ def _read_dense(folder: Path, module: Module) -> DenseLayer:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _read_prompts(folder: Path, saved: Mapping[str, Any], pooling: Module) -> dict[str, Any]:
+def read_prompts(folder: str | Path) -> dict[str, str]:
+    """The prompts by their names, empty ones included."""
+    saved = _read_json(Path(folder, MODEL_SETTINGS)).get("prompts") or {}
+    return {name: prompt or "" for name, prompt in saved.items()}
+
+
+def _prompt_fields(folder: Path, saved: Mapping[str, Any], pooling: Module) -> dict[str, Any]:
     """Fields of `EmbeddingConfig`: a task for each prompt, and how documents and queries without a task are written."""
-    prompts = {name: prompt or "" for name, prompt in (saved.get("prompts") or {}).items()}
+    prompts = read_prompts(folder)
     if any(prompts.values()) and not pooling.settings.get("include_prompt", True):
         raise _unknown(folder, "its pooling leaves the prompt out, counted as sentence-transformers counts it")
     document = next((prompts[name] for name in DOCUMENT_PROMPTS if prompts.get(name)), "")
@@ -277,4 +292,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _unknown(folder: Path, what: str) -> UnknownModules:
-    return UnknownModules(f"{folder} is more than our engine embeds with exactly: {what}.")
+    return UnknownModules(f"{folder} needs sentence-transformers, for {what.removesuffix('.')}.")

@@ -169,7 +169,9 @@ def load_reference(
         backbone = create_ref_model(model_args, host_args)
     model = EmbeddingModel(backbone, config, backend=attention_backend(model_args.flash_attn))
     if model.pooling_weights() and not Path(checkpoint, POOLER_NAME).is_file():
-        raise ValueError(f"The reference {checkpoint} has no {POOLER_NAME}, which `pooling: {config.pooling}` and `dense_sizes: {config.dense_sizes}` need.")
+        raise ValueError(
+            f"The reference {checkpoint} has no {POOLER_NAME}, which `pooling: {config.pooling}` and `dense_sizes: {config.dense_sizes}` need."
+        )
     continue_pooler(model, checkpoint)
     model.pooler.to(model.device)
     model.dense.to(model.device)
