@@ -38,7 +38,9 @@ class SourceOptions:
         None, "Leave the instruction's tokens out of the pooling; empty: as the checkpoint was trained."
     )
     latent_heads: int | None = option(
-        None, "Attention heads over the latents of a Pooling-and-Attention checkpoint; empty: the authors' 32.", minimum=1
+        None,
+        "Attention heads over the latents of a Pooling-and-Attention checkpoint; empty: the authors' 32.",
+        minimum=1,
     )
     base_model: str | None = option(
         None, "Model below the adapters; empty: the one that the adapter names.", metavar="MODEL"

@@ -40,7 +40,8 @@ def expand(repository: Repository, base_model: str | None, hub: Mapping[str, Any
     if not repository.is_adapter:
         return [repository]
     base, merged = named_below(repository)
-    sibling = None if merged else adapter_below(repository.name)
+    is_ours = repository.has(CONFIG_NAME) or repository.has(RECORD_NAME)
+    sibling = None if is_ours else adapter_below(repository.name)
     if sibling is not None:
         if repository.is_local and not os.path.isdir(sibling):
             raise ValueError(

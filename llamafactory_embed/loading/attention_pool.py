@@ -64,7 +64,9 @@ class AttentionPoolShape:
                 f"authors' is {HEADS}, of {HEAD_SIZE} each)."
             )
         if self.width % heads:
-            raise ValueError(f"`latent_heads: {heads}` does not divide {self.width}, the width of the heads in {path}.")
+            raise ValueError(
+                f"`latent_heads: {heads}` does not divide {self.width}, the width of the heads in {path}."
+            )
         return heads, self.width // heads
 
 

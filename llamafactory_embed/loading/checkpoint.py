@@ -23,7 +23,8 @@ from ..model.families import Family, find_family
 from ..model.mask_token import MaskedTokenRecord, learn_mask_embedding, load_mask_embedding
 from .adapted_checkpoint import convert_checkpoint, is_wrapped
 from .masked_tokens import MaskedTokenRequest, MaskedTokenSettings, resolve_masked_tokens
-from .weights import fetch, load_backbone_weights, load_language_model, save_backbone
+from .repository import Repository
+from .weights import load_backbone_weights, load_language_model, save_backbone
 
 
 POOLER_NAME = "pooler.safetensors"
@@ -108,9 +109,9 @@ def load_diffusion_model(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = "auto",
 ) -> LoadedDiffusionModel:
-    """Load a checkpoint by its folder or hub name for inference: full weights, an adapter (merged, with its mask
+    """Load a checkpoint by its folder or hub name (also `name@revision`) for inference: full weights, an adapter (merged, with its mask
     embedding) or a checkpoint in DiffuLLaMA's layout. The request takes precedence over what the checkpoint says."""
-    folder = fetch(name)
+    folder = Repository.open(name).with_weights()
     if not is_wrapped(folder):
         return _load_diffusion_model(folder, str(name), request, device, dtype)
     check_is_complete(folder)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..hparams.embedding import EmbeddingOptions
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
+from .attention_pool import ATTENTION_POOL_NAME, AttentionPoolShape, read_attention_pool
 from .backbone import attention_backend, load_backbone_for_training
 from .checkpoint import POOLER_NAME
 
@@ -60,6 +61,7 @@ def continue_pooler(model: EmbeddingModel, start: str) -> None:
     the same kind."""
     path = Path(start, POOLER_NAME)
     if not path.is_file():
+        continue_attention_pool(model, Path(start, ATTENTION_POOL_NAME))
         return
     weights, saved, now = load_file(path), EmbeddingConfig.load(start), model.embedding_config
     own = model.pooling_weights()
@@ -77,6 +79,23 @@ def continue_pooler(model: EmbeddingModel, start: str) -> None:
         raise ValueError(
             f"The pooler in {start} was trained with `latents: {saved.latents}`, `latent_heads: {saved.latent_heads}` "
             f"and `latent_head_size: {saved.latent_head_size}`: set them alike."
+        ) from error
+
+
+def continue_attention_pool(model: EmbeddingModel, path: Path) -> None:
+    """Take over the pooler that Pooling-and-Attention's authors keep beside an adapter, if it is of the same kind."""
+    if not path.is_file():
+        return
+    shape, config = AttentionPoolShape.of_file(path), model.embedding_config
+    if shape.pooling != config.pooling:
+        return
+    state = read_attention_pool(path, model.config.num_hidden_layers)
+    try:
+        model.pooler.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} holds {shape.latents} latents read by heads of {shape.width} numbers together: set `latents: "
+            f"{shape.latents}`, and `latent_heads` times `latent_head_size` alike."
         ) from error
 
 

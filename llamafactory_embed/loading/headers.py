@@ -14,8 +14,6 @@ from .llm2vec_adapters import OLD_WEIGHTS_FILE, WEIGHTS_FILE
 from .weights import ADAPTER_CONFIG_NAME, find_weight_files
 
 
-
-
 @dataclass(frozen=True)
 class Weights:
     """The weights in some files."""

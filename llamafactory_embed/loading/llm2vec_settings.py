@@ -66,7 +66,9 @@ def embedder_settings(saved: dict[str, Any], where: str, base_model: str, model_
     if mode == "eos_token":
         eos = WRITTEN_EOS.get(base_model, WRITTEN_EOS.get(kind))
         if eos is None:
-            raise ValueError(f"{where} asks for `pooling_mode: eos_token`, which LLM2Vec does not have for {kind} models.")
+            raise ValueError(
+                f"{where} asks for `pooling_mode: eos_token`, which LLM2Vec does not have for {kind} models."
+            )
         wrapper += eos
     longest = saved.get("max_length", MAX_LENGTH)
     return {

@@ -35,7 +35,7 @@ def load_source(
 ) -> EmbeddingModel:
     """Load a source for inference. What is not ours is announced in one line."""
     if source.kind != "checkpoint":
-        logger.warning("%s is a %s.", source.name, source.description)
+        logger.warning("%s is taken as: %s.", source.name, source.description)
     model = EmbeddingModel(load_chain(source, dtype), source.config, backend=backend)
     load_pooling_of(source, model)
     return model.requires_grad_(False).eval().to(device or default_device())

@@ -25,6 +25,7 @@ from .adapter_chain import find_chain
 from .attention_pool import ATTENTION_POOL_NAME, AttentionPoolShape
 from .llm2vec_adapters import LLM2VEC_SETTINGS
 from .llm2vec_settings import embedder_settings
+from .presets import find_preset
 from .repository import MODEL_CONFIG_NAME, Repository, read_json_file
 from .sentence_transformers_folder import (
     MODULES_NAME,
@@ -164,7 +165,9 @@ def is_llm2vec(repository: Repository) -> bool:
         return True
     mapping = repository.read_json(ADAPTER_CONFIG_NAME).get("auto_mapping") or {}
     trained_on = mapping.get("base_model_class") or ""
-    return repository.is_adapter and (trained_on.endswith(LLM2VEC_CLASSES) or LLM2VEC_NAME in Path(repository.name).name)
+    return repository.is_adapter and (
+        trained_on.endswith(LLM2VEC_CLASSES) or LLM2VEC_NAME in Path(repository.name).name
+    )
 
 
 def find_attention_pool(repository: Repository) -> Path | None:
@@ -178,17 +181,19 @@ def find_attention_pool(repository: Repository) -> Path | None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def read_config(
-    kind: Kind, own: Repository, chain: list[Repository], given: Mapping[str, Any]
-) -> EmbeddingConfig:
+def read_config(kind: Kind, own: Repository, chain: list[Repository], given: Mapping[str, Any]) -> EmbeddingConfig:
     """How texts are embedded: what the source says, what the user says, and for the rest what is neutral."""
     if kind == "checkpoint":
         config = EmbeddingConfig.load(own.folder)
         check_record(config, own)
         return dataclasses.replace(config, **given)
     names = {"base_model": chain[0].name, "merged_adapters": [each.name for each in chain[1:-1]]}
+    preset = find_preset(own.name, own.folder) if kind in ("sentence-transformers", "model") else None
     if kind == "sentence-transformers":
-        return read_sentence_transformers_folder(own.folder, given)
+        known = {} if preset is None else preset.settings(own.folder)
+        return read_sentence_transformers_folder(own.folder, known | dict(given))
+    if preset is not None:
+        return dataclasses.replace(preset.config(own.folder), **given)
     if kind == "llm2vec":
         found = read_llm2vec(own, chain)
     elif kind == "pooling-and-attention":
