@@ -84,8 +84,8 @@ def read_attention_pool(path: Path, num_layers: int | None = None, device: str =
     if not needed <= set(state) or len(state) != len(loaded):
         odd = sorted(needed - set(state)) or sorted(set(loaded) - set(PARAMETERS))
         raise ValueError(
-            f"{path} does not hold the pooler of Pooling-and-Attention (see `{odd[0]}`): name the folder of one of its "
-            "checkpoints."
+            f"{path} does not hold the pooler of Pooling-and-Attention (see `{odd[0]}`): name the folder of one of "
+            "its checkpoints."
         )
     if LAYER_EMBEDDINGS in state and num_layers is not None:
         state[LAYER_EMBEDDINGS] = state[LAYER_EMBEDDINGS][:num_layers].clone()

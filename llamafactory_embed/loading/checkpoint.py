@@ -109,8 +109,8 @@ def load_diffusion_model(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = "auto",
 ) -> LoadedDiffusionModel:
-    """Load a checkpoint by its folder or hub name (also `name@revision`) for inference: full weights, an adapter (merged, with its mask
-    embedding) or a checkpoint in DiffuLLaMA's layout. The request takes precedence over what the checkpoint says."""
+    """Load a checkpoint for inference by its folder or its hub name (`name@revision`): full weights, an adapter
+    (merged, with its mask embedding) or a checkpoint in DiffuLLaMA's layout. The request takes precedence over what the checkpoint says."""
     folder = Repository.open(name).with_weights()
     if not is_wrapped(folder):
         return _load_diffusion_model(folder, str(name), request, device, dtype)

@@ -1,4 +1,4 @@
-"""A folder or a repository of the hub, by name and revision: its small files first, its weights when they are needed."""
+"""A folder or a repository of the hub, by name and revision: its small files first, its weights when needed."""
 
 from __future__ import annotations
 

@@ -119,12 +119,17 @@ def load_sentence_transformers_folder(
 
 def load_dense_modules(model: EmbeddingModel, folder: str | Path) -> None:
     """Put the weights of the folder's Dense modules into the layers behind the pooling."""
-    weights = {}
+    model.dense.load_state_dict(read_dense_weights(folder))
+
+
+def read_dense_weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The weights of the folder's Dense modules, by their names in the layers behind the pooling."""
+    weights: dict[str, torch.Tensor] = {}
     modules = [module for module in _read_modules(Path(folder)) if module.kind == "Dense"]
     for index, module in enumerate(modules):
         for file in find_weight_files(module.folder):
             weights |= {name.replace("linear.", f"layers.{index}."): each for name, each in read_tensors(file)}
-    model.dense.load_state_dict({name: each.float() for name, each in weights.items()})
+    return {name: each.float() for name, each in weights.items()}
 
 
 def find_attention(folder: str | Path, config: PretrainedConfig) -> Attention:

@@ -87,8 +87,9 @@ def load_pooling_of(source: Source, model: EmbeddingModel) -> None:
             model.load_pooling_weights({name: each.float() for name, each in state.items()})
         except RuntimeError as error:
             raise ValueError(
-                f"{path} belongs to a model with states of {state['latents'].shape[1]} numbers, and {source.model.name} "
-                f"has {model.config.hidden_size}: name the model that it was trained on in `base_model`."
+                f"{path} belongs to a model with states of {state['latents'].shape[1]} numbers, and "
+                f"{source.model.name} has {model.config.hidden_size}: name the model that it was trained on in "
+                "`base_model`."
             ) from error
     else:
         load_pooling(model, folder)

@@ -129,8 +129,8 @@ def find_kind(chain: list[Repository]) -> tuple[Kind, Repository]:
         kinds = kinds_of(repository)
         if len(kinds) > 1:
             raise ValueError(
-                f"{repository.name} mixes the layouts of {' and '.join(TITLES[kind] for kind in kinds)}: keep the files "
-                "of one of them."
+                f"{repository.name} mixes the layouts of {' and '.join(TITLES[kind] for kind in kinds)}: keep the "
+                "files of one of them."
             )
         if kinds:
             return kinds[0], repository
@@ -253,8 +253,9 @@ def read_plain(chain: list[Repository], given: Mapping[str, Any]) -> dict[str, A
     asked = [name for name in ("pooling", "attention") if name not in {**found, **given}]
     if asked:
         what = "an adapter" if top.is_adapter else "a language model"
+        names = " and ".join(f"`{name}`" for name in asked)
         raise ValueError(
-            f"{top.name} is {what} that does not say how it embeds: name {' and '.join(f'`{name}`' for name in asked)} "
+            f"{top.name} is {what} that does not say how it embeds: name {names} "
             "(and `query_template`, if it was trained with one)."
         )
     longest = longest_text(chain)

@@ -90,8 +90,8 @@ def refuse_what_cannot_merge(model_args: ModelArguments, finetuning_args: Finetu
         )
     if model_args.quantization_bit is not None:
         raise ValueError(
-            f"`model_name_or_path: {name}` is a chain of adapters, which cannot be merged into quantized weights: leave "
-            f"out `quantization_bit`, or {advice}."
+            f"`model_name_or_path: {name}` is a chain of adapters, which cannot be merged into quantized weights: "
+            f"leave out `quantization_bit`, or {advice}."
         )
 
 

@@ -223,8 +223,8 @@ def merge_adapter(model: PreTrainedModel, name: str) -> PreTrainedModel:
         if not lines:
             raise
         raise ValueError(
-            f"The adapter {name} was made for a model of another size than {model.name_or_path} ({lines[0]}): name the "
-            "model that it was trained on in `base_model`."
+            f"The adapter {name} was made for a model of another size than {model.name_or_path} ({lines[0]}): name "
+            "the model that it was trained on in `base_model`."
         ) from error
 
 

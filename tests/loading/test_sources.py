@@ -75,7 +75,8 @@ def test_llm2vec_embeds_as_its_own_code_does(
     monkeypatch.chdir(llm2vec)
     encoder = Encoder(source, device="cpu", **settings)
     assert_is_llm2vec(encoder, expected)
-    assert encoder.source is not None and encoder.source.kind == "llm2vec"
+    assert encoder.source is not None
+    assert encoder.source.kind == "llm2vec"
 
 
 @pytest.mark.parametrize("mode", ["weighted_mean", "bos_token", "last_token", "eos_token"])
