@@ -238,7 +238,7 @@ PRESETS = (
         r"Snowflake/snowflake-arctic-embed-(m-v2\.0|m-long)",
         "bos",
         8192,
-        refusal="has an architecture that transformers does not: it needs code of its own",
+        refusal="has an architecture that transformers does not have: it needs code of its own",
     ),
     # Lee et al. 2024: every token reads the latents, and the mean over the tokens is the embedding. Our latent pooling
     # is the other way round (the latents read the tokens), so that the weights do not fit.

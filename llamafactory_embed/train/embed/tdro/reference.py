@@ -117,8 +117,8 @@ class AdapterSwitchedOff:
     def __init__(self, proxy: EmbeddingModel, options: TdroOptions) -> None:
         if proxy.pooling_weights():
             raise ValueError(
-                f"What `{proxy.embedding_config.pooling_options}` asks for is trained together with the adapter, so the "
-                "proxy with its adapter switched off is not a reference: name one in `ref_model`."
+                f"`{proxy.embedding_config.pooling_options}` is trained together with the adapter, so the proxy with "
+                "its adapter switched off is not a reference: name one in `ref_model`."
             )
         self.proxy = proxy
         self.options = options
