@@ -81,9 +81,7 @@ def load_pooling(model: EmbeddingModel, folder: Path) -> None:
         return
     path = folder / POOLER_NAME
     if not path.is_file():
-        config = model.embedding_config
-        needed_by = f"pooling: {config.pooling}" if model.pooler.state_dict() else "dense_sizes"
-        raise ValueError(f"{folder} holds no {POOLER_NAME}, which `{needed_by}` needs.")
+        raise ValueError(f"{folder} holds no {POOLER_NAME}, which `{model.embedding_config.pooling_options}` needs.")
     model.load_pooling_weights(load_file(path))
 
 

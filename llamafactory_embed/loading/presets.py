@@ -20,7 +20,7 @@ from transformers import AutoConfig
 from ..hparams.embedding import EmbeddingOptions
 from ..model.embedding_config import EmbeddingConfig
 from ..model.pooling import Pooling
-from .sentence_transformers_folder import Attention, find_attention, read_prompts
+from .sentence_transformers_folder import Attention, find_attention, read_saved_prompts
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Preset:
             settings["appends_eos"] = self.appends_eos
         if self.matryoshka_dims:
             settings["matryoshka_dims"] = list(self.matryoshka_dims)
-        written = {name: prompt for name, prompt in read_prompts(folder).items() if prompt}
+        written = {name: prompt for name, prompt in read_saved_prompts(folder).items() if prompt}
         if all(self._prompt(name) == prompt for name, prompt in written.items()):
             settings |= self._prompts()
         return settings
@@ -185,8 +185,8 @@ PRESETS = (
         attention="bidirectional",
         matryoshka_dims=(64, 128, 256, 512, 896),
     ),
-    # Schechter Vera et al. 2025: mean, two Dense layers, both sides (`use_bidirectional_attention`); the prompts of its
-    # config_sentence_transformers.json.
+    # Schechter Vera et al. 2025: mean, two Dense layers, both sides (`use_bidirectional_attention`); the prompts of
+    # its config_sentence_transformers.json.
     Preset(
         "EmbeddingGemma",
         r"google/embeddinggemma-300m.*",
@@ -238,7 +238,7 @@ PRESETS = (
         r"Snowflake/snowflake-arctic-embed-(m-v2\.0|m-long)",
         "bos",
         8192,
-        refusal="has an architecture that transformers does not: it needs code of its own",
+        refusal="has an architecture that transformers does not have: it needs code of its own",
     ),
     # Lee et al. 2024: every token reads the latents, and the mean over the tokens is the embedding. Our latent pooling
     # is the other way round (the latents read the tokens), so that the weights do not fit.
@@ -272,7 +272,7 @@ def matches(preset: Preset, name: str) -> bool:
     """Whether a row is for the model of that name: `owner/name`, a path that ends so or in the name alone, or the
     folder `models--owner--name` of the hub's cache."""
     owner_and_name = name.replace("\\", "/").removeprefix("models--").replace("--", "/").split("/")
-    owner_of_row, _, name_of_row = preset.names.rpartition("/")
+    name_of_row = preset.names.rpartition("/")[2]
     if len(owner_and_name) == 1:
         return re.fullmatch(name_of_row, owner_and_name[-1]) is not None
     return re.fullmatch(preset.names, "/".join(owner_and_name[-2:])) is not None

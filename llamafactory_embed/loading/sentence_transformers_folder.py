@@ -52,7 +52,7 @@ ENCODERS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta", "modernbe
 Attention = Literal["bidirectional", "causal"]
 
 
-class UnknownModules(ValueError):
+class UnknownModules(ValueError):  # noqa: N818 — a case that the caller handles
     """What a folder holds beyond the modules that our engine has: a sentence that says what."""
 
 
@@ -262,15 +262,15 @@ def _read_dense(folder: Path, module: Module) -> DenseLayer:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def read_prompts(folder: str | Path) -> dict[str, str]:
+def read_saved_prompts(folder: str | Path) -> dict[str, str]:
     """The prompts by their names, empty ones included."""
     saved = _read_json(Path(folder, MODEL_SETTINGS)).get("prompts") or {}
     return {name: prompt or "" for name, prompt in saved.items()}
 
 
 def _prompt_fields(folder: Path, saved: Mapping[str, Any], pooling: Module) -> dict[str, Any]:
-    """Fields of `EmbeddingConfig`: a task for each prompt, and how documents and queries without a task are written."""
-    prompts = read_prompts(folder)
+    """Fields of `EmbeddingConfig`: a task for each prompt, and how texts without a task are written."""
+    prompts = read_saved_prompts(folder)
     if any(prompts.values()) and not pooling.settings.get("include_prompt", True):
         raise _unknown(folder, "its pooling leaves the prompt out, counted as sentence-transformers counts it")
     document = next((prompts[name] for name in DOCUMENT_PROMPTS if prompts.get(name)), "")

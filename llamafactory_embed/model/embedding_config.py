@@ -91,6 +91,13 @@ class EmbeddingConfig(CheckpointRecord):
         """The sizes of the layers behind the pooling."""
         return [layer.size for layer in self.dense]
 
+    @property
+    def pooling_options(self) -> str:
+        """The options of a recipe that ask for weights above the language model, for sentences about these."""
+        if not self.dense:
+            return f"pooling: {self.pooling}"
+        return f"dense_sizes: {self.dense_sizes}"
+
     def embedding_size(self, hidden_size: int) -> int:
         """The size of an embedding of a model whose states have this size."""
         return self.dense[-1].size if self.dense else hidden_size

@@ -29,7 +29,8 @@ DDP_RUNS: dict[str, dict[str, Any]] = {
     "lora-several-forwards": {**LORA, "max_tokens_per_batch": 64},
     "lora-cached-accumulated": {**LORA, "grad_cache_tokens": 64, "gradient_accumulation_steps": 2},
     "latent-both-directions": {
-        **LORA, **LATENT, **DENSE, "both_directions": True, "false_negative_margin": 0.1, "gradient_accumulation_steps": 2,
+        **LORA, **LATENT, **DENSE, "both_directions": True, "false_negative_margin": 0.1,
+        "gradient_accumulation_steps": 2,
     },
     "own-negatives": {"cross_device_negatives": False, "num_negatives": 2, "contrastive_loss": "repllama"},
     "cosent": {"contrastive_loss": "cosent", "dataset": "scored", "num_negatives": 0},

@@ -174,4 +174,5 @@ def test_what_does_not_change_a_vector_is_read(written: Path, tmp_path: Path) ->
 def test_what_the_caller_knows_better(written: Path, tmp_path: Path) -> None:
     folder = edited(written, tmp_path, {"config.json": {"auto_map": {"AutoModel": "modeling.Model"}}})
     config = read_sentence_transformers_folder(folder, {"attention": "bidirectional", "appends_eos": True})
-    assert not config.causal and config.append_eos
+    assert not config.causal
+    assert config.append_eos

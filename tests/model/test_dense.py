@@ -1,4 +1,4 @@
-"""The layers behind the pooling: their closed form, their place in a model's weights, and what a recipe may ask for."""
+"""The layers behind the pooling: their closed form, their place in a model's weights, what a recipe may ask for."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_saved_is_served(pooling: str, tmp_path: Path) -> None:
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     save_checkpoint(make_embedder(), tmp_path)
     model = EmbeddingModel(tiny_model("llama"), make_config(**LAYERS))
-    with pytest.raises(ValueError, match=r"holds no pooler\.safetensors, which `dense_sizes` needs"):
+    with pytest.raises(ValueError, match=r"holds no pooler\.safetensors, which `dense_sizes: \[48, 16\]` needs"):
         load_checkpoint_weights(model, tmp_path)
 
 

@@ -118,9 +118,8 @@ class AdapterSwitchedOff:
 
     def __init__(self, proxy: EmbeddingModel, options: TdroOptions) -> None:
         if proxy.pooling_weights():
-            trained = "dense_sizes" if proxy.embedding_config.dense else f"pooling: {proxy.embedding_config.pooling}"
             raise ValueError(
-                f"`{trained}` is trained together with the adapter, so the proxy with "
+                f"`{proxy.embedding_config.pooling_options}` is trained together with the adapter, so the proxy with "
                 "its adapter switched off is not a reference: name one in `ref_model`."
             )
         self.proxy = proxy
@@ -171,9 +170,7 @@ def load_reference(
         backbone = create_ref_model(model_args, host_args)
     model = EmbeddingModel(backbone, config, backend=attention_backend(model_args.flash_attn))
     if model.pooling_weights() and not Path(checkpoint, POOLER_NAME).is_file():
-        raise ValueError(
-            f"The reference {checkpoint} has no {POOLER_NAME}, which `pooling: {config.pooling}` and `dense_sizes: {config.dense_sizes}` need."
-        )
+        raise ValueError(f"The reference {checkpoint} has no {POOLER_NAME}, which `{config.pooling_options}` needs.")
     continue_pooler(model, checkpoint)
     model.pooler.to(model.device)
     model.dense.to(model.device)
