@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": Command("llamafactory_embed.demo.run", "train, evaluate and query a small embedder on this machine"),
     "eval": Command("llamafactory_embed.evaluation.command", "evaluate checkpoints with mteb and on your data"),
     "export": Command("llamafactory_embed.export.command", "write a checkpoint for sentence-transformers and servers"),
+    "inspect": Command("llamafactory_embed.encoder.inspection", "say what a checkpoint is and what it is good for"),
     "recipe": Command("llamafactory_embed.recipe", "check recipes without running them"),
     "mine": Command("llamafactory_embed.mining.command", "mine hard negatives for a data set"),
     "sample": Command("llamafactory_embed.sampling.command", "write texts with a diffusion language model"),
