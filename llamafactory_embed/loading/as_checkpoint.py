@@ -32,7 +32,7 @@ def as_checkpoint(source: Source) -> Iterator[Path]:
     """The folder of a checkpoint of ours as it is; another source, or one that is read with other settings than its
     own, as a temporary folder in our layout."""
     if is_plain_checkpoint(source):
-        yield source.own.folder
+        yield source.own.with_weights()
         return
     with tempfile.TemporaryDirectory() as temporary, plain_layout(source.model.with_weights()) as model:
         folder = Path(temporary, "checkpoint")
