@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from ..hparams.suggestion import suggest
-from ..loading.sentence_transformers_folder import DOCUMENT_PROMPTS
-from .encoder import WINDOW, Role
+from ..loading.repository import Repository
+from ..loading.sentence_transformers_folder import DOCUMENT_PROMPTS, UnknownModules
+from .encoder import WINDOW, Encoder, Role
 
 
 logger = logging.getLogger(__name__)
@@ -133,3 +134,23 @@ class SentenceTransformersEncoder:
             names = ("query",) if role == "query" else DOCUMENT_PROMPTS
             prompt = next((self.prompts[name] for name in names if self.prompts.get(name)), "")
         return [prompt] * count
+
+
+def open_encoder(
+    name: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    cache_dir: str | Path | None = None,
+    **settings: Any,
+) -> Encoder | SentenceTransformersEncoder:
+    """An `Encoder` of any source; of a folder with modules that our engine does not have, sentence-transformers behind
+    the same `encode`, which is said once."""
+    try:
+        return Encoder(name, device=device, dtype=dtype, cache_dir=cache_dir, **settings)
+    except UnknownModules as error:
+        if settings:
+            raise
+        hub = {} if cache_dir is None else {"cache_dir": cache_dir}
+        folder = Repository.open(name, **hub).with_weights()
+        return SentenceTransformersEncoder(folder, device=device, dtype=dtype, because=str(error))

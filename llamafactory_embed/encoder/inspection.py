@@ -17,7 +17,7 @@ from ..hparams.option import REQUIRED, option
 from ..hparams.source import SourceOptions
 from ..loading.adapted_checkpoint import is_wrapped
 from ..loading.adapter_chain import find_chain
-from ..loading.headers import Weights, measure_weights
+from ..loading.headers import Weights, measure_weights, name_of
 from ..loading.repository import MODEL_CONFIG_NAME, Repository
 from ..loading.source import TITLES, find_kind, find_source
 from ..model.embedding_config import EmbeddingConfig
@@ -135,7 +135,7 @@ def weights_of(repository: Repository) -> Weights | None:
         found = get_safetensors_metadata(repository.name, revision=repository.revision)
     except (HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError, OSError, ValueError):
         return None
-    return Weights(sum(found.parameter_count.values()), 0, tuple(sorted(found.parameter_count)))
+    return Weights(sum(found.parameter_count.values()), 0, tuple(sorted(map(name_of, found.parameter_count))))
 
 
 def licence_of(repository: Repository) -> str | None:

@@ -153,6 +153,7 @@ def list_commands(config: EmbeddingConfig, serving: Serving, model: PretrainedCo
     if serving.needs_code or config.pooling == "weighted_mean" or is_diffusion(model):
         return {}
     commands = {"vLLM": VLLM_COMMAND}
-    if model.model_type in TEI_MODELS:
+    dense_modules = len(config.dense) + (serving.dimensions is not None)
+    if model.model_type in TEI_MODELS and dense_modules <= 1:
         commands["text-embeddings-inference"] = TEI_COMMAND
     return commands

@@ -6,14 +6,13 @@ the width of the queries nor what a token attends to: designs 2 and 3 are causal
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..model.pooling import LatentPooling
+from .weights import load_without_code
 
 
 ATTENTION_POOL_NAME = "attn_pool.pt"
@@ -90,20 +89,3 @@ def read_attention_pool(path: Path, num_layers: int | None = None, device: str =
     if LAYER_EMBEDDINGS in state and num_layers is not None:
         state[LAYER_EMBEDDINGS] = state[LAYER_EMBEDDINGS][:num_layers].clone()
     return state
-
-
-def load_without_code(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """A file of torch with nothing but weights in it: an object could run code while it is read."""
-    try:
-        loaded = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds Python objects, which could run code, and is not read: save the weights alone "
-            "(`state_dict()`), as safetensors."
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path} cannot be read ({reason}): copy it from the checkpoint again.") from error
-    if not isinstance(loaded, dict) or not all(isinstance(each, Tensor) for each in loaded.values()):
-        raise ValueError(f"{path} must map names to weights: save the model's `state_dict()`.")
-    return loaded

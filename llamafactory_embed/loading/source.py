@@ -103,7 +103,7 @@ def find_source(name: str | Path, settings: Mapping[str, Any] | None = None, **h
     given = check_settings(settings or {})
     chain = find_chain(name, given.pop("adapters", None), given.pop("base_model", None), hub)
     kind, own = find_kind(chain)
-    config = read_config(kind, own, chain, given)
+    config = configure(kind, own, chain, given)
     return Source(str(name), kind, chain[0], tuple(chain[1:]), own, config)
 
 
@@ -181,7 +181,7 @@ def find_attention_pool(repository: Repository) -> Path | None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def read_config(kind: Kind, own: Repository, chain: list[Repository], given: Mapping[str, Any]) -> EmbeddingConfig:
+def configure(kind: Kind, own: Repository, chain: list[Repository], given: Mapping[str, Any]) -> EmbeddingConfig:
     """How texts are embedded: what the source says, what the user says, and for the rest what is neutral."""
     if kind == "checkpoint":
         config = EmbeddingConfig.load(own.folder)
@@ -258,7 +258,7 @@ def read_plain(chain: list[Repository], given: Mapping[str, Any]) -> dict[str, A
             f"{top.name} is {what} that does not say how it embeds: name {names} "
             "(and `query_template`, if it was trained with one)."
         )
-    longest = longest_text(chain)
+    longest = readable_length(chain)
     return found | {"query_max_length": longest, "document_max_length": longest}
 
 
@@ -270,7 +270,7 @@ def is_encoder_model(model: Repository) -> bool:
     return find_attention(model.folder, AutoConfig.from_pretrained(model.folder)) == "bidirectional"
 
 
-def longest_text(chain: list[Repository]) -> int:
+def readable_length(chain: list[Repository]) -> int:
     """As many tokens as tokenizer and model allow."""
     tokenizer = next((each.read_json("tokenizer_config.json") for each in reversed(chain) if each.has_tokenizer), {})
     model = chain[0].read_json(MODEL_CONFIG_NAME)

@@ -199,3 +199,24 @@ def test_a_local_copy_is_known_by_its_names(tmp_path: Path) -> None:
     assert find_preset(str(stranger), stranger) is None
     (stranger / "config.json").write_text(json.dumps({"_name_or_path": "Qwen/Qwen3-Embedding-4B"}), encoding="utf-8")
     assert find_preset(str(stranger), stranger) is QWEN
+
+
+def as_page_row(preset: Preset) -> str:
+    """How docs/presets.md writes a row."""
+
+    def code(text: str) -> str:
+        return f"`{text}`".replace("\n", "⏎").replace("|", "\\|")
+
+    models = code(preset.names.replace("\\.", "."))
+    if preset.refusal:
+        return f"| {preset.title} | {models} | refused: {preset.refusal} | | | |"
+    attention = preset.attention or "its configuration's"
+    eos = ", EOS appended" if preset.appends_eos else ""
+    prompts = code(preset.query_template), code(preset.document_template)
+    return f"| {preset.title} | {models} | {attention} | {preset.pooling}{eos} | {' | '.join(prompts)} |"
+
+
+def test_the_page_has_every_row() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "presets.md").read_text("utf-8")
+    table = page.partition("|---|---|---|---|---|---|\n")[2].partition("\n\n")[0]
+    assert table.splitlines() == [as_page_row(each) for each in PRESETS]

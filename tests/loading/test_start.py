@@ -17,6 +17,7 @@ from llamafactory_embed import Encoder
 from llamafactory_embed.loading.attention_pool import ATTENTION_POOL_NAME, read_attention_pool
 from llamafactory_embed.loading.checkpoint import load_diffusion_model
 from llamafactory_embed.loading.embedder import continue_pooler
+from llamafactory_embed.loading.masked_tokens import MaskedTokenRequest
 from llamafactory_embed.loading.start import resolve_start
 from llamafactory_embed.model.embedding import EmbeddingModel
 from llamafactory_embed.model.embedding_config import EmbeddingConfig
@@ -90,7 +91,7 @@ def test_revisions_in_the_words_of_the_host(tmp_path: Path) -> None:
 def test_a_run_from_a_chain_of_llm2vec(llm2vec: Path) -> None:
     """From the recipe to a checkpoint that serves what the run embedded."""
     data = write_data(llm2vec / "data")
-    options = {**LORA, "max_steps": 1, "learning_rate": 1e-30, "skip_instruction": True, "normalize_embeddings": False}
+    options = {**LORA, "max_steps": 1, "cutoff_len": 128, "learning_rate": 1e-30, "skip_instruction": True, "normalize_embeddings": False}
     perform(recipe(Path(SUPERVISED), data, llm2vec / "run", **options))
     saved = EmbeddingConfig.load(llm2vec / "run")
     assert (saved.base_model, [Path(each).name for each in saved.merged_adapters]) == ("base", [MNTP, SUPERVISED])
@@ -107,7 +108,8 @@ def test_diffullamas_layout_starts_any_stage_and_is_sampled(tmp_path: Path) -> N
     found = AutoModelForCausalLM.from_pretrained(resolved.model_name_or_path).state_dict()
     for name, each in tiny_model("gpt2").state_dict().items():
         assert torch.equal(found[name], each), name
-    assert torch.equal(load_diffusion_model(folder, device="cpu").model.state_dict()["transformer.wte.weight"],
+    request = MaskedTokenRequest(mask_token="eos", shift=True)
+    assert torch.equal(load_diffusion_model(folder, request, device="cpu").model.state_dict()["transformer.wte.weight"],
                        found["transformer.wte.weight"])  # fmt: skip
 
 

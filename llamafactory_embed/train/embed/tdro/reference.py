@@ -24,6 +24,7 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 from ....data.retrieval.rows import Example
 from ....hparams.tdro import TdroOptions
 from ....loading.adapter_chain import find_chain
+from ....loading.attention_pool import ATTENTION_POOL_NAME
 from ....loading.backbone import attention_backend, with_adapters_of_causal_lm
 from ....loading.checkpoint import POOLER_NAME
 from ....loading.embedder import SERVED_ALIKE, continue_pooler, load_embedding_model_for_training
@@ -169,7 +170,8 @@ def load_reference(
     with weights_must_fit():
         backbone = create_ref_model(model_args, host_args)
     model = EmbeddingModel(backbone, config, backend=attention_backend(model_args.flash_attn))
-    if model.pooling_weights() and not Path(checkpoint, POOLER_NAME).is_file():
+    has_pooling = any(Path(checkpoint, name).is_file() for name in (POOLER_NAME, ATTENTION_POOL_NAME))
+    if model.pooling_weights() and not has_pooling:
         raise ValueError(f"The reference {checkpoint} has no {POOLER_NAME}, which `{config.pooling_options}` needs.")
     continue_pooler(model, checkpoint)
     model.pooler.to(model.device)
