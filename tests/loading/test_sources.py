@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from tokenizers import processors
 from transformers import AutoTokenizer
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.data.embedding_tokenizer import wraps
+from llamafactory_embed.encoder.foreign import open_encoder
+from llamafactory_embed.loading.as_checkpoint import as_checkpoint
 from llamafactory_embed.loading.llm2vec_settings import WRITTEN_EOS, adapter_below, embedder_settings
 from llamafactory_embed.loading.repository import split_revision
+from llamafactory_embed.loading.sentence_transformers_folder import UnknownModules
 from llamafactory_embed.loading.source import find_source
 from llamafactory_embed.model.families import find_family
 from tests.embedders import PROSE
@@ -30,6 +34,7 @@ from tests.loading.published import (
     save_pooling_and_attention,
     save_wrapped,
 )
+from tests.loading.sentence_transformers_models import TEXTS, write_model
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 
@@ -294,3 +299,31 @@ def test_nothing_runs_code_of_a_checkpoint(llm2vec: Path, monkeypatch: pytest.Mo
     Path(MNTP, "modeling_llama_encoder.py").write_text(f"open({str(mark)!r}, 'w')\nclass LlamaEncoderModel: ...\n")
     Encoder(MNTP, device="cpu").encode("a")
     assert not mark.exists()
+
+
+# ------------------------------- sentence-transformers and well-known models -------------------------------
+
+
+def test_a_folder_of_sentence_transformers_in_our_engine_and_in_its_own(tmp_path: Path) -> None:
+    known = write_model(tmp_path / "known", "llama", "mean", [(16, torch.nn.Tanh())])
+    encoder = open_encoder(known, device="cpu")
+    assert isinstance(encoder, Encoder)
+    assert encoder.source is not None
+    theirs = SentenceTransformer(str(known), device="cpu")
+    np.testing.assert_allclose(encoder.encode(TEXTS), theirs.encode_document(TEXTS), **CLOSE)
+    with as_checkpoint(encoder.source) as checkpoint:
+        np.testing.assert_allclose(Encoder(checkpoint, device="cpu").encode(TEXTS), encoder.encode(TEXTS), **CLOSE)
+
+    unknown = write_model(tmp_path / "unknown", "mpnet", ["mean", "max"])
+    with pytest.raises(UnknownModules, match="is more than our engine embeds with exactly"):
+        Encoder(unknown, device="cpu")
+    other = open_encoder(unknown, device="cpu")
+    theirs = SentenceTransformer(str(unknown), device="cpu")
+    np.testing.assert_allclose(other.encode(TEXTS), theirs.encode_document(TEXTS), **CLOSE)
+
+
+def test_a_well_known_model_needs_no_settings(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "Qwen3-Embedding-0.6B", "qwen3")
+    config = find_source(folder).config
+    assert (config.pooling, config.attention, config.default_task) == ("last", "causal", "query")
+    assert find_source(folder, {"query_max_length": 9}).config.query_max_length == 9

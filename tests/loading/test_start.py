@@ -66,7 +66,9 @@ def test_an_adapter_that_is_named_goes_on_training(llm2vec: Path) -> None:
 
 
 def test_what_cannot_be_trained_on_a_chain(llm2vec: Path) -> None:
-    with pytest.raises(ValueError, match="`finetuning_type: full` does not train: use `lora`, or export it as a model"):
+    with pytest.raises(
+        ValueError, match="`finetuning_type: full` does not train: use `lora`, or export it as a model"
+    ):
         resolve_start(model_args(MNTP), finetuning("full"), TRAINING)
     with pytest.raises(ValueError, match="cannot be merged into quantized weights: leave out `quantization_bit`"):
         resolve_start(model_args(MNTP, quantization_bit=4), finetuning(), TRAINING)
@@ -91,7 +93,14 @@ def test_revisions_in_the_words_of_the_host(tmp_path: Path) -> None:
 def test_a_run_from_a_chain_of_llm2vec(llm2vec: Path) -> None:
     """From the recipe to a checkpoint that serves what the run embedded."""
     data = write_data(llm2vec / "data")
-    options = {**LORA, "max_steps": 1, "cutoff_len": 128, "learning_rate": 1e-30, "skip_instruction": True, "normalize_embeddings": False}
+    options = {
+        **LORA,
+        "max_steps": 1,
+        "cutoff_len": 128,
+        "learning_rate": 1e-30,
+        "skip_instruction": True,
+        "normalize_embeddings": False,
+    }
     perform(recipe(Path(SUPERVISED), data, llm2vec / "run", **options))
     saved = EmbeddingConfig.load(llm2vec / "run")
     assert (saved.base_model, [Path(each).name for each in saved.merged_adapters]) == ("base", [MNTP, SUPERVISED])
