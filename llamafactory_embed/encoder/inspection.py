@@ -1,4 +1,4 @@
-"""`llamafactory-embed inspect SOURCE`: what a checkpoint is, and what can be done with it, without loading a weight."""
+"""`llamafactory-embed inspect SOURCE`: what a checkpoint is and what can be done with it; no weight is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any source as a checkpoint of ours on the disk, for programs that read one: links to its weights, our configuration."""
+"""Any source as a checkpoint of ours on the disk, for programs that read one: links to its weights, our settings."""
 
 from __future__ import annotations
 

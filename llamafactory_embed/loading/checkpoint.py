@@ -108,7 +108,8 @@ def load_diffusion_model(
     dtype: torch.dtype | str = "auto",
 ) -> LoadedDiffusionModel:
     """Load a checkpoint for inference by its folder or its hub name (`name@revision`): full weights, an adapter
-    (merged, with its mask embedding) or a checkpoint in DiffuLLaMA's layout. The request takes precedence over what the checkpoint says."""
+    (merged, with its mask embedding) or a checkpoint in DiffuLLaMA's layout. The request takes precedence over what
+    the checkpoint says."""
     folder = Repository.open(name).with_weights()
     if not is_wrapped(folder):
         return _load_diffusion_model(folder, str(name), request, device, dtype)
