@@ -38,7 +38,8 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ..model.mask_token import MaskedTokenRecord
-from .weights import WRAPPED_DECODER, fetch, find_weight_files, has_wrapper, read_names, read_tensors
+from .repository import Repository
+from .weights import WRAPPED_DECODER, find_weight_files, has_wrapper, read_names, read_tensors
 
 
 if TYPE_CHECKING:
@@ -192,11 +193,13 @@ def start_from_checkpoint(
         option, name = "model_name_or_path", model_args.model_name_or_path
         if not is_wrapped_start(name, model_args):
             return model_args
+        if not os.path.isdir(name) and model_args.model_revision not in (None, "main"):
+            name = f"{name}@{model_args.model_revision}"
     hub = {"token": model_args.hf_hub_token, "cache_dir": model_args.cache_dir}
     destination = Path(training_args.output_dir, CONVERTED_FOLDER)
     with training_args.main_process_first(desc="converting the checkpoint"):
         try:
-            source = fetch(name, **hub)
+            source = Repository.open(name, **hub).with_weights()
             if source.resolve() == destination.resolve():  # an earlier run has converted it
                 return replaced(model_args, destination)
             if training_args.process_index == 0 and destination.is_dir():

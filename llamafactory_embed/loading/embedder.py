@@ -16,6 +16,7 @@ from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from .attention_pool import ATTENTION_POOL_NAME, AttentionPoolShape, read_attention_pool
 from .backbone import attention_backend, load_backbone_for_training
 from .checkpoint import POOLER_NAME
+from .sentence_transformers_folder import is_sentence_transformers_folder, load_dense_modules, read_dense_layers
 
 
 if TYPE_CHECKING:
@@ -57,13 +58,15 @@ def load_embedding_model_for_training(
 
 
 def continue_pooler(model: EmbeddingModel, start: str) -> None:
-    """Take over the pooler of the checkpoint that the recipe starts from, and the layers behind it, each if it is of
-    the same kind."""
-    path = Path(start, POOLER_NAME)
+    """Take over the pooler of the checkpoint that the recipe starts from, and the layers behind it (also those of a
+    folder of sentence-transformers), each if it is of the same kind."""
+    path, now = Path(start, POOLER_NAME), model.embedding_config
     if not path.is_file():
         continue_attention_pool(model, Path(start, ATTENTION_POOL_NAME))
+        if is_sentence_transformers_folder(start) and now.dense == read_dense_layers(start):
+            load_dense_modules(model, start)
         return
-    weights, saved, now = load_file(path), EmbeddingConfig.load(start), model.embedding_config
+    weights, saved = load_file(path), EmbeddingConfig.load(start)
     own = model.pooling_weights()
     for name in own:
         same = saved.dense == now.dense if name.startswith("dense.") else saved.pooling == now.pooling

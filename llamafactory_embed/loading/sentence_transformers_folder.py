@@ -117,6 +117,12 @@ def load_sentence_transformers_folder(
     return model.requires_grad_(False).eval().to(device or default_device())
 
 
+def read_dense_layers(folder: str | Path) -> list[DenseLayer]:
+    """The layers behind the folder's pooling."""
+    folder = Path(folder)
+    return [_read_dense(folder, module) for module in _read_modules(folder) if module.kind == "Dense"]
+
+
 def load_dense_modules(model: EmbeddingModel, folder: str | Path) -> None:
     """Put the weights of the folder's Dense modules into the layers behind the pooling."""
     model.dense.load_state_dict(read_dense_weights(folder))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import pickle
 import re
 import tempfile
@@ -15,7 +14,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -33,7 +31,6 @@ ADAPTER_NAME = "adapter_model.safetensors"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 WRAPPED_DECODER = "denoise_model."  # what DiffuLLaMA's wrapper calls its decoder
 LAYER = re.compile(r"(^|\.)\d+\.")  # in the name of a weight that belongs to one of the layers
-SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 
 # Tensors of an adapter that have a dimension as long as the vocabulary, by what follows the name of the embedding or
 # the head, and which of their dimensions that is.
@@ -43,22 +40,6 @@ VOCABULARY_DIMENSION = {"weight": 0, "base_layer.weight": 0, "lora_embedding_A":
 # --------------------------------------------------------------------------------------------------------------------
 # Files
 # --------------------------------------------------------------------------------------------------------------------
-
-
-def fetch(name: str | Path, **hub: Any) -> Path:
-    """The folder of a model or adapter, downloaded if `name` is its name on the hub: weights as safetensors, or as bin
-    if there are no others."""
-    if os.path.isdir(name):
-        return Path(name)
-    try:
-        folder = Path(
-            snapshot_download(str(name), allow_patterns=[*SMALL_FILES, "*.safetensors"], ignore_patterns="*/*", **hub)
-        )
-        if not any(folder.glob("*.safetensors")):
-            snapshot_download(str(name), allow_patterns=[*SMALL_FILES, "*.bin"], ignore_patterns="*/*", **hub)
-    except (OSError, ValueError) as error:  # no such repository, no connection, no valid name
-        raise ValueError(f"{name} is no folder, and the hub does not give it: {error}") from error
-    return folder
 
 
 def find_weight_files(folder: Path) -> list[Path]:

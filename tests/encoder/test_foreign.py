@@ -64,7 +64,7 @@ def test_sizes_and_lengths(encoder: SentenceTransformersEncoder) -> None:
 
 
 def test_what_nobody_knows_is_refused(encoder: SentenceTransformersEncoder) -> None:
-    with pytest.raises(ValueError, match="Unknown task 'qery'; this model has prompts for .*did you mean `query`"):
+    with pytest.raises(ValueError, match=r"Unknown task 'qery'; this model has prompts for .*did you mean `query`"):
         encoder.encode(TEXTS, task="qery")
     with pytest.raises(ValueError, match="`prompt` must be one text or one for each of the"):
         encoder.encode(TEXTS, prompt=["a"])

@@ -10,18 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import AutoTokenizer
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.export.export import export_checkpoint
+from llamafactory_embed.loading.embedder import continue_pooler
 from llamafactory_embed.loading.sentence_transformers_folder import (
     UnknownModules,
     is_sentence_transformers_folder,
     load_sentence_transformers_folder,
     read_sentence_transformers_folder,
 )
+from tests.embedders import make_embedder
 from tests.export.checkpoints import train
 
 from .sentence_transformers_models import LENGTH, PROMPTS, TEXTS, write_model
@@ -91,6 +95,17 @@ def test_our_exports_come_back(options: dict[str, Any], tmp_path: Path) -> None:
     np.testing.assert_allclose(found.encode(TEXTS), expected.encode(TEXTS), atol=1e-5)
     for task in expected.config.instructions:
         np.testing.assert_allclose(found.encode(TEXTS, task=task), expected.encode(TEXTS, task=task), atol=1e-5)
+
+
+def test_training_goes_on_with_its_dense_layers(written: Path) -> None:
+    same = make_embedder("qwen2", dense_sizes=[16], dense_activations=["tanh"])
+    other = make_embedder("qwen2", dense_sizes=[16], dense_activations=["gelu"])
+    before = other.dense.layers[0].weight.clone()
+    saved = load_file(written / "2_Dense" / "model.safetensors")["linear.weight"]
+    for model in (same, other):
+        continue_pooler(model, str(written))
+    assert torch.equal(same.dense.layers[0].weight, saved)
+    assert torch.equal(other.dense.layers[0].weight, before)
 
 
 # --------------------------------------------------------------------------------------------------------------------
