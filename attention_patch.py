@@ -535,6 +535,12 @@ def patch_attention(
     return patch
 
 
+def is_encoder(model: nn.Module) -> bool:
+    """Whether the architecture is bidirectional by itself; a sentence for a model that cannot be patched."""
+    inner = _transformers_model(model)
+    return _is_encoder(inner, _checked_attention_modules(inner))
+
+
 def current_patch(model: nn.Module) -> AttentionPatch | None:
     """The patch that a model has now; None without one."""
     return vars(_transformers_model(model)).get("_attention_patch")

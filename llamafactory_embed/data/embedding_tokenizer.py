@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +20,9 @@ class EmbeddingTokenizer:
         self.config = config
         self._query_template = parse_template(config.query_template, "query_template")
         self._document_template = parse_template(config.document_template, "document_template")
+        if wraps(self._query_template.with_instruction, self._document_template.with_instruction):
+            without = self._document_template.without_instruction
+            self._query_template = dataclasses.replace(self._query_template, without_instruction=without)
 
     def queries(
         self, texts: Sequence[str], instructions: Sequence[str] | str = "", first_number: int = 0
@@ -67,3 +71,12 @@ class EmbeddingTokenizer:
             skip_instruction=self.config.skip_instruction,
             numbers=numbers,
         )
+
+
+def wraps(query_template: str, document_template: str) -> bool:
+    """Whether a query is written like a document, but for its instruction (a chat's marks around both): then a query
+    without an instruction is written like a document. Otherwise it stays as it is."""
+    if "{instruction}" not in query_template or "{instruction}" in document_template:
+        return False
+    before, after = document_template.split("{text}")
+    return query_template.startswith(before) and query_template.endswith(after)

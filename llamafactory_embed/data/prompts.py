@@ -26,16 +26,20 @@ class PromptTemplate:
 
     with_instruction: str
     without_instruction: str = "{text}"
+    keeps_white_space: bool = False
 
     def render(self, text: str, instruction: str = "") -> PromptedText:
-        """Instructions are sentences: white space around them is dropped. An empty string means no instruction."""
+        """Instructions are sentences: white space around them is dropped, but not around a prompt (`verbatim`). An
+        empty string means no instruction."""
         template = self.with_instruction if instruction else self.without_instruction
         prefix, suffix = template.split("{text}")
-        instruction = instruction.strip()
+        instruction = instruction if self.keeps_white_space else instruction.strip()
         return PromptedText(
             prefix.replace("{instruction}", instruction), text, suffix.replace("{instruction}", instruction)
         )
 
+
+VERBATIM = "verbatim"
 
 # The templates that published embedders use, by the name a recipe may give instead of a template.
 TEMPLATES = {
@@ -45,6 +49,8 @@ TEMPLATES = {
     "llm2vec": "{instruction} {text}",
     # the same, as LLM2Vec joins them while training on the public E5 data
     "llm2vec_e5_data": "{instruction}; {text}",
+    # sentence-transformers: the instruction is a prompt, and every character of it counts
+    VERBATIM: "{instruction}{text}",
 }
 
 
@@ -54,6 +60,7 @@ def parse_template(template: str, option: str = "query_template") -> PromptTempl
     A template with `{instruction}` is for texts that have an instruction, and others stay as they are; one without is
     for all texts (`query: {text}`).
     """
+    keeps_white_space = template == VERBATIM
     template = TEMPLATES.get(template, template)
     if template.count("{text}") != 1:
         raise ValueError(
@@ -63,7 +70,7 @@ def parse_template(template: str, option: str = "query_template") -> PromptTempl
     if unknown:
         raise ValueError(f"`{option}` may hold {{instruction}} and {{text}}, not {unknown[0]}.")
     if "{instruction}" in template:
-        return PromptTemplate(template)
+        return PromptTemplate(template, keeps_white_space=keeps_white_space)
     return PromptTemplate(template, without_instruction=template)
 
 

@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from attention_patch import Backend
 
 from ..data.embedding_tokenizer import EmbeddingTokenizer
 from ..hparams.suggestion import suggest
-from ..loading.checkpoint import load_embedding_model
+from ..loading.served import load_source, load_tokenizer_of
+from ..loading.source import Source, check_settings, find_source
 from ..model.embedding import EmbeddingModel
+from ..model.embedding_config import EmbeddingConfig
 from ..model.packed import PackedBatch, pack_texts, tokens_per_batch
 from .pool import EncoderPool
 
@@ -29,13 +31,16 @@ WINDOW = 8192
 
 Role = Literal["query", "document"]
 
+# Settings that can change without another model.
+ABOUT_TEXTS = ("query_template", "document_template", "query_max_length", "document_max_length")
+
 
 class Encoder:
     """A trained embedder.
 
     Example::
 
-        encoder = Encoder("saves/wordnet")
+        encoder = Encoder("saves/wordnet")  # or Encoder("Qwen/Qwen3-0.6B", pooling="last", attention="causal")
         queries = encoder.encode(["a large animal"], task="wordnet_gloss_to_word")
         documents = encoder.encode(["elephant", "teapot"])
         print(queries @ documents.T)
@@ -43,35 +48,44 @@ class Encoder:
 
     def __init__(
         self,
-        model: str | Path | EmbeddingModel,
+        model: str | Path | Source | EmbeddingModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         backend: Backend | None = None,
         overrides: Mapping[str, Any] | None = None,
+        cache_dir: str | Path | None = None,
+        **settings: Any,
     ) -> None:
-        """`overrides` are templates and lengths to read with instead of the trained ones, by their names in
-        `EmbeddingConfig`."""
+        """`model` is a checkpoint: a folder, a name on the hub, `name@revision`, what `find_source` has made of one of
+        them, or a model in memory.
+
+        `settings` are how texts are embedded where the checkpoint does not say, or instead of what it says, by their
+        names in `EmbeddingConfig`, and `adapters` on top of it; `overrides` are the same as a mapping. A model in
+        memory can only be given other templates and lengths.
+        """
+        self.overrides = {**(overrides or {}), **settings}
+        self.source: Source | None = None
         if isinstance(model, EmbeddingModel):
             if tokenizer is None:
                 raise ValueError("An Encoder of a model in memory needs its `tokenizer`.")
             self.model = model
+            self.config = with_other_texts(model.embedding_config, self.overrides)
         else:
-            self.model = load_embedding_model(model, device=device, dtype=dtype, backend=backend)
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-        self.source = None if isinstance(model, EmbeddingModel) else Path(model)
-        loaded_as = {"model": self.source, "tokenizer": tokenizer, "dtype": dtype, "backend": backend}
-        self._loaded_as = {**loaded_as, "overrides": overrides}
+            hub = {} if cache_dir is None else {"cache_dir": cache_dir}
+            self.source = model if isinstance(model, Source) else find_source(model, self.overrides, **hub)
+            self.model = load_source(self.source, device=device, dtype=dtype, backend=backend)
+            tokenizer = tokenizer or load_tokenizer_of(self.source)
+            self.config = self.model.embedding_config
+        self._loaded_as = {"model": self.source, "tokenizer": tokenizer, "dtype": dtype, "backend": backend}
         self._pool: EncoderPool | None = None
-        self.overrides = dict(overrides or {})
-        self.config = dataclasses.replace(self.model.embedding_config, **self.overrides)
         self.tokenizer = EmbeddingTokenizer(tokenizer, self.config)
 
     @property
     def dimension(self) -> int:
         """The size of an embedding."""
-        return self.model.config.hidden_size
+        return self.model.dimension
 
     def encode(
         self,
@@ -181,6 +195,8 @@ class Encoder:
             if not isinstance(prompt, str) and len(prompt) != count:
                 raise ValueError(f"`prompt` must be one text or one for each of the {count} texts, got {len(prompt)}.")
             return prompt
+        if task is None and role == "query":
+            task = self.config.default_task
         if task is None:
             return ""
         if task not in self.config.instructions:
@@ -201,3 +217,15 @@ class Encoder:
                 f"{', '.join(map(str, sorted({*trained, self.dimension})))}."
             )
         return dimensions
+
+
+def with_other_texts(config: EmbeddingConfig, overrides: Mapping[str, Any]) -> EmbeddingConfig:
+    """The configuration of a model in memory, with other templates and lengths."""
+    given = check_settings(overrides)
+    for name in given:
+        if name not in ABOUT_TEXTS:
+            raise ValueError(
+                f"`{name}` of a model in memory cannot change any more: set it when the model is made, or open a "
+                f"checkpoint. ({', '.join(ABOUT_TEXTS)} can.)"
+            )
+    return dataclasses.replace(config, **given)

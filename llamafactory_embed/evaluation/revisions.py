@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..loading.attention_pool import ATTENTION_POOL_NAME
+from ..loading.llm2vec_adapters import LLM2VEC_SETTINGS
+from ..loading.source import Source
 from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 
@@ -16,6 +19,7 @@ SENTENCE_TRANSFORMERS = "modules.json"
 # Files that decide the embeddings of a checkpoint; logs, optimizer states and cards do not.
 CONFIGS = (CONFIG_NAME, "config.json", ADAPTER_CONFIG_NAME, SENTENCE_TRANSFORMERS, "*_Pooling/config.json")
 DECISIVE_FILES = (*CONFIGS, "*.safetensors", "tokenizer*", "vocab*", "merges.txt")
+OF_OTHERS = (LLM2VEC_SETTINGS, ATTENTION_POOL_NAME, "*.bin")
 
 BLOCK = 1 << 22  # bytes
 
@@ -28,11 +32,31 @@ def name_of_folder(path: Path) -> str:
 
 def revision_of_checkpoint(path: Path) -> str:
     """A digest of what decides the embeddings: the checkpoint, and the local folders it is built on."""
+    return _digest_files(_decisive_files([path, *_folders_below(path)], DECISIVE_FILES))
+
+
+def revision_of_source(source: Source) -> str:
+    """The same of any source: a digest of its folders, and of the commits of those parts that lie on the hub."""
+    if source.kind == "checkpoint" and source.own is source.chain[-1] and source.own.is_local:
+        return revision_of_checkpoint(source.own.folder)
+    parts = source.chain[::-1]
+    remote = " ".join(f"{each.name}@{each.folder.name}" for each in parts if not each.is_local)
+    local = [each.folder for each in parts if each.is_local]
+    return _digest_files(_decisive_files(local, (*DECISIVE_FILES, *OF_OTHERS)), remote)
+
+
+def name_of_source(source: Source) -> str:
+    """`organization/model`: a name on the hub as it is."""
+    top = source.chain[-1]
+    return name_of_folder(top.folder) if top.is_local else top.name
+
+
+def _decisive_files(folders: Iterable[Path], patterns: Iterable[str]) -> list[tuple[str, Path]]:
     files = []
-    for folder in [path, *_folders_below(path)]:
-        here = {file for pattern in DECISIVE_FILES for file in folder.glob(pattern) if file.is_file()}
+    for folder in folders:
+        here = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
         files += [(file.name, file) for file in sorted(here)]
-    return _digest_files(files)
+    return files
 
 
 def _folders_below(path: Path) -> list[Path]:

@@ -30,7 +30,7 @@ def write_layout_card(
     remarks: Sequence[str],
 ) -> None:
     """Write `README.md` into an export of sentence-transformers' layout."""
-    size = serving.dimensions or model.hidden_size
+    size = serving.dimensions or config.embedding_size(model.hidden_size)
     lines = [
         f"A text embedder{_made_of(config)}, trained with llamafactory-embed, a plugin of LLaMA-Factory.",
         "",

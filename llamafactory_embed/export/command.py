@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..hparams.command_line import add_options
+from ..hparams.command_line import add_options, read_options
+from ..hparams.source import SourceOptions
 from .options import ExportOptions, ExportTarget
 
 
@@ -13,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is exported, where to, and how."""
     add_options(parser, ExportTarget, ("checkpoint", "folder", "layout"))
     add_options(parser, ExportOptions)
+    add_options(parser.add_argument_group("how a checkpoint that is not ours is read"), SourceOptions)
     add_options(parser, ExportTarget, ("push_to", "private", "dry_run"))
 
 
@@ -38,12 +40,33 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from .export import export_checkpoint, quiet_loaders
+    from ..loading.as_checkpoint import as_checkpoint
+    from ..loading.llm2vec_adapters import CONFIG_FILE
+    from ..loading.source import find_source
+    from ..model.embedding_config import CONFIG_NAME
+    from .export import quiet_loaders
+    from .folder import check_target
 
     quiet_loaders()
-    if arguments.layout != "sentence-transformers":
-        _export_adapter(arguments)
+    settings, folder = read_options(arguments, SourceOptions).settings, Path(arguments.checkpoint)
+    is_token_adapter = (folder / CONFIG_FILE).is_file() and not (folder / CONFIG_NAME).is_file()
+    if arguments.layout == "llm2vec" and is_token_adapter and not settings:
+        _export_adapter(arguments, folder)  # of a language model, such as one of masked next-token prediction
         return
+    source = find_source(arguments.checkpoint, settings)
+    check_target(Path(arguments.folder).absolute(), source.own.folder.absolute(), arguments.overwrite)
+    if source.kind != "checkpoint":
+        print(f"Taken as: {source.description}.")
+    with as_checkpoint(source) as checkpoint:
+        if arguments.layout == "sentence-transformers":
+            _export_layout(arguments, checkpoint)
+        else:
+            _export_adapter(arguments, checkpoint)
+
+
+def _export_layout(arguments: argparse.Namespace, checkpoint: Path) -> None:
+    from .export import export_checkpoint
+
     options = ExportOptions(
         dtype=arguments.dtype,
         device=arguments.device,
@@ -53,7 +76,7 @@ def _export(arguments: argparse.Namespace) -> None:
         max_shard_size=arguments.max_shard_size,
         overwrite=arguments.overwrite,
     )
-    exported = export_checkpoint(arguments.checkpoint, arguments.folder, options)
+    exported = export_checkpoint(checkpoint, arguments.folder, options)
     print(f"Exported to {exported.folder} in {exported.dtype}.")
     print(
         "Loaded again by sentence-transformers, transformers and Encoder: the embeddings of the sample texts differ "
@@ -65,17 +88,17 @@ def _export(arguments: argparse.Namespace) -> None:
         print(f"- {remark}")
 
 
-def _export_adapter(arguments: argparse.Namespace) -> None:
+def _export_adapter(arguments: argparse.Namespace, checkpoint: Path) -> None:
     from .adapter import export_adapter
     from .llm2vec import export_llm2vec
 
     refuse_unused(arguments)
     options = {"overwrite": arguments.overwrite, "device": arguments.device}
     if arguments.layout == "adapter":
-        remarks = export_adapter(arguments.checkpoint, arguments.folder, **options)
+        remarks = export_adapter(checkpoint, arguments.folder, **options)
     else:
         options |= {"dtype": arguments.dtype, "max_shard_size": arguments.max_shard_size}
-        remarks = export_llm2vec(arguments.checkpoint, arguments.folder, **options)
+        remarks = export_llm2vec(checkpoint, arguments.folder, **options)
     print(f"Exported to {arguments.folder}; loaded again, it embeds the sample texts as the checkpoint does.")
     for remark in remarks:
         print(f"- {remark}")

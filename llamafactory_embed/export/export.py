@@ -43,7 +43,9 @@ def export_checkpoint(checkpoint: str | Path, target: str | Path, options: Expor
     require_sentence_transformers()
     config = EmbeddingConfig.load(checkpoint)
     saved_config = read_model_config(checkpoint, config)
-    serving = plan_serving(config, saved_config.hidden_size, options.query_task, options.dimensions)
+    serving = plan_serving(
+        config, config.embedding_size(saved_config.hidden_size), options.query_task, options.dimensions
+    )
     dtype = find_dtype(saved_config, options.dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if serving.needs_code and config.skip_instruction and not tokenizer.is_fast:

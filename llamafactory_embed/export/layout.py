@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..files import write_json
 from ..loading.checkpoint import POOLER_NAME
+from ..model.dense import ACTIVATIONS, DenseLayer
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
 from ..model.latent_pooling import LatentPooler, MultiLayerLatentPooler
@@ -58,8 +59,9 @@ def write_layout(
 
 
 def write_pooler(model: EmbeddingModel, folder: Path) -> None:
-    """The weights of a latent pooling, where `Encoder` and the shipped module look for them."""
-    weights: dict[str, Tensor] = model.pooler.state_dict()
+    """The weights of a latent pooling, where `Encoder` and the shipped module look for them, and those of the layers
+    behind it, which only `Encoder` reads there."""
+    weights = model.pooling_weights()
     if weights:
         save_file({name: each.contiguous().cpu() for name, each in weights.items()}, folder / POOLER_NAME)
 
@@ -112,10 +114,12 @@ def _write_modules(model: EmbeddingModel, folder: Path, serving: Serving) -> Seq
     (folder / list(types)[1]).mkdir()
     write_json(folder / list(types)[1] / "config.json", pooling)
 
-    if serving.dimensions is not None:
+    for settings, weights in _dense_modules(model, serving.dimensions):
         path = f"{len(types)}_Dense"
         types[path] = f"{CLASSIC}Dense"
-        _write_cut(folder / path, size, serving.dimensions)
+        (folder / path).mkdir()
+        write_json(folder / path / "config.json", settings)
+        save_file(weights, folder / path / "model.safetensors")
     if config.normalize:
         types[f"{len(types)}_Normalize"] = f"{CLASSIC}Normalize"
     return [
@@ -138,15 +142,27 @@ def _latent_sizes(model: EmbeddingModel) -> dict[str, Any]:
     }
 
 
-def _write_cut(folder: Path, size: int, dimensions: int) -> None:
-    """A linear layer that keeps the first dimensions, before the normalization: every server knows this module, and
-    cutting after it (`truncate_dim`) would leave vectors that are not of unit length."""
-    folder.mkdir()
-    settings = {
+def _dense_modules(
+    model: EmbeddingModel, dimensions: int | None
+) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Settings and weights of the layers behind the pooling, then of one that keeps the first `dimensions`.
+
+    It stands before the normalization: every server knows such a module, and cutting after it (`truncate_dim`) would
+    leave vectors that are not of unit length.
+    """
+    for linear, layer in zip(model.dense.layers, model.embedding_config.dense, strict=True):
+        weights = {f"linear.{name}": each.contiguous().cpu() for name, each in linear.state_dict().items()}
+        yield _dense_settings(linear.in_features, layer), weights
+    if dimensions is not None:
+        settings = _dense_settings(model.dimension, DenseLayer(dimensions, bias=False))
+        yield settings, {"linear.weight": torch.eye(dimensions, model.dimension)}
+
+
+def _dense_settings(size: int, layer: DenseLayer) -> dict[str, Any]:
+    activation = type(ACTIVATIONS[layer.activation]())
+    return {
         "in_features": size,
-        "out_features": dimensions,
-        "bias": False,
-        "activation_function": "torch.nn.modules.linear.Identity",
+        "out_features": layer.size,
+        "bias": layer.bias,
+        "activation_function": f"{activation.__module__}.{activation.__name__}",
     }
-    write_json(folder / "config.json", settings)
-    save_file({"linear.weight": torch.eye(dimensions, size)}, folder / "model.safetensors")

@@ -74,6 +74,11 @@ def check_fits(config: EmbeddingConfig, model: PretrainedConfig) -> None:
     """Refuse what the package would pool, mask or build differently."""
     if config.attention != "bidirectional":
         raise ValueError("`--layout llm2vec` is for bidirectional models, and this one has `attention: causal`.")
+    if config.dense:
+        raise ValueError(
+            f"LLM2Vec has no layers behind its pooling, and this model has `dense_sizes: {config.dense_sizes}`: use "
+            "`--layout sentence-transformers`."
+        )
     if config.pooling not in POOLINGS:
         raise ValueError(
             f"LLM2Vec knows the poolings {', '.join(POOLINGS)} and appends no EOS, so it cannot pool like `pooling: "

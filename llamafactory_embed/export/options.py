@@ -32,7 +32,7 @@ class ExportOptions:
 class ExportTarget:
     """What the command exports, where to, and whether it is pushed."""
 
-    checkpoint: str = option(REQUIRED, "Folder that a training run wrote.", positional=True)
+    checkpoint: str = option(REQUIRED, "Folder that a training run wrote, or a published checkpoint.", positional=True)
     folder: str = option(REQUIRED, "Folder to write; it must not exist.", positional=True)
     layout: Literal["sentence-transformers", "adapter", "llm2vec"] = option(
         "sentence-transformers",

@@ -53,11 +53,11 @@ class Serving:
 
 
 def plan_serving(
-    config: EmbeddingConfig, hidden_size: int, query_task: str | None = None, dimensions: int | None = None
+    config: EmbeddingConfig, size: int, query_task: str | None = None, dimensions: int | None = None
 ) -> Serving:
-    """What to write; refuses what sentence-transformers has no place for."""
-    if dimensions is not None and dimensions not in (*(config.matryoshka_dims or []), hidden_size):
-        trained = sorted({*(config.matryoshka_dims or []), hidden_size})
+    """What to write for embeddings of that size; refuses what sentence-transformers has no place for."""
+    if dimensions is not None and dimensions not in (*(config.matryoshka_dims or []), size):
+        trained = sorted({*(config.matryoshka_dims or []), size})
         raise ValueError(
             f"`--dimensions {dimensions}` was not trained; this model has {', '.join(map(str, trained))}."
         )
@@ -65,7 +65,7 @@ def plan_serving(
         prompts=collect_prompts(config, query_task),
         query_length=config.query_max_length,
         document_length=config.document_max_length,
-        dimensions=None if dimensions == hidden_size else dimensions,
+        dimensions=None if dimensions == size else dimensions,
         needs_code=needs_code(config),
     )
 
@@ -153,6 +153,7 @@ def list_commands(config: EmbeddingConfig, serving: Serving, model: PretrainedCo
     if serving.needs_code or config.pooling == "weighted_mean" or is_diffusion(model):
         return {}
     commands = {"vLLM": VLLM_COMMAND}
-    if model.model_type in TEI_MODELS:
+    dense_modules = len(config.dense) + (serving.dimensions is not None)
+    if model.model_type in TEI_MODELS and dense_modules <= 1:
         commands["text-embeddings-inference"] = TEI_COMMAND
     return commands

@@ -214,7 +214,7 @@ def _by_transformers(
 def pool_padded(
     model: EmbeddingModel, states: Sequence[Tensor], mask: Tensor, tokens: Sequence[TokenizedText]
 ) -> Tensor:
-    """Padded states [B, L, d] → vectors [B, d], by the model's pooler, which reads texts end to end."""
+    """Padded states [B, L, d] → vectors [B, d], by the model's pooling, which reads texts end to end."""
     lengths = mask.sum(dim=1).tolist()
     pooled_tokens = None
     if any(text.pooled_from for text in tokens):
@@ -222,7 +222,7 @@ def pool_padded(
             [torch.arange(n) >= text.pooled_from for n, text in zip(lengths, tokens, strict=True)]
         )
     with torch.inference_mode():
-        return model.pooler([each[mask.bool()] for each in states], lengths, pooled_tokens)
+        return model.pool([each[mask.bool()] for each in states], lengths, pooled_tokens)
 
 
 def _by_encoder(

@@ -67,7 +67,7 @@ def _with_head(model: EmbeddingModel, checkpoint: str | Path) -> EmbeddingModel:
     """The same model over all of the checkpoint's weights: `Encoder` leaves the head on the disk."""
     whole = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(model.device)
     again = EmbeddingModel(whole, model.embedding_config)
-    again.pooler.load_state_dict(model.pooler.state_dict())
+    again.load_pooling_weights(model.pooling_weights())
     return again.requires_grad_(False).eval().to(model.device)
 
 

@@ -68,12 +68,21 @@ def apply(tuner: Any) -> None:
             training_args = args[RUN_ARGUMENTS.index("training_args")]
             tell_deepspeed(training_args)
             clean_board_recipe(training_args, secrets_of(*args[: len(RUN_ARGUMENTS) - 1]))
-            stage.load_run()(*args, **kwargs)
+            stage.load_run()(*with_start(args), **kwargs)
 
     tuner.get_train_args = get_train_args
     tuner.run_sft = run_carrier_stage
     _apply_ray(tuner)
     export.apply(tuner)
+
+
+def with_start(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a stage, over what `model_name_or_path` is made of."""
+    from ..loading.start import resolve_start  # late: it imports transformers
+
+    parsed = dict(zip(RUN_ARGUMENTS, args, strict=False))
+    parsed["model_args"] = resolve_start(parsed["model_args"], parsed["finetuning_args"], parsed["training_args"])
+    return (*parsed.values(), *args[len(parsed) :])
 
 
 def tell_deepspeed(training_args: TrainingArguments) -> None:

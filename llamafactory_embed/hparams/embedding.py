@@ -32,11 +32,19 @@ class EmbeddingOptions:
         "Standard deviation of the latents' initial values (latent pooling); Pooling-and-Attention: 1.",
         minimum=1e-6,
     )
+    dense_sizes: list[int] | None = option(
+        None, "Sizes of linear layers behind the pooling, the last one being the embedding's; empty: none."
+    )
+    dense_bias: bool = option(True, "Whether these layers have a bias.")
+    dense_activations: list[str] = option(
+        ["identity"],
+        "What follows these layers (identity, tanh, relu, gelu, silu, sigmoid): one for all of them, or one for each.",
+    )
     skip_instruction: bool = option(False, "Leave the instruction's tokens out of the pooling.")
     query_template: str = option(
         "e5",
-        "How an instruction and a query are written: e5, llm2vec, llm2vec_e5_data, or a text with {text} and "
-        "{instruction}.",
+        "How an instruction and a query are written: e5, llm2vec, llm2vec_e5_data, verbatim, or a text with {text} "
+        "and {instruction}.",
     )
     document_template: str = option(
         "{text}", "How a document is written; in symmetric tasks, documents are written like queries."

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import parse_safetensors_file_metadata
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -34,10 +35,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ..model.mask_token import MaskedTokenRecord
-from .weights import WRAPPED_DECODER, fetch, find_weight_files, has_wrapper, read_names, read_tensors
+from .repository import Repository
+from .weights import WRAPPED_DECODER, find_weight_files, has_wrapper, read_names, read_tensors
 
 
 if TYPE_CHECKING:
@@ -189,13 +191,15 @@ def start_from_checkpoint(
     option, name = "checkpoint_dir", checkpoint_dir
     if name is None:
         option, name = "model_name_or_path", model_args.model_name_or_path
-        if not (os.path.isdir(name) and is_wrapped(name)):
+        if not is_wrapped_start(name, model_args):
             return model_args
+        if not os.path.isdir(name) and model_args.model_revision not in (None, "main"):
+            name = f"{name}@{model_args.model_revision}"
     hub = {"token": model_args.hf_hub_token, "cache_dir": model_args.cache_dir}
     destination = Path(training_args.output_dir, CONVERTED_FOLDER)
     with training_args.main_process_first(desc="converting the checkpoint"):
         try:
-            source = fetch(name, **hub)
+            source = Repository.open(name, **hub).with_weights()
             if source.resolve() == destination.resolve():  # an earlier run has converted it
                 return replaced(model_args, destination)
             if training_args.process_index == 0 and destination.is_dir():
@@ -212,6 +216,27 @@ def start_from_checkpoint(
         except ValueError as error:
             raise ValueError(f"`{option}`: {error}") from error
     return replaced(model_args, destination)
+
+
+def is_wrapped_start(name: str, model_args: ModelArguments) -> bool:
+    """Whether `model_name_or_path` names weights in DiffuLLaMA's wrapper. Of a single file on the hub only the header
+    is read; what cannot be asked is left to the host."""
+    if os.path.isdir(name):
+        return is_wrapped(name)
+    hub = {"revision": model_args.model_revision, "token": model_args.hf_hub_token}
+    try:
+        index = cached_file(
+            name,
+            SAFE_WEIGHTS_INDEX_NAME,
+            cache_dir=model_args.cache_dir,
+            _raise_exceptions_for_missing_entries=False,
+            **hub,
+        )
+        if index is not None:
+            return has_wrapper(read_names(Path(index).parent))
+        return has_wrapper(parse_safetensors_file_metadata(name, SAFE_WEIGHTS_NAME, **hub).tensors)
+    except (OSError, ValueError):
+        return False
 
 
 def replaced(model_args: ModelArguments, folder: Path) -> ModelArguments:

@@ -23,7 +23,8 @@ from ..model.families import Family, find_family
 from ..model.mask_token import MaskedTokenRecord, learn_mask_embedding, load_mask_embedding
 from .adapted_checkpoint import convert_checkpoint, is_wrapped
 from .masked_tokens import MaskedTokenRequest, MaskedTokenSettings, resolve_masked_tokens
-from .weights import fetch, load_backbone_weights, load_language_model, part_of_state_dict, save_backbone
+from .repository import Repository
+from .weights import load_backbone_weights, load_language_model, save_backbone
 
 
 POOLER_NAME = "pooler.safetensors"
@@ -35,14 +36,14 @@ POOLER_NAME = "pooler.safetensors"
 
 
 def save_checkpoint(model: EmbeddingModel, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-    """Write adapter or weights, pooler and configuration. `state_dict` is that of the whole model if an engine (FSDP,
-    ZeRO-3) had to collect it."""
+    """Write adapter or weights, pooler with the layers behind it, and configuration. `state_dict` is that of the whole
+    model if an engine (FSDP, ZeRO-3) had to collect it."""
     folder = Path(folder)
     save_backbone(model.backbone, folder, state_dict)
-    pooler = part_of_state_dict(state_dict, "pooler.") if state_dict is not None else model.pooler.state_dict()
-    if pooler:
+    pooling = model.pooling_weights(state_dict)
+    if pooling:
         with whole_file(folder / POOLER_NAME) as temporary:
-            save_file({name: tensor.detach().contiguous().cpu() for name, tensor in pooler.items()}, temporary)
+            save_file({name: tensor.detach().contiguous().cpu() for name, tensor in pooling.items()}, temporary)
     model.embedding_config.save(folder)
 
 
@@ -50,7 +51,7 @@ def load_checkpoint_weights(model: EmbeddingModel, folder: str | Path) -> None:
     """Put the weights of a checkpoint into a model of the same shape, to resume or to go back to the best one."""
     folder = Path(folder)
     load_backbone_weights(model.backbone, folder)
-    _load_pooler(model, folder)
+    load_pooling(model, folder)
 
 
 def load_embedding_model(
@@ -63,7 +64,7 @@ def load_embedding_model(
     """Load a checkpoint for inference, its adapters merged in their order."""
     config = EmbeddingConfig.load(folder)
     model = EmbeddingModel(load_backbone(folder, config, dtype), config, backend=backend)
-    _load_pooler(model, Path(folder))
+    load_pooling(model, Path(folder))
     return model.requires_grad_(False).eval().to(device or default_device())
 
 
@@ -74,13 +75,14 @@ def load_backbone(folder: str | Path, config: EmbeddingConfig, dtype: torch.dtyp
     )
 
 
-def _load_pooler(model: EmbeddingModel, folder: Path) -> None:
-    if not model.pooler.state_dict():
+def load_pooling(model: EmbeddingModel, folder: Path) -> None:
+    """Put a checkpoint's pooler, and the layers behind it, into a model of the same shape."""
+    if not model.pooling_weights():
         return
     path = folder / POOLER_NAME
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {POOLER_NAME}, which `pooling: {model.embedding_config.pooling}` needs.")
-    model.pooler.load_state_dict(load_file(path))
+        raise ValueError(f"{folder} holds no {POOLER_NAME}, which `{model.embedding_config.pooling_options}` needs.")
+    model.load_pooling_weights(load_file(path))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -105,9 +107,10 @@ def load_diffusion_model(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = "auto",
 ) -> LoadedDiffusionModel:
-    """Load a checkpoint by its folder or hub name for inference: full weights, an adapter (merged, with its mask
-    embedding) or a checkpoint in DiffuLLaMA's layout. The request takes precedence over what the checkpoint says."""
-    folder = fetch(name)
+    """Load a checkpoint for inference by its folder or its hub name (`name@revision`): full weights, an adapter
+    (merged, with its mask embedding) or a checkpoint in DiffuLLaMA's layout. The request takes precedence over what
+    the checkpoint says."""
+    folder = Repository.open(name).with_weights()
     if not is_wrapped(folder):
         return _load_diffusion_model(folder, str(name), request, device, dtype)
     check_is_complete(folder)

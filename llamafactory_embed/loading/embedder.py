@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from ..hparams.embedding import EmbeddingOptions
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
+from .attention_pool import ATTENTION_POOL_NAME, AttentionPoolShape, read_attention_pool
 from .backbone import attention_backend, load_backbone_for_training
 from .checkpoint import POOLER_NAME
+from .sentence_transformers_folder import is_sentence_transformers_folder, load_dense_modules, read_dense_layers
 
 
 if TYPE_CHECKING:
@@ -24,7 +26,15 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 # The options that a checkpoint and a recipe that evaluates it should agree on.
-SERVED_ALIKE = ("attention", "sliding_window", "pooling", "skip_instruction", "query_template", "document_template")
+SERVED_ALIKE = (
+    "attention",
+    "sliding_window",
+    "pooling",
+    "skip_instruction",
+    "query_template",
+    "document_template",
+    "dense_sizes",
+)
 
 
 def load_embedding_model_for_training(
@@ -48,17 +58,47 @@ def load_embedding_model_for_training(
 
 
 def continue_pooler(model: EmbeddingModel, start: str) -> None:
-    """Take over the pooler of the checkpoint that the recipe starts from, if it is of the same kind."""
-    path = Path(start, POOLER_NAME)
-    if not path.is_file() or EmbeddingConfig.load(start).pooling != model.embedding_config.pooling:
+    """Take over the pooler of the checkpoint that the recipe starts from, and the layers behind it (also those of a
+    folder of sentence-transformers), each if it is of the same kind."""
+    path, now = Path(start, POOLER_NAME), model.embedding_config
+    if not path.is_file():
+        continue_attention_pool(model, Path(start, ATTENTION_POOL_NAME))
+        if is_sentence_transformers_folder(start) and now.dense == read_dense_layers(start):
+            load_dense_modules(model, start)
         return
+    weights, saved = load_file(path), EmbeddingConfig.load(start)
+    own = model.pooling_weights()
+    for name in own:
+        same = saved.dense == now.dense if name.startswith("dense.") else saved.pooling == now.pooling
+        if not same:
+            weights[name] = own[name]
+    if saved.dense and saved.dense != now.dense:
+        logger.warning_rank0(
+            f"`dense_sizes: {saved.dense_sizes}` of {start} are not the recipe's, whose layers start anew."
+        )
     try:
-        model.pooler.load_state_dict(load_file(path))
+        model.load_pooling_weights({name: weights[name] for name in own if name in weights})
     except RuntimeError as error:
-        saved = EmbeddingConfig.load(start)
         raise ValueError(
             f"The pooler in {start} was trained with `latents: {saved.latents}`, `latent_heads: {saved.latent_heads}` "
             f"and `latent_head_size: {saved.latent_head_size}`: set them alike."
+        ) from error
+
+
+def continue_attention_pool(model: EmbeddingModel, path: Path) -> None:
+    """Take over the pooler that Pooling-and-Attention's authors keep beside an adapter, if it is of the same kind."""
+    if not path.is_file():
+        return
+    shape, config = AttentionPoolShape.of_file(path), model.embedding_config
+    if shape.pooling != config.pooling:
+        return
+    state = read_attention_pool(path, model.config.num_hidden_layers)
+    try:
+        model.pooler.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} holds {shape.latents} latents read by heads of {shape.width} numbers together: set `latents: "
+            f"{shape.latents}`, and `latent_heads` times `latent_head_size` alike."
         ) from error
 
 

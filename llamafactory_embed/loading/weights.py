@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
+import pickle
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,9 +14,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
@@ -32,7 +31,6 @@ ADAPTER_NAME = "adapter_model.safetensors"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 WRAPPED_DECODER = "denoise_model."  # what DiffuLLaMA's wrapper calls its decoder
 LAYER = re.compile(r"(^|\.)\d+\.")  # in the name of a weight that belongs to one of the layers
-SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 
 # Tensors of an adapter that have a dimension as long as the vocabulary, by what follows the name of the embedding or
 # the head, and which of their dimensions that is.
@@ -42,22 +40,6 @@ VOCABULARY_DIMENSION = {"weight": 0, "base_layer.weight": 0, "lora_embedding_A":
 # --------------------------------------------------------------------------------------------------------------------
 # Files
 # --------------------------------------------------------------------------------------------------------------------
-
-
-def fetch(name: str | Path, **hub: Any) -> Path:
-    """The folder of a model or adapter, downloaded if `name` is its name on the hub: weights as safetensors, or as bin
-    if there are no others."""
-    if os.path.isdir(name):
-        return Path(name)
-    try:
-        folder = Path(
-            snapshot_download(str(name), allow_patterns=[*SMALL_FILES, "*.safetensors"], ignore_patterns="*/*", **hub)
-        )
-        if not any(folder.glob("*.safetensors")):
-            snapshot_download(str(name), allow_patterns=[*SMALL_FILES, "*.bin"], ignore_patterns="*/*", **hub)
-    except (OSError, ValueError) as error:  # no such repository, no connection, no valid name
-        raise ValueError(f"{name} is no folder, and the hub does not give it: {error}") from error
-    return folder
 
 
 def find_weight_files(folder: Path) -> list[Path]:
@@ -86,12 +68,42 @@ def read_names(folder: Path) -> list[str]:
     for index in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
         if (folder / index).is_file():
             return list(_read_index(folder / index))
-    if (folder / SAFE_WEIGHTS_NAME).is_file():
-        with safe_open(folder / SAFE_WEIGHTS_NAME, framework="pt") as opened:
-            return list(opened.keys())
-    if (folder / WEIGHTS_NAME).is_file():
-        return list(torch.load(folder / WEIGHTS_NAME, map_location="meta", weights_only=True))
+    for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
+        if (folder / name).is_file():
+            return list(read_shapes(folder / name))
     return []
+
+
+def read_shapes(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of every weight in a file, by its name, without reading the weights; a sentence for a file that
+    is cut off or damaged."""
+    if file.suffix != ".safetensors":
+        loaded = load_without_code(file, "meta")
+        return {name: (tuple(each.shape), str(each.dtype).removeprefix("torch.")) for name, each in loaded.items()}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = opened.keys()  # the file itself is no mapping
+            slices = {name: opened.get_slice(name) for name in names}
+            return {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is cut off or damaged ({error}): copy it from the checkpoint again.") from error
+
+
+def load_without_code(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """A file of torch with nothing but weights in it: an object could run code while it is read."""
+    try:
+        loaded = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds Python objects, which could run code, and is not read: save the weights alone "
+            "(`state_dict()`), as safetensors."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path} cannot be read ({reason}): copy it from the checkpoint again.") from error
+    if not isinstance(loaded, dict) or not all(isinstance(each, Tensor) for each in loaded.values()):
+        raise ValueError(f"{path} must map names to weights: save the model's `state_dict()`.")
+    return loaded
 
 
 def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
@@ -216,7 +228,16 @@ def merge_adapter(model: PreTrainedModel, name: str) -> PreTrainedModel:
             name,
         )
     make_room(model, files)
-    return PeftModel.from_pretrained(model, files.config.parent).merge_and_unload()
+    try:
+        return PeftModel.from_pretrained(model, files.config.parent).merge_and_unload()
+    except RuntimeError as error:  # of torch, a line for each weight
+        lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        if not lines:
+            raise
+        raise ValueError(
+            f"The adapter {name} was made for a model of another size than {model.name_or_path} ({lines[0]}): name "
+            "the model that it was trained on in `base_model`."
+        ) from error
 
 
 def make_room(model: PreTrainedModel, adapter: AdapterFiles) -> None:

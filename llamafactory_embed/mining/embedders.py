@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +11,8 @@ import numpy as np
 
 from ..encoder.encoder import Encoder
 from ..files import whole_file
+from ..loading.repository import Repository
+from ..loading.sentence_transformers_folder import is_sentence_transformers_folder
 from ..model.embedding_config import CONFIG_NAME
 
 
@@ -26,22 +27,36 @@ class Embedder(Protocol):
 
 
 def load_embedder(
-    model: str, device: str | None, query_prompt: str | None = None, document_prompt: str | None = None
+    model: str,
+    device: str | None,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Embedder:
-    """Load a checkpoint of this package as an Encoder, anything else as a SentenceTransformer."""
-    if os.path.isfile(os.path.join(model, CONFIG_NAME)):
-        if query_prompt is not None or document_prompt is not None:
-            name = "query_prompt" if query_prompt is not None else "document_prompt"
-            raise ValueError(
-                f"`{name}` is for sentence-transformers models; {model} has its own templates, with `instruction`."
-            )
-        return _EncoderOfCheckpoint(model, device)
-    return _SentenceTransformer(model, device, query_prompt, document_prompt)
+    """Load a folder of sentence-transformers as a SentenceTransformer, with the prompts that are its own, unless
+    `settings` say how to embed; everything else as an Encoder."""
+    if is_for_sentence_transformers(model) and not settings:
+        return _SentenceTransformer(model, device, query_prompt, document_prompt)
+    if query_prompt is not None or document_prompt is not None:
+        name = "query_prompt" if query_prompt is not None else "document_prompt"
+        raise ValueError(
+            f"`{name}` is for sentence-transformers models; {model} has its own templates, with `instruction`."
+        )
+    return _EncoderOfCheckpoint(model, device, settings or {})
+
+
+def is_for_sentence_transformers(model: str) -> bool:
+    """Whether a model is one of sentence-transformers alone; a name that nobody knows is left to its error message."""
+    try:
+        repository = Repository.open(model)
+    except ValueError:
+        return True
+    return is_sentence_transformers_folder(repository.folder) and not repository.has(CONFIG_NAME)
 
 
 class _EncoderOfCheckpoint:
-    def __init__(self, model: str, device: str | None) -> None:
-        self._encoder = Encoder(model, device=device)
+    def __init__(self, model: str, device: str | None, settings: Mapping[str, Any]) -> None:
+        self._encoder = Encoder(model, device=device, **settings)
         self._normalize = True if self._encoder.config.similarity == "cosine" else None
 
     def write_queries(self, texts: Sequence[str], instructions: Sequence[str], file: Path) -> None:

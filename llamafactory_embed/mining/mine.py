@@ -15,7 +15,7 @@ from ..files import whole_file, write_json
 from .miner import JOB_STEPS, Miner
 from .options import MiningOptions
 from .search import import_faiss
-from .sources import check_readable, find_source
+from .sources import check_readable, find_rows
 from .workers import find_workers, local_device
 
 
@@ -46,7 +46,7 @@ def _check(options: MiningOptions, output: Path) -> Entry:
     if output.exists() and not options.overwrite:
         raise ValueError(f"`output`: {output} exists; name another file, or allow it with `overwrite`.")
     import_faiss()
-    entry = find_source("data", options.data, options.dataset_dir)
+    entry = find_rows("data", options.data, options.dataset_dir)
     if options.corpus is not None:
         check_readable("corpus", options.corpus)
     if not entry.on_hub and output.resolve() == Path(entry.location).resolve():

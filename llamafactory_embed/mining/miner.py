@@ -185,7 +185,9 @@ class Miner:
     @functools.cached_property
     def _embedder(self) -> Embedder:
         options = self.options
-        return load_embedder(options.model, options.device, options.query_prompt, options.document_prompt)
+        return load_embedder(
+            options.model, options.device, options.query_prompt, options.document_prompt, options.settings
+        )
 
     @functools.cached_property
     def _passages(self) -> ChunkedVectors:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..hparams.option import REQUIRED, option
+from ..hparams.source import SOURCE_SETTINGS, SourceOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiningOptions:
+class MiningOptions(SourceOptions):
     """The defaults of ranks and number are those of tDRO (Ma et al. 2024, arXiv 2408.10613)."""
 
-    model: str = option(REQUIRED, "a checkpoint of this package, or a sentence-transformers model")
+    model: str = option(REQUIRED, "a checkpoint of this package or a published one: a folder, or a name on the hub")
     data: str = option(REQUIRED, "the rows: a data set of dataset_info.json, a file, or a folder in BEIR's layout")
     output: str = option(REQUIRED, "the file to write, .jsonl")
     dataset_dir: str = option("data", "folder of dataset_info.json")
@@ -107,7 +108,7 @@ class MiningOptions:
 # A step whose options change is done again, and so are the steps after it. The other options change no result.
 STEP_OPTIONS = {
     "read": ("corpus", "split", "max_rows", "skip_bad_rows"),
-    "embed": ("model", "query_prompt", "document_prompt", "chunk_size"),
+    "embed": ("model", "query_prompt", "document_prompt", "chunk_size", *SOURCE_SETTINGS),
     "search": ("index", "ivf_lists", "ivf_probes", "hnsw_links", "hnsw_search", "memory_mb"),
     "select": (
         "num_negatives", "ranks", "sampling", "seed", "near_duplicate_similarity", "absolute_margin",

@@ -43,7 +43,7 @@ class Passage(NamedTuple):
 # ------------------------------------------------ what the options name ---------------------------------------
 
 
-def find_source(option: str, data: str, dataset_dir: str) -> Entry:
+def find_rows(option: str, data: str, dataset_dir: str) -> Entry:
     """The entry that `data` names, or one made for its path."""
     if os.path.exists(data):
         check_readable(option, data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from attention_patch import Backend, patch_attention
 
 from ..hparams.embedding import EmbeddingOptions
 from .around_decoder import AroundDecoder
+from .dense import DenseHead
 from .embedding_config import EmbeddingConfig
-from .packed import PackedBatch, forward_packed
+from .packed import Lengths, PackedBatch, forward_packed
 from .pooling import Pooler, build_pooler
 
 
@@ -47,7 +48,13 @@ class EmbeddingModel(AroundDecoder):
             head_size=config.latent_head_size,
             latents_init_std=latents_init_std,
         )
+        self.dense = DenseHead(self.config.hidden_size, config.dense)
         self._freeze_head()
+
+    @property
+    def dimension(self) -> int:
+        """The size of an embedding."""
+        return self.embedding_config.embedding_size(self.config.hidden_size)
 
     def forward(self, batches: Sequence[PackedBatch]) -> Tensor:
         """Embeddings [N, d] of the N texts of all batches, in the order in which they were given to `pack_texts`.
@@ -58,9 +65,29 @@ class EmbeddingModel(AroundDecoder):
         for batch in batches:
             batch = batch.to(self.device)
             states = forward_packed(self.decoder, batch, all_layers=self.pooler.uses_all_layers)
-            pooled.append(self.pooler(states, batch.lengths, batch.pooled_tokens))
+            pooled.append(self.pool(states, batch.lengths, batch.pooled_tokens))
         order = torch.tensor([index for batch in batches for index in batch.text_indices], device=pooled[0].device)
         return torch.cat(pooled)[order.argsort()]
+
+    def pool(self, states: Sequence[Tensor], lengths: Lengths, pooled_tokens: Tensor | None = None) -> Tensor:
+        """Hidden states of texts end to end, as `forward_packed` returns them, → embeddings [B, d]."""
+        return self.dense(self.pooler(states, lengths, pooled_tokens))
+
+    def pooling_weights(self, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The weights above the language model, by their names in a checkpoint: those of the pooler by its own names,
+        those of the layers behind it under `dense.`. `state_dict` is that of this module if an engine had to collect
+        it."""
+        if state_dict is None:
+            dense = {f"dense.{name}": each for name, each in self.dense.state_dict().items()}
+            return self.pooler.state_dict() | dense
+        own = {name: each for name, each in state_dict.items() if name.startswith(("pooler.", "dense."))}
+        return {name.removeprefix("pooler."): each for name, each in own.items()}
+
+    def load_pooling_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Put weights by these names into pooler and layers; they must be those of this model."""
+        dense = {name.removeprefix("dense."): each for name, each in weights.items() if name.startswith("dense.")}
+        self.pooler.load_state_dict({name: each for name, each in weights.items() if not name.startswith("dense.")})
+        self.dense.load_state_dict(dense)
 
     def _freeze_head(self) -> None:
         used = {id(parameter) for parameter in self.decoder.parameters()}

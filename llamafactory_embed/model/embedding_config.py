@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ..hparams.embedding import EmbeddingOptions
+from .dense import DenseLayer, plan_dense
 from .pooling import Pooling, needs_eos
 from .records import CheckpointRecord
 
@@ -43,6 +44,17 @@ class EmbeddingConfig(CheckpointRecord):
     """The model below the adapter, for a checkpoint that holds an adapter only."""
     merged_adapters: list[str] = field(default_factory=list)
     """Adapters merged into the base model before this one, in that order."""
+    dense: list[DenseLayer] = field(default_factory=list)
+    """The layers behind the pooling."""
+    appends_eos: bool | None = None
+    """Whether tokenization appends EOS where the tokenizer does not; None: where the pooling reads it."""
+    default_task: str | None = None
+    """The task of queries that name none."""
+
+    def __post_init__(self) -> None:
+        """A file holds each layer as an object of JSON."""
+        layers = [layer if isinstance(layer, DenseLayer) else DenseLayer(**layer) for layer in self.dense]
+        object.__setattr__(self, "dense", layers)
 
     @classmethod
     def from_options(cls, options: EmbeddingOptions, cutoff_len: int, **more: Any) -> EmbeddingConfig:
@@ -61,6 +73,7 @@ class EmbeddingConfig(CheckpointRecord):
             document_max_length=options.document_max_length or cutoff_len,
             normalize=options.normalize_embeddings,
             max_tokens_per_batch=options.max_tokens_per_batch,
+            dense=plan_dense(options.dense_sizes or [], options.dense_bias, options.dense_activations),
             **more,
         )
 
@@ -70,8 +83,24 @@ class EmbeddingConfig(CheckpointRecord):
 
     @property
     def append_eos(self) -> bool:
-        """Whether pooling reads an EOS token that tokenization must append."""
-        return needs_eos(self.pooling, self.causal)
+        """Whether tokenization must append an EOS token, which pooling reads."""
+        return needs_eos(self.pooling, self.causal) if self.appends_eos is None else self.appends_eos
+
+    @property
+    def dense_sizes(self) -> list[int]:
+        """The sizes of the layers behind the pooling."""
+        return [layer.size for layer in self.dense]
+
+    @property
+    def pooling_options(self) -> str:
+        """The options of a recipe that ask for weights above the language model, for sentences about these."""
+        if not self.dense:
+            return f"pooling: {self.pooling}"
+        return f"dense_sizes: {self.dense_sizes}"
+
+    def embedding_size(self, hidden_size: int) -> int:
+        """The size of an embedding of a model whose states have this size."""
+        return self.dense[-1].size if self.dense else hidden_size
 
     @property
     def compares_unit_length(self) -> bool:

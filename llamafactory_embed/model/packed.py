@@ -148,6 +148,7 @@ def forward_packed(
     inputs = packed_inputs(batch.lengths, device=device)
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids.unsqueeze(0)  # [1, T]
+    inputs["position_ids"] = inputs["position_ids"] + first_position(decoder)
     if allowed is not None:
         inputs |= mask_inputs(decoder, allowed.to(device, non_blocking=True))
     with rotary_by_text(decoder, batch.lengths, batch.position_ids):
@@ -160,6 +161,15 @@ def forward_packed(
         )
     states = output.hidden_states if all_layers else (output.last_hidden_state,)
     return tuple(state.squeeze(0) for state in states)  # each [T, d]
+
+
+def first_position(decoder: PreTrainedModel) -> int:
+    """The number of a text's first position in the model's table: RoBERTa and its kin count on from the id of their
+    padding token, all others from 0."""
+    embeddings = getattr(decoder, "embeddings", None)
+    padding = getattr(embeddings, "padding_idx", None)
+    has_table = isinstance(getattr(embeddings, "position_embeddings", None), nn.Embedding)
+    return padding + 1 if has_table and isinstance(padding, int) else 0
 
 
 def split_texts(hidden: Tensor, batch: PackedBatch, count: int) -> list[Tensor]:

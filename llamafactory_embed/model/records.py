@@ -42,7 +42,10 @@ class CheckpointRecord:
 
     @classmethod
     def _read(cls, path: Path) -> Self:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}): copy it from the checkpoint again.") from error
         fields = {each.name: each for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
         unknown = sorted(set(values) - set(fields))
         if unknown:

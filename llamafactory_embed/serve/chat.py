@@ -19,6 +19,7 @@ from ..host.chat import DenoisingEngine
 from ..hparams.ddm import DiffusionOptions, DiffusionTuningOptions
 from ..loading.adapted_checkpoint import start_from_checkpoint
 from ..loading.predictor import choose_template, load_token_predictor, set_up_masked_tokens
+from ..loading.start import resolve_start
 from ..model.families import find_family
 from ..sampling.sampler import Generated, Sampler
 from ..sampling.settings import SamplingSettings
@@ -56,6 +57,7 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         options: DiffusionOptions = finetuning_args.stage_options
         self._converted = tempfile.TemporaryDirectory()
         no_training = NoTraining(self._converted.name)
+        model_args = resolve_start(model_args, finetuning_args, no_training)
         model_args = start_from_checkpoint(model_args, options.checkpoint_dir, no_training)
         setup = set_up_masked_tokens(options, model_args, otherwise="mask")
         options = replace(options, block_size=setup.block_size)

@@ -26,6 +26,7 @@ WORDNET = Path(__file__).parents[2] / "data" / "wordnet"
 
 LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all"}
 LATENT = {"pooling": "latent", "latents": 6, "latent_heads": 4}
+DENSE = {"dense_sizes": [24, 16], "dense_activations": ["gelu", "identity"]}
 
 
 @dataclass

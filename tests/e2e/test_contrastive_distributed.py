@@ -11,7 +11,7 @@ import torch
 
 from llamafactory_embed import Encoder
 
-from .contrastive_runs import LATENT, LORA, RunResult, perform, recipe, write_data
+from .contrastive_runs import DENSE, LATENT, LORA, RunResult, perform, recipe, write_data
 from .two_ranks import assert_trained_alike, deepspeed_config, engine_runs, fsdp2_variables, run_on_two_ranks
 
 
@@ -29,7 +29,8 @@ DDP_RUNS: dict[str, dict[str, Any]] = {
     "lora-several-forwards": {**LORA, "max_tokens_per_batch": 64},
     "lora-cached-accumulated": {**LORA, "grad_cache_tokens": 64, "gradient_accumulation_steps": 2},
     "latent-both-directions": {
-        **LORA, **LATENT, "both_directions": True, "false_negative_margin": 0.1, "gradient_accumulation_steps": 2,
+        **LORA, **LATENT, **DENSE, "both_directions": True, "false_negative_margin": 0.1,
+        "gradient_accumulation_steps": 2,
     },
     "own-negatives": {"cross_device_negatives": False, "num_negatives": 2, "contrastive_loss": "repllama"},
     "cosent": {"contrastive_loss": "cosent", "dataset": "scored", "num_negatives": 0},
@@ -42,6 +43,7 @@ ENGINE_RUNS: dict[str, dict[str, Any]] = {
     "lora-latent": {
         **LORA,
         **LATENT,
+        **DENSE,
         **EVALUATED,
         **CHECKPOINTS,
         "max_tokens_per_batch": 64,

@@ -15,7 +15,7 @@ from llamafactory_embed.data.retrieval.reader import load_tasks
 from llamafactory_embed.data.retrieval.rows import RetrievalDataset
 from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 
-from .contrastive_runs import LATENT, LORA, RunResult, perform, recipe, write_data
+from .contrastive_runs import DENSE, LATENT, LORA, RunResult, perform, recipe, write_data
 
 
 TEXTS = ["the study of stars", "a young horse", "to run away", "an instrument with strings", "blue"]
@@ -23,7 +23,7 @@ TEXTS = ["the study of stars", "a young horse", "to run away", "an instrument wi
 # Everything that has a state: random numbers of dropout, momenta of the optimizer, the schedule, the pooler, and (from
 # the second epoch on) the sampler.
 STATEFUL = {
-    **LORA, **LATENT, "lora_dropout": 0.2, "optim": "adamw_torch", "learning_rate": 3e-3,
+    **LORA, **LATENT, **DENSE, "lora_dropout": 0.2, "optim": "adamw_torch", "learning_rate": 3e-3,
     "lr_scheduler_type": "cosine", "max_grad_norm": 1.0, "save_strategy": "steps",
 }  # fmt: skip
 

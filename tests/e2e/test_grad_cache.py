@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .contrastive_runs import LATENT, LORA, perform, recipe, write_data
+from .contrastive_runs import DENSE, LATENT, LORA, perform, recipe, write_data
 from .two_ranks import largest_difference
 
 
@@ -20,9 +20,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "lora-dropout": {**LORA, "lora_dropout": 0.3, "disable_gradient_checkpointing": True},
     "lora-dropout-reentrant": {**LORA, "lora_dropout": 0.3, "use_reentrant_gc": True},
     "lora-dropout-not-reentrant": {**LORA, "lora_dropout": 0.3, "use_reentrant_gc": False},
-    "latent-accumulated": {**LORA, **LATENT, "lora_dropout": 0.3, "gradient_accumulation_steps": 2},
+    "latent-accumulated": {**LORA, **LATENT, **DENSE, "lora_dropout": 0.3, "gradient_accumulation_steps": 2},
     "simcse-dropout": {"simcse_dropout": 0.3, "flash_attn": "disabled"},
     "both-directions-matryoshka": {"both_directions": True, "matryoshka_dims": [8, 32], "false_negative_margin": 0.1},
+    "dense-matryoshka": {**DENSE, "matryoshka_dims": [8, 16]},
     "angle": {"contrastive_loss": "angle", "dataset": "scored", "num_negatives": 0},
 }
 HAVE_DROPOUT = [name for name, options in RUNS.items() if options.keys() & {"lora_dropout", "simcse_dropout"}]

@@ -314,9 +314,9 @@ def test_one_model_is_in_memory_at_a_time(
 
     load_encoder, lexical_search = models.load_encoder, lexical.LexicalSearch
 
-    def load_and_count(path: Path, options: Any) -> Any:
-        count(path.name)
-        encoder = load_encoder(path, options)
+    def load_and_count(source: Any, options: Any) -> Any:
+        count(Path(source.name).name)
+        encoder = load_encoder(source, options)
         encoders.extend([weakref.ref(encoder), weakref.ref(encoder.model)])
         return encoder
 

@@ -12,6 +12,7 @@ from llamafactory_embed.evaluation.groups import GROUPS
 from llamafactory_embed.evaluation.models import LEXICAL, MINILM
 from llamafactory_embed.evaluation.options import EvaluationOptions, options_of
 from llamafactory_embed.evaluation.tasks import choose_tasks
+from llamafactory_embed.hparams.source import SourceOptions
 from tests.docs.option_pages import declared_options, explained_options
 
 
@@ -47,7 +48,7 @@ def test_recipe_says_how_to_run_it_and_is_listed(path: Path) -> None:
 
 
 def test_page_explains_every_option_once_with_its_default() -> None:
-    assert explained_options("evaluate.md") == declared_options(EvaluationOptions)
+    assert explained_options("evaluate.md") == declared_options(EvaluationOptions, explained_elsewhere=SourceOptions)
 
 
 def test_page_names_every_group() -> None:

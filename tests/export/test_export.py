@@ -156,6 +156,28 @@ def test_cut_embeddings_have_unit_length(tmp_path: Path) -> None:
     np.testing.assert_allclose(cut, whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-5)
 
 
+DENSE = {"dense_sizes": [48, 16], "dense_activations": ["gelu", "identity"], "matryoshka_dims": [8, 16]}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "latent"])
+def test_layers_behind_the_pooling(pooling: str, tmp_path: Path) -> None:
+    trained = train(tmp_path, pooling=pooling, **DENSE)
+    export_checkpoint(trained.folder, tmp_path / "exported")
+    assert_same(tmp_path / "exported", trained)
+    np.testing.assert_allclose(Encoder(tmp_path / "exported").encode(TEXTS), trained.embed(), atol=1e-5)
+    loaded = load(tmp_path / "exported")
+    assert [type(module).__name__ for module in loaded][2:] == ["Dense", "Dense", "Normalize"]
+    assert "| size of an embedding | 16 |" in (tmp_path / "exported" / "README.md").read_text("utf-8")
+
+
+def test_layers_behind_the_pooling_are_cut_after_the_last(tmp_path: Path) -> None:
+    trained = train(tmp_path, **DENSE)
+    export_checkpoint(trained.folder, tmp_path / "exported", ExportOptions(dimensions=8))
+    whole = trained.embed()[:, :8]
+    cut = load(tmp_path / "exported").encode_document(TEXTS)
+    np.testing.assert_allclose(cut, whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-5)
+
+
 def test_vectors_of_any_length_and_dot_products(tmp_path: Path) -> None:
     trained = train(tmp_path, normalize_embeddings=False, similarity="dot")
     export_checkpoint(trained.folder, tmp_path / "exported")

@@ -8,29 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llamafactory_embed.loading.attention_pool import PARAMETERS
 from llamafactory_embed.model.latent_pooling import LatentPooler
 from llamafactory_embed.model.pooling import Pooling, build_pooler
 from tests.golden.case_files import GoldenCase, golden_cases, nothing_to_compare
 
-
-# The original's parameter names → ours. Its context is what we call the latents, its input the keys.
-PARAMETER_NAMES = {
-    "latents": "latents",
-    "pos_emb.weight": "layer_embeddings",
-    "cross_attend_blocks.0.fn.to_q.weight": "to_query.weight",
-    "cross_attend_blocks.0.fn.to_kv.weight": "to_key_value.weight",
-    "cross_attend_blocks.0.fn.to_out.weight": "to_output.weight",
-    "cross_attend_blocks.0.norm.weight": "key_norm.weight",
-    "cross_attend_blocks.0.norm.bias": "key_norm.bias",
-    "cross_attend_blocks.0.norm_context.weight": "latent_norm.weight",
-    "cross_attend_blocks.0.norm_context.bias": "latent_norm.bias",
-    "cross_attend_blocks.1.fn.net.0.weight": "feedforward_in.weight",
-    "cross_attend_blocks.1.fn.net.0.bias": "feedforward_in.bias",
-    "cross_attend_blocks.1.fn.net.2.weight": "feedforward_out.weight",
-    "cross_attend_blocks.1.fn.net.2.bias": "feedforward_out.bias",
-    "cross_attend_blocks.1.norm.weight": "feedforward_norm.weight",
-    "cross_attend_blocks.1.norm.bias": "feedforward_norm.bias",
-}
 
 # design → its pooling, whether attention is causal, and whose parameters it has
 DESIGNS: dict[str, tuple[Pooling, bool, str | None]] = {
@@ -71,7 +53,7 @@ def load_design(case: GoldenCase, design: str) -> torch.nn.Module:
             first_values = case.data["parameters"].get("first_values", {}).get(parameters, {})
             wanted = torch.tensor(first_values.get(description["name"], []), dtype=torch.float64)
             torch.testing.assert_close(value.flatten()[: len(wanted)], wanted, rtol=0, atol=1e-12)
-            state[PARAMETER_NAMES[description["name"]]] = value
+            state[PARAMETERS[description["name"]]] = value
         if "layer_embeddings" in state:
             state["layer_embeddings"] = state["layer_embeddings"][: config["layers_used"]]
         pooler.load_state_dict(state)

@@ -165,7 +165,8 @@ class TextPooling(Module):
             path = path or cls.load_file_path(model_name_or_path, WEIGHTS, **hub)
             if path is None:
                 raise ValueError(f"{model_name_or_path} holds no {WEIGHTS}, the weights of the pooling.")
-            module.load_state_dict(load_file(path))
+            weights = load_file(path)
+            module.load_state_dict({name: weights[name] for name in weights if not name.startswith("dense.")})
         return module
 
 

@@ -24,7 +24,7 @@ from ...data.retrieval.reader import is_beir, parse_records, records_of_entry
 from ...data.retrieval.rows import Row
 from ...data.retrieval.texts import read_texts
 from ...files import whole_file, write_json
-from ..sources import find_source
+from ..sources import find_rows
 from .matchers import Matcher, make_matchers
 from .options import REPORTED_SETTINGS, DedupOptions
 
@@ -71,7 +71,7 @@ def deduplicate(options: DedupOptions) -> dict[str, Any]:
 
 def _check(options: DedupOptions, output: Path) -> Entry:
     """The entry of the data, when the options have been checked."""
-    entry = find_source("data", options.data, options.dataset_dir)
+    entry = find_rows("data", options.data, options.dataset_dir)
     if is_beir(entry):
         raise ValueError(
             f"`data`: {entry.location} is a BEIR folder, whose rows lie in three files; name a file of rows."
@@ -124,7 +124,7 @@ def read_test_queries(options: DedupOptions) -> list[TestQuery]:
     """The queries of all test sets."""
     queries = []
     for name in options.against:
-        entry = find_source("against", name, options.dataset_dir)
+        entry = find_rows("against", name, options.dataset_dir)
         bad_rows = BadRows(options.skip_bad_rows, KNOWN_COLUMNS)
         if is_beir(entry):
             texts = _beir_queries(entry.location)

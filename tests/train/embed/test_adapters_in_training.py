@@ -22,7 +22,7 @@ from llamafactory_embed.model.embedding import EmbeddingModel
 from llamafactory_embed.model.embedding_config import EmbeddingConfig
 from llamafactory_embed.model.packed import forward_packed, pack_texts
 from llamafactory_embed.train.embed.contrastive import workflow
-from tests.e2e.contrastive_runs import LATENT, LORA, perform, recipe, write_data
+from tests.e2e.contrastive_runs import DENSE, LATENT, LORA, perform, recipe, write_data
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -93,9 +93,10 @@ def last_states(decoder: Any) -> torch.Tensor:
 
 
 def test_a_new_adapter_on_the_base(run: Run, tmp_path: Path) -> None:
-    model = run("new", **FAST, **LATENT)
+    model = run("new", **FAST, **LATENT, **DENSE)
     encoder = Encoder(tmp_path / "new")
     assert encoder.config.merged_adapters == []
+    assert encoder.dimension == DENSE["dense_sizes"][-1]
     np.testing.assert_allclose(encoder.encode(TEXTS), embed(model), atol=1e-5)
 
 
@@ -148,6 +149,16 @@ def test_a_checkpoint_goes_on_with_its_pooler(run: Run, tmp_path: Path) -> None:
     np.testing.assert_allclose(embed(again), embed(first), atol=1e-6)
     with pytest.raises(ValueError, match=r"first was trained with `latents: 6`.*set them alike"):
         run("other", **{**LATENT, "latents": 5}, adapter_name_or_path=str(tmp_path / "first"), max_steps=1)
+
+
+def test_a_checkpoint_goes_on_with_the_layers_behind_its_pooling(run: Run, tmp_path: Path) -> None:
+    first = run("first", **FAST, **DENSE)
+    unchanged = {"adapter_name_or_path": str(tmp_path / "first"), "learning_rate": 0.0, "max_steps": 1}
+    np.testing.assert_allclose(embed(run("again", **DENSE, **unchanged)), embed(first), atol=1e-6)
+    anew = run("anew", **DENSE | {"dense_activations": ["tanh"]}, **unchanged)
+    moved = (first.dense.layers[0].weight - anew.dense.layers[0].weight).detach()
+    assert float(moved.abs().max()) > 1e-2
+    assert run("without", **unchanged).dimension == 32
 
 
 def test_evaluation_only(run: Run, adapters: list[str], tmp_path: Path) -> None:

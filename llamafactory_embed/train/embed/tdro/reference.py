@@ -23,10 +23,13 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 
 from ....data.retrieval.rows import Example
 from ....hparams.tdro import TdroOptions
+from ....loading.adapter_chain import find_chain
+from ....loading.attention_pool import ATTENTION_POOL_NAME
 from ....loading.backbone import attention_backend, with_adapters_of_causal_lm
 from ....loading.checkpoint import POOLER_NAME
 from ....loading.embedder import SERVED_ALIKE, continue_pooler, load_embedding_model_for_training
-from ....loading.weights import ADAPTER_CONFIG_NAME, weights_must_fit
+from ....loading.start import ask_hub, place_of
+from ....loading.weights import weights_must_fit
 from ....model.embedding import EmbeddingModel
 from ....model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from ....model.packed import PackedBatch
@@ -115,9 +118,9 @@ class AdapterSwitchedOff:
     """The proxy without its adapter: a reference that takes no memory."""
 
     def __init__(self, proxy: EmbeddingModel, options: TdroOptions) -> None:
-        if next(proxy.pooler.parameters(), None) is not None:
+        if proxy.pooling_weights():
             raise ValueError(
-                f"`pooling: {proxy.embedding_config.pooling}` is trained together with the adapter, so the proxy with "
+                f"`{proxy.embedding_config.pooling_options}` is trained together with the adapter, so the proxy with "
                 "its adapter switched off is not a reference: name one in `ref_model`."
             )
         self.proxy = proxy
@@ -155,7 +158,7 @@ def load_reference(
 
     reference_args = copy.copy(model_args)
     reference_args.model_name_or_path, reference_args.adapter_name_or_path = start, adapters or None
-    if load_tokenizer(reference_args)["tokenizer"].get_vocab() != tokenizer.get_vocab():
+    if not reads_the_same(tokenizer, load_tokenizer(reference_args)["tokenizer"]):
         raise ValueError(
             f"`ref_model: {start}` has another tokenizer than `model_name_or_path: {model_args.model_name_or_path}`: "
             "both read the same tokens, so take a reference of the same family."
@@ -167,10 +170,12 @@ def load_reference(
     with weights_must_fit():
         backbone = create_ref_model(model_args, host_args)
     model = EmbeddingModel(backbone, config, backend=attention_backend(model_args.flash_attn))
-    if model.pooler.state_dict() and not Path(checkpoint, POOLER_NAME).is_file():
-        raise ValueError(f"The reference {checkpoint} has no {POOLER_NAME}, which `pooling: {config.pooling}` needs.")
+    has_pooling = any(Path(checkpoint, name).is_file() for name in (POOLER_NAME, ATTENTION_POOL_NAME))
+    if model.pooling_weights() and not has_pooling:
+        raise ValueError(f"The reference {checkpoint} has no {POOLER_NAME}, which `{config.pooling_options}` needs.")
     continue_pooler(model, checkpoint)
     model.pooler.to(model.device)
+    model.dense.to(model.device)
     logger.info_rank0(f"The reference is {', '.join([start, *adapters])}.")
     return model
 
@@ -178,17 +183,46 @@ def load_reference(
 def reference_checkpoints(finetuning_args: FinetuningArguments, model_args: ModelArguments) -> tuple[str, list[str]]:
     """The model and the adapters that make up the reference, those included that its checkpoint has merged."""
     start = finetuning_args.ref_model or model_args.model_name_or_path
-    if Path(start, ADAPTER_CONFIG_NAME).is_file():
-        raise ValueError(
-            f"`ref_model: {start}` is an adapter: name it in `ref_model_adapters`, and its base model in `ref_model`."
-        )
+    if finetuning_args.ref_model is not None:
+        start, below = resolve_reference(start, model_args)
+        if below:
+            return start, [*below, *named_adapters(finetuning_args)]
     if shares_weights_with_proxy(finetuning_args):
         return start, list(model_args.adapter_name_or_path or [])  # merged into the proxy's base
-    adapters = [name.strip() for name in (finetuning_args.ref_model_adapters or "").split(",") if name.strip()]
+    adapters = named_adapters(finetuning_args)
     if adapters and Path(adapters[-1], CONFIG_NAME).is_file():
         merged = EmbeddingConfig.load(adapters[-1]).merged_adapters
         adapters = [name for name in merged if name not in adapters] + adapters
     return start, adapters
+
+
+def named_adapters(finetuning_args: FinetuningArguments) -> list[str]:
+    """The names in `ref_model_adapters`."""
+    return [name.strip() for name in (finetuning_args.ref_model_adapters or "").split(",") if name.strip()]
+
+
+def resolve_reference(name: str, model_args: ModelArguments) -> tuple[str, list[str]]:
+    """The model and the adapters that `ref_model` is made of. What the hub does not give is left to the host."""
+    try:
+        chain = find_chain(name, None, None, ask_hub(model_args))
+    except ValueError as error:
+        if Path(name).is_dir():
+            raise ValueError(f"`ref_model`: {error}") from error
+        return name, []
+    return place_of(chain[0]), [place_of(each) for each in chain[1:]]
+
+
+def reads_the_same(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers give the same tokens to every text. Special tokens that only one of them knows do no
+    harm (`[PAD]` in tDRO's models): nothing writes them into a text, and packed rows have no padding."""
+    vocabularies = [each.get_vocab() for each in (tokenizer, other)]
+    shared = vocabularies[0].keys() & vocabularies[1].keys()
+    if any(vocabularies[0][token] != vocabularies[1][token] for token in shared):
+        return False
+    special = {
+        str(token) for each in (tokenizer, other) for token in each.added_tokens_decoder.values() if token.special
+    }
+    return vocabularies[0].keys() ^ vocabularies[1].keys() <= special
 
 
 def check_served_alike(checkpoint: str, config: EmbeddingConfig) -> None:

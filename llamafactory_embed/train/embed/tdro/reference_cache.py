@@ -34,7 +34,17 @@ if TYPE_CHECKING:
 
 
 # Parts of an embedder's configuration that do not change its losses.
-CONFIG_LEFT_OUT = ("instructions", "symmetric_tasks", "base_model", "merged_adapters", "normalize", "matryoshka_dims")
+CONFIG_LEFT_OUT = (
+    "instructions",
+    "symmetric_tasks",
+    "default_task",
+    "base_model",
+    "merged_adapters",
+    "normalize",
+    "matryoshka_dims",
+)
+# Parts that count where they are set: files of embedders without them keep their names.
+CONFIG_WHERE_SET = ("dense", "appends_eos")
 
 
 class CachedReference:
@@ -52,6 +62,7 @@ def cache_path(
 ) -> Path:
     """The file for a reference made of these models; another reference, prompt, length or temperature has another."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in CONFIG_LEFT_OUT}
+    settings = {name: value for name, value in settings.items() if value or name not in CONFIG_WHERE_SET}
     identity = [
         [fingerprint(model) for model in models],
         settings,

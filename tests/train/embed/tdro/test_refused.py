@@ -121,8 +121,6 @@ def checkpoints(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathF
 def test_references_that_do_not_fit(run: Run, checkpoints: Path, tiny_llama: Path) -> None:
     with pytest.raises(ValueError, match="was trained with `attention: causal`, `pooling: eos`: set the recipe alike"):
         run(ref_model=str(checkpoints / "causal"))
-    with pytest.raises(ValueError, match=r"is an adapter: name it in `ref_model_adapters`, and its base model in"):
-        run(ref_model=str(checkpoints / "adapter"))
     with pytest.raises(ValueError, match=r"has no pooler\.safetensors, which `pooling: latent` needs"):
         run(ref_model=str(tiny_llama), **LATENT)
     with pytest.raises(ValueError, match=r"`pooling: latent` is trained together with the adapter"):
