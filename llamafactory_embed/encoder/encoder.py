@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,17 @@ from ..hparams.suggestion import suggest
 from ..loading.checkpoint import load_embedding_model
 from ..model.embedding import EmbeddingModel
 from ..model.packed import PackedBatch, pack_texts, tokens_per_batch
+from ..model.quantization import (
+    HOW_TO_CALIBRATE,
+    RANGES_NAME,
+    Precision,
+    QuantizationRanges,
+    RangeMeter,
+    dequantize,
+    needs_ranges,
+    quantize,
+    stored_as,
+)
 from .pool import EncoderPool
 
 
@@ -73,6 +85,12 @@ class Encoder:
         """The size of an embedding."""
         return self.model.config.hidden_size
 
+    @functools.cached_property
+    def ranges(self) -> QuantizationRanges | None:
+        """Between which ends the numbers of int8 and uint8 embeddings lie: those that lie beside the checkpoint, or
+        that `calibrate` measures."""
+        return None if self.source is None else QuantizationRanges.find([self.source])
+
     def encode(
         self,
         texts: str | Sequence[str],
@@ -82,6 +100,7 @@ class Encoder:
         role: Role | None = None,
         dimensions: int | None = None,
         normalize: bool | None = None,
+        precision: Precision = "float32",
         convert_to: Literal["numpy", "torch"] = "numpy",
         show_progress_bar: bool = False,
         output_file: str | Path | None = None,
@@ -91,8 +110,9 @@ class Encoder:
 
         With a `prompt` (an instruction, or one for each text) or a `task` (whose instruction was trained) texts are
         queries, otherwise documents; `role` overrides that, for instance for the documents of a symmetric task.
-        `dimensions` cuts the embeddings of a Matryoshka model. `output_file` writes a `.npy` file as the embeddings
-        come and returns it memory-mapped, for corpora that do not fit into memory.
+        `dimensions` cuts the embeddings of a Matryoshka model. `precision` stores them in fewer bytes, as
+        sentence-transformers does; int8 and uint8 need the checkpoint's `ranges`. `output_file` writes a `.npy` file
+        as the embeddings come and returns it memory-mapped, for corpora that do not fit into memory.
 
         `devices` names where to run instead of on the Encoder's device, one process each: `["cuda:0", "cuda:1"]`,
         `["cpu"] * 4`. The processes load the checkpoint at the first call and wait for the next one until `close`;
@@ -104,20 +124,22 @@ class Encoder:
         instructions = self._instructions(task, prompt, role, len(texts))
         size = self._check_dimensions(dimensions)
         normalize = self.config.normalize if normalize is None else normalize
+        ranges = self.ranges_for(precision, size, normalize)
 
-        shape = (len(texts), size)
+        dtype, columns = stored_as(precision, size)
+        shape = (len(texts), columns)
         temporary = None if output_file is None else Path(f"{output_file}.tmp")
         if temporary is None:
-            result = np.empty(shape, dtype=np.float32)
+            result = np.empty(shape, dtype)
         else:
-            result = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            result = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
         embed = self.embed if devices is None else self._pool_on(devices).embed
         with tqdm(total=len(texts), desc="Encoding", disable=not show_progress_bar) as progress:
             for indices, embeddings in embed(texts, instructions, role):
                 embeddings = embeddings[:, :size].float()
                 if normalize:
                     embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
-                result[indices] = embeddings.cpu().numpy()
+                result[indices] = quantize(embeddings.cpu().numpy(), precision, ranges)
                 progress.update(len(indices))
 
         if temporary is not None:
@@ -127,6 +149,51 @@ class Encoder:
         if single:
             result = result[0]
         return torch.from_numpy(np.array(result)) if convert_to == "torch" else result
+
+    def encode_queries(self, texts: str | Sequence[str], **how: Any) -> Any:
+        """`encode` with the role of queries, also where no task or prompt is named."""
+        return self.encode(texts, role="query", **how)
+
+    def encode_documents(self, texts: str | Sequence[str], **how: Any) -> Any:
+        """`encode` with the role of documents; those of a symmetric task have its instruction."""
+        return self.encode(texts, role="document", **how)
+
+    def similarity(
+        self, a: Any, b: Any, *, precision: Precision = "float32", dimensions: int | None = None
+    ) -> np.ndarray:
+        """The model's similarity (cosine or inner product) of all pairs of [N, d] and [M, d]: [N, M].
+
+        `precision` is that of vectors that are not floats; float ones may be compared with them. Of two vectors of
+        bits it is 1 - 2 · (the share of bits that differ)."""
+        size = self._check_dimensions(dimensions)
+        left, right = (self._as_compared(each, precision, size) for each in (a, b))
+        return left @ right.T
+
+    def calibrate(self, texts: Sequence[str], **how: Any) -> QuantizationRanges:
+        """Measure the ranges of int8 and uint8 on some thousand texts like those to come, and use them from now on;
+        `.save(folder)` keeps them beside the checkpoint. `how` says how the texts are embedded, as in `encode`."""
+        meter = self.range_meter()
+        for start in range(0, len(texts), WINDOW):
+            meter.add(self.encode(texts[start : start + WINDOW], normalize=False, **how))
+        self.ranges = meter.finish()
+        return self.ranges
+
+    def range_meter(self) -> RangeMeter:
+        """Measures the ranges of all sizes of this model, on embeddings that are neither cut nor normalized."""
+        sizes = sorted({*(self.config.matryoshka_dims or []), self.dimension})
+        return RangeMeter(sizes, self.config.normalize)
+
+    def ranges_for(self, precision: Precision, dimensions: int, unit_length: bool) -> np.ndarray | None:
+        """The ends [2, dimensions] that a precision needs; None for one that needs none."""
+        if not needs_ranges(precision):
+            return None
+        if self.ranges is None:
+            raise ValueError(
+                f"`precision: {precision}` needs the ranges of the model's numbers, and "
+                f"{self.source or 'a model in memory'} holds no {RANGES_NAME}: measure them once, on some thousand "
+                f"texts like yours, with {HOW_TO_CALIBRATE}, or `Encoder.calibrate`."
+            )
+        return self.ranges.of(dimensions, unit_length)
 
     def close(self) -> None:
         """End the processes that `devices` started; the end of the program does it, too."""
@@ -173,6 +240,18 @@ class Encoder:
             embeddings = self.model([batch])
         self.model.train(was_training)
         return embeddings
+
+    def _as_compared(self, vectors: Any, precision: Precision, size: int) -> np.ndarray:
+        """Vectors [N, size] of float32 whose inner products are the model's similarities."""
+        array = np.atleast_2d(vectors.cpu().numpy() if isinstance(vectors, Tensor) else np.asarray(vectors))
+        if array.dtype.kind != "f":
+            if precision in ("float32", "float16"):
+                raise ValueError(f"`similarity` got vectors of {array.dtype}: say their `precision`.")
+            array = dequantize(array, precision, size, self.ranges_for(precision, size, self.config.normalize))
+        array = array.astype(np.float32)
+        if self.config.similarity == "cosine":
+            array = array / np.linalg.norm(array, axis=1, keepdims=True).clip(min=1e-12)
+        return array
 
     def _instructions(
         self, task: str | None, prompt: str | Sequence[str] | None, role: Role, count: int
