@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from attention_patch import Backend
 
 from ..data.embedding_tokenizer import EmbeddingTokenizer
+from ..hparams.embedding import Precision
 from ..hparams.suggestion import suggest
 from ..loading.checkpoint import load_embedding_model
 from ..model.embedding import EmbeddingModel
@@ -25,7 +26,6 @@ from ..model.packed import PackedBatch, pack_texts, tokens_per_batch
 from ..model.quantization import (
     HOW_TO_CALIBRATE,
     RANGES_NAME,
-    Precision,
     QuantizationRanges,
     RangeMeter,
     dequantize,

@@ -8,6 +8,10 @@ from typing import Literal
 from .option import option
 
 
+# How the numbers of an embedding are stored; the names are those of sentence-transformers.
+Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+
+
 @dataclass
 class EmbeddingOptions:
     """Attention, pooling, prompts and lengths. A checkpoint keeps them: what is trained is what is served."""
