@@ -24,13 +24,12 @@ from ..loading.checkpoint import load_embedding_model
 from ..model.embedding import EmbeddingModel
 from ..model.packed import PackedBatch, pack_texts, tokens_per_batch
 from ..model.quantization import (
-    HOW_TO_CALIBRATE,
-    RANGES_NAME,
     QuantizationRanges,
     RangeMeter,
     dequantize,
     needs_ranges,
     quantize,
+    require_ranges,
     stored_as,
 )
 from .pool import EncoderPool
@@ -187,13 +186,8 @@ class Encoder:
         """The ends [2, dimensions] that a precision needs; None for one that needs none."""
         if not needs_ranges(precision):
             return None
-        if self.ranges is None:
-            raise ValueError(
-                f"`precision: {precision}` needs the ranges of the model's numbers, and "
-                f"{self.source or 'a model in memory'} holds no {RANGES_NAME}: measure them once, on some thousand "
-                f"texts like yours, with {HOW_TO_CALIBRATE}, or `Encoder.calibrate`."
-            )
-        return self.ranges.of(dimensions, unit_length)
+        found = require_ranges(self.ranges, self.source or "a model in memory", precision)
+        return found.of(dimensions, unit_length)
 
     def close(self) -> None:
         """End the processes that `devices` started; the end of the program does it, too."""

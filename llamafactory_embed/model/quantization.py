@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import numpy as np
 
 from ..hparams.embedding import Precision
 from .records import CheckpointRecord
 
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 STEPS = 255  # between the ends of a range
 SIGNED = 128  # what int8 and binary are below uint8 and ubinary
@@ -160,3 +158,13 @@ class RangeMeter:
             raise ValueError(f"Ranges cannot be measured on {self._texts} texts: give some thousands.")
         ranges = {str(size): ends.astype(np.float32).tolist() for size, ends in self._ends.items()}
         return QuantizationRanges(ranges, self._unit_length, self._texts)
+
+
+def require_ranges(found: QuantizationRanges | None, source: object, precision: Precision) -> QuantizationRanges:
+    """The ranges that a checkpoint keeps, which this precision needs."""
+    if found is None:
+        raise ValueError(
+            f"`precision: {precision}` needs the ranges of the model's numbers, and {source} holds no {RANGES_NAME}: "
+            f"measure them once, on some thousand texts like yours, with {HOW_TO_CALIBRATE}."
+        )
+    return found

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llamafactory_embed.hparams.embedding import PRECISIONS
 from llamafactory_embed.model.quantization import (
-    PRECISIONS,
     QuantizationRanges,
     RangeMeter,
     dequantize,
