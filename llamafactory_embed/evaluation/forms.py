@@ -1,4 +1,4 @@
-"""In which forms a checkpoint is judged: sizes to which its vectors are cut, and precisions in which they are stored."""
+"""The forms in which a checkpoint is judged: sizes to which vectors are cut, precisions in which they are stored."""
 
 from __future__ import annotations
 
