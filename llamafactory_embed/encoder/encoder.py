@@ -21,6 +21,7 @@ from ..data.embedding_tokenizer import EmbeddingTokenizer
 from ..hparams.embedding import Precision
 from ..hparams.suggestion import suggest
 from ..loading.checkpoint import load_embedding_model
+from ..loading.hub import Push, check_repository, plan_push_of_checkpoint, push
 from ..model.embedding import EmbeddingModel
 from ..model.packed import PackedBatch, pack_texts, tokens_per_batch
 from ..model.quantization import (
@@ -188,6 +189,19 @@ class Encoder:
             return None
         found = require_ranges(self.ranges, self.source or "a model in memory", precision)
         return found.of(dimensions, unit_length)
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, token: str | None = None, dry_run: bool = False
+    ) -> Push:
+        """Upload the checkpoint, as `Encoder` reads it, to a repository `owner/name` of the hub; return what went
+        there, or with `dry_run` what would. Other programs read what `llamafactory-embed export` writes and pushes."""
+        if self.source is None:
+            raise ValueError("`push_to_hub` uploads a checkpoint's folder, and this Encoder was made from a model.")
+        check_repository(repository)
+        planned = plan_push_of_checkpoint(self.source, repository, private)
+        if not dry_run:
+            push(self.source, planned, token)
+        return planned
 
     def close(self) -> None:
         """End the processes that `devices` started; the end of the program does it, too."""

@@ -48,7 +48,7 @@ def encode_file(options: EncodingOptions, report: Callable[[str], None]) -> Enco
         surveyed = texts.survey()
         if options.output == STANDARD:
             return _encode_to(sys.stdout.buffer, texts, surveyed, options)
-        unfinished = UnfinishedVectors(Path(str(options.output)), settings_of(options, surveyed))
+        unfinished = UnfinishedVectors(Path(str(options.output)), decisive_settings(options, surveyed))
         try:
             done = unfinished.find(options.overwrite)
             if done:
@@ -101,7 +101,7 @@ def open_encoder(options: EncodingOptions) -> Encoder:
     return encoder
 
 
-def settings_of(options: EncodingOptions, surveyed: Surveyed) -> dict[str, object]:
+def decisive_settings(options: EncodingOptions, surveyed: Surveyed) -> dict[str, object]:
     """Everything on which the vectors depend, by the names of the options."""
     settings: dict[str, object] = {
         "source": options.source,

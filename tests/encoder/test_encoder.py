@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,10 +16,11 @@ import torch
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.encoder import pool as encoder_pool
+from llamafactory_embed.loading import hub
 from llamafactory_embed.loading.checkpoint import load_checkpoint_weights, save_checkpoint
 from llamafactory_embed.model.embedding import EmbeddingModel
 from llamafactory_embed.model.packed import pack_texts
-from llamafactory_embed.model.quantization import quantize
+from llamafactory_embed.model.quantization import RANGES_NAME, quantize
 from tests.embedders import INSTRUCTION, PROSE, make_embedder, make_tokenizer
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
@@ -262,6 +265,55 @@ def test_overrides_win_over_the_trained_template_in_every_process(checkpoint: Pa
         np.testing.assert_allclose(encoder.encode(texts, prompt="Find it:", devices=["cpu"]), expected, atol=1e-5)
     finally:
         encoder.close()
+
+
+def test_a_push_uploads_what_is_read_and_no_more(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(checkpoint, folder)
+    shutil.copytree(checkpoint, folder / "checkpoint-10")
+    for name in ("optimizer.pt", "trainer_log.jsonl", "recipe.yaml", "training_args.bin", "README.md"):
+        (folder / name).write_text("x")
+    encoder, calls = Encoder(folder, device="cpu"), []
+    encoder.calibrate(PROSE).save(folder)
+
+    class Hub:
+        def __init__(self, token: str | None) -> None:
+            assert token == "secret"
+
+        def create_repo(self, repository: str, **options: object) -> str:
+            calls.append((repository, options))
+            return f"https://hub/{repository}"
+
+        def upload_folder(self, **options: object) -> None:
+            calls.append((options.pop("repo_id"), options))
+
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    planned = encoder.push_to_hub("me/embedder", private=True, dry_run=True)
+    assert calls == []
+    assert "me/embedder (private)" in planned.describe()
+    assert {"embedding_config.json", "README.md", RANGES_NAME, "pooler.safetensors"} <= planned.files.keys()
+    assert not planned.files.keys() & {"optimizer.pt", "trainer_log.jsonl", "recipe.yaml", "training_args.bin"}
+
+    assert encoder.push_to_hub("me/embedder", private=True, token="secret") == planned
+    (repository, creation), (_, upload) = calls
+    assert repository == "me/embedder"
+    assert creation["private"] is True
+    received = tmp_path / "received"  # whoever has only these files gets the same vectors
+    received.mkdir()
+    for name in upload["allow_patterns"]:
+        shutil.copy(folder / name, received / name)
+    np.testing.assert_array_equal(
+        Encoder(received, device="cpu").encode(PROSE, precision="int8"), encoder.encode(PROSE, precision="int8")
+    )
+
+    config = json.loads((folder / "embedding_config.json").read_text())
+    (folder / "embedding_config.json").write_text(json.dumps(config | {"base_model": str(tmp_path)}))
+    with pytest.raises(ValueError, match=r"a folder of this machine that others do not have: push merged weights"):
+        encoder.push_to_hub("me/embedder")
+    with pytest.raises(ValueError, match="must name its owner"):
+        encoder.push_to_hub("embedder")
 
 
 def test_devices_need_a_checkpoint_and_a_list(encoder: Encoder, checkpoint: Path) -> None:

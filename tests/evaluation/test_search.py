@@ -95,8 +95,7 @@ def stored_corpus(folder: Path, most_parts: int, precision: Precision, rescore_m
 
 def rank_stored(queries: torch.Tensor, corpus: Corpus, depth: int) -> tuple[np.ndarray, np.ndarray]:
     """The best scores [Q, depth] and all of them [Q, 60], by products with all documents as they come back."""
-    vectors = corpus.vectors[corpus.rows][:, :CUT]
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = search.as_searched(corpus.vectors[corpus.rows], CUT, unit_length=True).numpy()
     back = dequantize(quantize(vectors, corpus.precision, corpus.ranges), corpus.precision, CUT, corpus.ranges)
     back /= np.linalg.norm(back, axis=1, keepdims=True)
     scores = queries.numpy() @ back.T
