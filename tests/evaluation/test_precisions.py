@@ -58,7 +58,7 @@ def test_each_precision_is_a_column_with_its_own_scores(
     assert list(found) == [name, f"{name} (int8)", f"{name} (binary)"]
 
     encoder = Encoder(calibrated, device="cpu")
-    queries = encoder.encode_queries([line[:40] for line in PROSE])
+    queries = encoder.encode_queries([line[:40].strip() for line in PROSE])
     for precision, label in (("float32", name), ("int8", f"{name} (int8)"), ("binary", f"{name} (binary)")):
         how: dict[str, Any] = {"precision": precision}
         documents = encoder.encode_documents(PROSE, **how)
