@@ -173,7 +173,12 @@ def _embedded(
         how["dimensions"] = options.dimensions
     with tqdm(total=surveyed.rows, initial=done, desc="Encoding", unit=" texts") as progress:
         for part in _windows(itertools.islice(texts, done, None), window):
-            yield encoder.encode(part, **how)
+            vectors = encoder.encode(part, **how)
+            if vectors.dtype.kind == "f" and not np.isfinite(vectors).all():
+                first = done + int((~np.isfinite(vectors)).any(axis=1).argmax()) + 1
+                raise ValueError(f"The model's embedding of text {first:,} of {surveyed.rows:,} holds nan or inf.")
+            yield vectors
+            done += len(part)
             progress.update(len(part))
 
 

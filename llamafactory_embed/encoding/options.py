@@ -60,8 +60,9 @@ class EncodingOptions:
     def __post_init__(self) -> None:
         if self.calibrate and self.output is not None:
             raise ValueError("`calibrate` writes ranges and no vectors: leave `output` out.")
-        if self.calibrate and self.precision != "float32":
-            raise ValueError("`calibrate` measures for int8 and uint8 at once: leave `precision` out.")
+        if self.calibrate and (self.precision != "float32" or self.dimensions is not None):
+            name = "precision" if self.dimensions is None else "dimensions"
+            raise ValueError(f"`calibrate` measures for int8 and uint8 and every size at once: leave `{name}` out.")
         if not self.calibrate and self.output is None:
             raise ValueError(f"`output` is missing: name a file that ends in {' or '.join(OUTPUT_ENDINGS)}, or -.")
         if self.output not in (None, STANDARD) and not str(self.output).endswith(OUTPUT_ENDINGS):

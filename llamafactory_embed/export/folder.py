@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..loading.llm2vec_adapters import CONFIG_FILE
 from ..model.embedding_config import CONFIG_NAME
+from ..model.quantization import QuantizationRanges
 
 
 @contextmanager
@@ -48,3 +49,10 @@ def check_target(target: Path, checkpoint: Path, overwrite: bool) -> None:
         raise ValueError(f"{target} exists: name a new folder, or replace an earlier export with `--overwrite`.")
     if not any((target / name).is_file() for name in (CONFIG_NAME, CONFIG_FILE)):
         raise ValueError(f"{target} is not an earlier export: `--overwrite` leaves it alone, name another folder.")
+
+
+def copy_ranges(checkpoint: str | Path, folder: Path) -> None:
+    """The ranges of int8 vectors, if the checkpoint was calibrated: `Encoder` looks for them in an export, too."""
+    found = QuantizationRanges.find([checkpoint])
+    if found is not None:
+        found.save(folder)

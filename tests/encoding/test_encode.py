@@ -204,6 +204,23 @@ def test_what_other_settings_left_is_replaced_when_allowed(
     assert "vectors.npy exists" in said
 
 
+def test_vectors_that_are_no_numbers_stop_the_run(
+    encode_cli: Encode, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Encoder.encode
+
+    def overflow(self: Encoder, texts: list[str], **how: object) -> object:
+        vectors = np.array(real(self, texts, **how))  # type: ignore[arg-type]
+        vectors[[text == TEXTS[17] for text in texts]] = np.inf
+        return vectors
+
+    monkeypatch.setattr(Encoder, "encode", overflow)
+    code, said = encode_cli("--input", write_texts(tmp_path / "texts.txt"), "--output", tmp_path / "vectors.npy")
+    assert code == 1
+    assert "embedding of text 18 of 50 holds nan or inf" in said
+    assert not (tmp_path / "vectors.npy").exists()
+
+
 @pytest.mark.process
 def test_several_devices_write_what_one_writes(encode_cli: Encode, tmp_path: Path) -> None:
     texts = write_texts(tmp_path / "texts.txt")
@@ -269,6 +286,8 @@ WRONG = [
     (("--output", "vectors.bin"), r"`output: vectors.bin` must end in .npy or .parquet, or be -"),
     ((), "`output` is missing"),
     (("--calibrate", "--output", "v.npy"), "`calibrate` writes ranges and no vectors"),
+    (("--calibrate", "--dimensions", "8"), "every size at once: leave `dimensions` out"),
+    (("--calibrate", "--precision", "int8"), "every size at once: leave `precision` out"),
     (("--calibrate",), f"{RANGES_NAME} exists; give `--overwrite`"),
     (("--output", "v.npy", "--task", "a", "--prompt", "b"), "`task` and `prompt` both give an instruction"),
     (("--output", "v.npy", "--task", "next_lin"), "did you mean `next_line`"),

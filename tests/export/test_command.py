@@ -22,6 +22,7 @@ from llamafactory_embed.export.command import add_arguments
 from llamafactory_embed.export.weights import rope_as_before, save_weights
 from llamafactory_embed.loading import hub
 from llamafactory_embed.model.embedding import EmbeddingModel
+from llamafactory_embed.model.quantization import QuantizationRanges
 from tests.embedders import make_config
 from tests.export.checkpoints import TEXTS, Trained, train
 from tests.tiny_models import tiny_model
@@ -222,6 +223,8 @@ def test_a_dry_run_lists_the_files_and_sends_none(
 ) -> None:
     stand_in = Hub()
     monkeypatch.setattr(hub, "HfApi", stand_in)
+    ranges = QuantizationRanges({"32": [-1.0, 1.0]}, unit_length=True)
+    ranges.save(trained.folder)
     target = tmp_path / "exported"
     words = ["export", str(trained.folder), str(target), "--push-to", "me/embedder", "--private"]
     assert main([*words, "--dry-run"]) == 0
@@ -230,6 +233,7 @@ def test_a_dry_run_lists_the_files_and_sends_none(
     for path in target.rglob("*"):
         assert path.is_dir() or path.relative_to(target).as_posix() in said
     assert stand_in.calls == []
+    assert QuantizationRanges.load(target) == ranges
 
     assert main([*words, "--overwrite"]) == 0
     (repository, creation), (again, upload) = stand_in.calls
