@@ -24,6 +24,7 @@ COMMANDS = {
     "doctor": Command("llamafactory_embed.doctor", "check this installation: versions, plugin, attention, devices"),
     "demo": Command("llamafactory_embed.demo.run", "train, evaluate and query a small embedder on this machine"),
     "eval": Command("llamafactory_embed.evaluation.command", "evaluate checkpoints with mteb and on your data"),
+    "encode": Command("llamafactory_embed.encoding.command", "write the vectors of a file of texts"),
     "export": Command("llamafactory_embed.export.command", "write a checkpoint for sentence-transformers and servers"),
     "merge": Command("llamafactory_embed.merging.command", "average checkpoints, or interpolate between two"),
     "inspect": Command("llamafactory_embed.encoder.inspection", "say what a checkpoint is and what it is good for"),

@@ -56,7 +56,7 @@ FLOORS = [
     ("data",),
     ("diffusion", "encoder"),
     ("evaluation",),
-    ("export", "mining", "sampling"),
+    ("encoding", "export", "mining", "sampling"),
     ("merging", "serve", "train"),
     ("chain", "demo", "doctor", "recipe"),
     ("cli",),

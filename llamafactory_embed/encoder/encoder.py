@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,23 @@ from transformers import PreTrainedTokenizerBase
 from attention_patch import Backend
 
 from ..data.embedding_tokenizer import EmbeddingTokenizer
+from ..hparams.embedding import Precision
 from ..hparams.suggestion import suggest
+from ..loading.hub import Push, check_repository, plan_push_of_checkpoint, push
 from ..loading.served import load_source, load_tokenizer_of
 from ..loading.source import Source, check_settings, find_source
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
 from ..model.packed import PackedBatch, pack_texts, tokens_per_batch
+from ..model.quantization import (
+    QuantizationRanges,
+    RangeMeter,
+    dequantize,
+    needs_ranges,
+    quantize,
+    require_ranges,
+    stored_as,
+)
 from .pool import EncoderPool
 
 
@@ -87,6 +99,12 @@ class Encoder:
         """The size of an embedding."""
         return self.model.dimension
 
+    @functools.cached_property
+    def ranges(self) -> QuantizationRanges | None:
+        """Between which ends the numbers of int8 and uint8 embeddings lie: those that lie beside the checkpoint, or
+        that `calibrate` measures."""
+        return None if self.source is None else QuantizationRanges.find([self.source.own.folder])
+
     def encode(
         self,
         texts: str | Sequence[str],
@@ -96,6 +114,7 @@ class Encoder:
         role: Role | None = None,
         dimensions: int | None = None,
         normalize: bool | None = None,
+        precision: Precision = "float32",
         convert_to: Literal["numpy", "torch"] = "numpy",
         show_progress_bar: bool = False,
         output_file: str | Path | None = None,
@@ -105,8 +124,9 @@ class Encoder:
 
         With a `prompt` (an instruction, or one for each text) or a `task` (whose instruction was trained) texts are
         queries, otherwise documents; `role` overrides that, for instance for the documents of a symmetric task.
-        `dimensions` cuts the embeddings of a Matryoshka model. `output_file` writes a `.npy` file as the embeddings
-        come and returns it memory-mapped, for corpora that do not fit into memory.
+        `dimensions` cuts the embeddings of a Matryoshka model. `precision` stores them in fewer bytes, as
+        sentence-transformers does; int8 and uint8 need the checkpoint's `ranges`. `output_file` writes a `.npy` file
+        as the embeddings come and returns it memory-mapped, for corpora that do not fit into memory.
 
         `devices` names where to run instead of on the Encoder's device, one process each: `["cuda:0", "cuda:1"]`,
         `["cpu"] * 4`. The processes load the checkpoint at the first call and wait for the next one until `close`;
@@ -118,20 +138,22 @@ class Encoder:
         instructions = self._instructions(task, prompt, role, len(texts))
         size = self._check_dimensions(dimensions)
         normalize = self.config.normalize if normalize is None else normalize
+        ranges = self.ranges_for(precision, size, normalize)
 
-        shape = (len(texts), size)
+        dtype, columns = stored_as(precision, size)
+        shape = (len(texts), columns)
         temporary = None if output_file is None else Path(f"{output_file}.tmp")
         if temporary is None:
-            result = np.empty(shape, dtype=np.float32)
+            result = np.empty(shape, dtype)
         else:
-            result = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            result = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
         embed = self.embed if devices is None else self._pool_on(devices).embed
         with tqdm(total=len(texts), desc="Encoding", disable=not show_progress_bar) as progress:
             for indices, embeddings in embed(texts, instructions, role):
                 embeddings = embeddings[:, :size].float()
                 if normalize:
                     embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
-                result[indices] = embeddings.cpu().numpy()
+                result[indices] = quantize(embeddings.cpu().numpy(), precision, ranges)
                 progress.update(len(indices))
 
         if temporary is not None:
@@ -141,6 +163,63 @@ class Encoder:
         if single:
             result = result[0]
         return torch.from_numpy(np.array(result)) if convert_to == "torch" else result
+
+    def encode_queries(self, texts: str | Sequence[str], **how: Any) -> Any:
+        """`encode` with the role of queries, also where no task or prompt is named."""
+        return self.encode(texts, role="query", **how)
+
+    def encode_documents(self, texts: str | Sequence[str], **how: Any) -> Any:
+        """`encode` with the role of documents; those of a symmetric task have its instruction."""
+        return self.encode(texts, role="document", **how)
+
+    def similarity(
+        self, a: Any, b: Any, *, precision: Precision = "float32", dimensions: int | None = None
+    ) -> np.ndarray:
+        """The model's similarity (cosine or inner product) of all pairs of [N, d] and [M, d]: [N, M].
+
+        `precision` is that of vectors that are not floats; float ones may be compared with them. Of two vectors of
+        bits it is 1 - 2 · (the share of bits that differ)."""
+        size = self._check_dimensions(dimensions)
+        left, right = (self._as_compared(each, precision, size) for each in (a, b))
+        return left @ right.T
+
+    def calibrate(self, texts: Sequence[str], **how: Any) -> QuantizationRanges:
+        """Measure the ranges of int8 and uint8 on some thousand texts like those to come, and use them from now on;
+        `.save(folder)` keeps them beside the checkpoint. `how` says how the texts are embedded, as in `encode`."""
+        meter = self.range_meter()
+        for start in range(0, len(texts), WINDOW):
+            meter.add(self.encode(texts[start : start + WINDOW], normalize=False, **how))
+        self.ranges = meter.finish()
+        return self.ranges
+
+    def range_meter(self) -> RangeMeter:
+        """Measures the ranges of all sizes of this model, on embeddings that are neither cut nor normalized."""
+        sizes = sorted({*(self.config.matryoshka_dims or []), self.dimension})
+        return RangeMeter(sizes, self.config.normalize)
+
+    def ranges_for(self, precision: Precision, dimensions: int, unit_length: bool) -> np.ndarray | None:
+        """The ends [2, dimensions] that a precision needs; None for one that needs none."""
+        if not needs_ranges(precision):
+            return None
+        found = require_ranges(
+            self.ranges, "a model in memory" if self.source is None else self.source.name, precision
+        )
+        return found.of(dimensions, unit_length)
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, token: str | None = None, dry_run: bool = False
+    ) -> Push:
+        """Upload the checkpoint, as `Encoder` reads it, to a repository `owner/name` of the hub; return what went
+        there, or with `dry_run` what would. Other programs read what `llamafactory-embed export` writes and pushes."""
+        if self.source is None or self.source.kind != "checkpoint" or not self.source.own.is_local:
+            raise ValueError(
+                "`push_to_hub` uploads a checkpoint's folder, and this Encoder was made from something else: export it."
+            )
+        check_repository(repository)
+        planned = plan_push_of_checkpoint(self.source.own.folder, repository, private)
+        if not dry_run:
+            push(self.source.own.folder, planned, token)
+        return planned
 
     def close(self) -> None:
         """End the processes that `devices` started; the end of the program does it, too."""
@@ -187,6 +266,18 @@ class Encoder:
             embeddings = self.model([batch])
         self.model.train(was_training)
         return embeddings
+
+    def _as_compared(self, vectors: Any, precision: Precision, size: int) -> np.ndarray:
+        """Vectors [N, size] of float32 whose inner products are the model's similarities."""
+        array = np.atleast_2d(vectors.cpu().numpy() if isinstance(vectors, Tensor) else np.asarray(vectors))
+        if array.dtype.kind != "f":
+            if precision in ("float32", "float16"):
+                raise ValueError(f"`similarity` got vectors of {array.dtype}: say their `precision`.")
+            array = dequantize(array, precision, size, self.ranges_for(precision, size, self.config.normalize))
+        array = array.astype(np.float32)
+        if self.config.similarity == "cosine":
+            array = array / np.linalg.norm(array, axis=1, keepdims=True).clip(min=1e-12)
+        return array
 
     def _instructions(
         self, task: str | None, prompt: str | Sequence[str] | None, role: Role, count: int

@@ -14,14 +14,14 @@ import torch
 
 from ..data.packages import default_cache, fetch_from_package
 from ..encoder.encoder import Encoder
-from ..files import digest
+from ..hparams.embedding import Precision
 from ..hparams.suggestion import suggest
 from ..loading.source import Source, find_source
 from ..model.embedding_config import EmbeddingConfig
+from .forms import experiment_of, forms_of, label_of, ranges_used
 from .options import EvaluationOptions
 from .prompts import Instructions, resolve_prompts
 from .revisions import name_of_source, revision_of_checkpoint, revision_of_source
-from .search import EXACT
 
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class Judged:
     experiment: dict[str, Any] = field(default_factory=dict)
     """What makes its results others than those of the same model as it is."""
     label: str = ""
+    compared_with: str | None = None
+    """The column of the same model whose vectors are stored in float32."""
     searches_only: bool = False
     """Whether it can be judged by retrieval alone."""
     trained: EmbeddingConfig | None = None
@@ -139,7 +141,7 @@ def list_models(options: EvaluationOptions, local_tasks: Iterable[str]) -> list[
 def models_of_folder(
     folder: str, name: str | None, loader: OneModelAtATime, local_tasks: frozenset[str]
 ) -> list[Judged]:
-    """A checkpoint, at each size; or a sentence-transformers model, whose settings are its own."""
+    """A checkpoint, in each size and precision; or a sentence-transformers model, whose settings are its own."""
     options = loader.options
     if "/" not in folder and not os.path.isdir(folder):
         raise ValueError(f"There is no folder {folder} to evaluate.")
@@ -151,18 +153,27 @@ def models_of_folder(
     prompts = resolve_prompts(options.prompts or {}, config, folder)
     title, revision = name or name_of_source(source), revision_of_source(source)
 
-    def opener(size: int | None) -> Callable[[], Any]:
-        return lambda: wrap_encoder(loader.encoder(source), title, revision, size, prompts, options, local_tasks)
+    instructions = instructions_of(config, prompts, options, local_tasks)
+
+    def opener(size: int | None, precision: Precision) -> Callable[[], Any]:
+        return lambda: wrap_encoder(
+            loader.encoder(source), title, revision, size, prompts, options, local_tasks, precision
+        )
 
     judged = []
-    sizes: Sequence[int | None] = options.dimensions or [None]
-    for size in sizes:
+    for size, precision in forms_of(options):
         check_dimension(size, config, path)
-        experiment = experiment_of(options, size, prompts)
-        label = title if size is None else f"{title} ({size})"
-        instructions = instructions_of(config, prompts, options, local_tasks)
         judged.append(
-            Judged(title, revision, opener(size), experiment, label, trained=config, instructions=instructions)
+            Judged(
+                title,
+                revision,
+                opener(size, precision),
+                experiment_of(options, size, prompts, precision) | ranges_used(path, precision),
+                label_of(title, size, precision),
+                None if precision == "float32" else label_of(title, size),
+                trained=config,
+                instructions=instructions,
+            )
         )
     return judged
 
@@ -217,6 +228,7 @@ def wrap_encoder(
     prompts: dict[str, str],
     options: EvaluationOptions,
     local_tasks: frozenset[str],
+    precision: Precision = "float32",
 ) -> MtebEncoder:
     """An Encoder as mteb's model."""
     from .mteb_encoder import MtebEncoder
@@ -225,7 +237,7 @@ def wrap_encoder(
     vectors = Path(options.vectors or Path(options.output, "vectors"), name.replace("/", "__"), revision)
     return MtebEncoder(
         encoder,
-        describe_encoder(encoder, name, revision, experiment_of(options, size, prompts)),
+        describe_encoder(encoder, name, revision, experiment_of(options, size, prompts, precision)),
         instructions,
         vectors,
         dimension=size,
@@ -234,28 +246,9 @@ def wrap_encoder(
         devices=options.devices,
         text_max_length=options.text_max_length,
         top_k=options.top_k,
+        precision=precision,
+        rescore_multiplier=options.rescore_multiplier,
     )
-
-
-def experiment_of(options: EvaluationOptions, size: int | None, prompts: dict[str, str]) -> dict[str, Any]:
-    """What mteb has to keep apart from the same model's other results."""
-    experiment: dict[str, Any] = {}
-    if size is not None:
-        experiment["dimensions"] = size
-    if options.long_documents != "truncate":
-        experiment["long_documents"] = options.long_documents
-    if options.index != EXACT:
-        experiment["index"] = options.index
-    lengths = ("query_max_length", "document_max_length", "text_max_length", "top_k")
-    experiment |= {name: getattr(options, name) for name in lengths if getattr(options, name) is not None}
-    read_with = ("pooling", "attention", "sliding_window", "skip_instruction", "latent_heads")
-    experiment |= {name: getattr(options, name) for name in read_with if getattr(options, name) is not None}
-    for name in ("query_template", "document_template"):
-        if getattr(options, name) is not None:
-            experiment[name] = digest(getattr(options, name), size=4).hex()
-    if prompts or not options.default_prompts:
-        experiment["prompts"] = digest(json.dumps([sorted(prompts.items()), options.default_prompts]), size=4).hex()
-    return experiment
 
 
 def describe_encoder(encoder: Encoder, name: str, revision: str, experiment: dict[str, Any]) -> ModelMeta:

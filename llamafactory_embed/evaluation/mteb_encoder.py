@@ -17,9 +17,10 @@ from mteb.similarity_functions import cos_sim, dot_score, pairwise_cos_sim, pair
 
 from ..encoder.encoder import Encoder, Role
 from ..files import digest
+from ..hparams.embedding import Precision
 from .chunks import Parts, cut_texts, split_documents, whole_documents
 from .prompts import Instructions
-from .search import EXACT, Corpus, as_searched, search_exactly, search_with_faiss
+from .search import EXACT, Corpus, as_searched, as_stored, search_exactly, search_with_faiss
 from .tasks import texts_of
 from .vector_store import VectorStore
 
@@ -44,12 +45,17 @@ class MtebEncoder:
         devices: Sequence[str] | None = None,
         text_max_length: int | None = None,
         top_k: int | None = None,
+        precision: Precision = "float32",
+        rescore_multiplier: int = 1,
     ) -> None:
         encoder.encode([], dimensions=dimension)  # refuses a size that was not trained
         self.encoder = encoder
         self.mteb_model_meta = meta
         self.instructions = instructions
         self.dimension = dimension or encoder.dimension
+        self.precision = precision
+        self.rescore_multiplier = rescore_multiplier
+        self.ranges = encoder.ranges_for(precision, self.dimension, encoder.config.normalize)
         self.split_long_documents = split_long_documents
         self.index_spec = index
         self.devices = list(devices) if devices is not None and len(devices) > 1 else None
@@ -76,7 +82,8 @@ class MtebEncoder:
         queries, with the task's instruction if it has one."""
         texts = [text for batch in inputs for text in batch["text"]]
         store, rows = self._embed(texts, task_metadata, prompt_type)
-        return as_searched(store.vectors[rows], self.dimension, self.encoder.config.normalize).numpy()
+        vectors = as_searched(store.vectors[rows], self.dimension, self.encoder.config.normalize)
+        return as_stored(vectors, self.precision, self.ranges).numpy()
 
     def similarity(self, embeddings1: mteb_types.Array, embeddings2: mteb_types.Array) -> Any:
         """All pairs, [N, M]."""
@@ -103,8 +110,17 @@ class MtebEncoder:
             store, rows_of_parts = self._embed(parts.texts, task_metadata, document)
             rows.append(rows_of_parts)
             owners.append(parts.owners + start)
-        unit_length = self.encoder.config.compares_unit_length
-        vectors = Corpus(store.vectors, np.concatenate(rows), np.concatenate(owners), self.dimension, unit_length)
+        vectors = Corpus(
+            store.vectors,
+            np.concatenate(rows),
+            np.concatenate(owners),
+            self.dimension,
+            self.encoder.config.compares_unit_length,
+            precision=self.precision,
+            stored_unit_length=self.encoder.config.normalize,
+            ranges=self.ranges,
+            rescore_multiplier=self.rescore_multiplier,
+        )
         self._corpus = vectors, [str(key) for key in corpus["id"]]
 
     def search(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.prompts import parse_template
+from ..hparams.embedding import PRECISIONS
 from ..hparams.option import make_options, option
 from ..hparams.source import SourceOptions
 from ..hparams.suggestion import suggest
@@ -43,6 +44,17 @@ class EvaluationOptions(SourceOptions):
         None,
         "Sizes to which a Matryoshka model's embeddings are cut, a column each; empty: the full size.",
         metavar="SIZE",
+    )
+    precisions: list[str] | None = option(
+        None,
+        "How vectors are stored, a column each: float32, float16, int8, uint8, binary, ubinary; empty: float32.",
+        metavar="PRECISION",
+    )
+    rescore_multiplier: int = option(
+        4,
+        "Of documents in bits, how many times as many are found by bits as are then ranked by the float query; 0: "
+        "bits alone rank.",
+        minimum=0,
     )
     prompts: dict[str, str] | None = option(
         None,
@@ -90,6 +102,11 @@ class EvaluationOptions(SourceOptions):
         for name in ("query_template", "document_template"):
             if getattr(self, name) is not None:
                 parse_template(getattr(self, name), name)
+        for precision in self.precisions or ():
+            if precision not in PRECISIONS:
+                raise ValueError(
+                    f"`precisions: {precision}` must be one of {', '.join(PRECISIONS)}{suggest(precision, PRECISIONS)}"
+                )
         if self.text_max_length is not None and self.long_documents == "chunk":
             raise ValueError(
                 "`text_max_length` cuts the documents that `long_documents: chunk` reads whole: set only one of them."
@@ -106,7 +123,9 @@ def make_evaluation_options(values: dict[str, Any], where: str) -> EvaluationOpt
         name: each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
         for name, each in fields.items()
     }
-    lists = ("checkpoints", "tasks", "baseline", "devices", "dimensions", "languages", "names", "adapters")
+    lists = (
+        "checkpoints", "tasks", "baseline", "devices", "dimensions", "precisions", "languages", "names", "adapters"
+    )  # fmt: skip
     given = {
         name: [value] if name in lists and isinstance(value, (str, int)) else value for name, value in values.items()
     }

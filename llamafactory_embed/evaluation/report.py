@@ -47,6 +47,8 @@ class Summary:
     models: list[str]
     lines: list[Line] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    compared_with: dict[str, str] = field(default_factory=dict)
+    """For a model whose vectors are stored in fewer bytes, the same one in float32: the table shows what it loses."""
 
     def add(self, chosen: ChosenTask, model: str, result: TaskResult) -> None:
         """Enter the scores of a model on a task; `result` is mteb's."""
@@ -111,7 +113,7 @@ class Summary:
 def format_summary(summary: Summary) -> str:
     """Columns for the terminal; scores are shown times 100."""
     rows = [["task", "metric", *summary.models]]
-    rows += [cells_of(line, summary.models) for line in [*summary.lines, *summary.means()]]
+    rows += [cells_of(line, summary) for line in [*summary.lines, *summary.means()]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     text = []
     for row in rows:
@@ -124,14 +126,22 @@ def format_summary(summary: Summary) -> str:
 def format_markdown(summary: Summary) -> str:
     """The same table for a page."""
     rows = [["task", "metric", *summary.models], ["---", "---", *["---:"] * len(summary.models)]]
-    rows += [cells_of(line, summary.models) for line in [*summary.lines, *summary.means()]]
+    rows += [cells_of(line, summary) for line in [*summary.lines, *summary.means()]]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def cells_of(line: Line, models: Sequence[str]) -> list[str]:
+def cells_of(line: Line, summary: Summary) -> list[str]:
     """A line's cells; a dash where a model was not run."""
-    scores = [f"{100 * line.scores[model]:.2f}" if model in line.scores else "-" for model in models]
-    return [line.task, line.metric, *scores]
+    return [line.task, line.metric, *(score_cell(line, model, summary) for model in summary.models)]
+
+
+def score_cell(line: Line, model: str, summary: Summary) -> str:
+    """A score, and how far it is from that of the same model in float32."""
+    if model not in line.scores:
+        return "-"
+    score, other = line.scores[model], summary.compared_with.get(model)
+    difference = f" ({100 * (score - line.scores[other]):+.2f})" if other in line.scores else ""
+    return f"{100 * score:.2f}{difference}"
 
 
 def write_summary(summary: Summary, folder: Path) -> list[Path]:

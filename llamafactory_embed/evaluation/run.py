@@ -42,7 +42,8 @@ def evaluate(options: EvaluationOptions, report: Callable[[str], None] = logger.
     for warning in dict.fromkeys(warn_of_prompts(each, tasks, options) for each in judged):
         if warning:
             logger.warning(warning)
-    summary = Summary([each.label for each in judged])
+    compared = {each.label: each.compared_with for each in judged if each.compared_with is not None}
+    summary = Summary([each.label for each in judged], compared_with=compared)
     predictions = None if options.predictions is None else Path(options.predictions)
     for each in judged:
         judge(each, tasks, Path(options.output), summary, report, predictions=predictions)

@@ -38,9 +38,8 @@ class VectorStore:
             ) from None
         write_json(folder / PROMPT, about)
         self._count = self._cut_off_unnamed_bytes()
-        self._keys = np.fromfile(folder / KEYS, dtype=np.uint64).reshape(-1, 2)
-        self._new_keys: list[np.ndarray] = []
-        self._order = self._keys[:, 0].argsort(kind="stable")
+        self._rows_of = DigestIndex()
+        self._rows_of.add(np.fromfile(folder / KEYS, dtype=np.uint64).reshape(-1, 2))
 
     @property
     def vectors(self) -> np.ndarray:
@@ -55,7 +54,7 @@ class VectorStore:
     ) -> np.ndarray:
         """The row of each text [N]; missing ones are embedded, `window` of them at a time."""
         keys = digest_texts(texts)
-        rows = self._find(keys)
+        rows = self._rows_of.find(keys)
         first_with_key: dict[bytes, int] = {}
         for index in np.flatnonzero(rows < 0):
             first_with_key.setdefault(keys[index].tobytes(), int(index))
@@ -65,24 +64,11 @@ class VectorStore:
                 part = missing[start : start + window]
                 self._append(keys[part], embed([texts[index] for index in part]))
                 progress.update(len(part))
-        return self._find(keys) if missing else rows
+        return self._rows_of.find(keys) if missing else rows
 
     def close(self) -> None:
         """Let another run write to the folder."""
         self._lock.release()
-
-    def _find(self, keys: np.ndarray) -> np.ndarray:
-        """Rows of digests [N], -1 for missing ones. They are sorted by their first half; of two different texts that
-        agree in it, which is all but impossible, one is never found and embedded again."""
-        if self._count == 0:
-            return np.full(len(keys), -1)
-        if self._new_keys:
-            self._keys = np.concatenate([self._keys, *self._new_keys])
-            self._new_keys = []
-            self._order = self._keys[:, 0].argsort(kind="stable")
-        places = np.searchsorted(self._keys[:, 0], keys[:, 0], sorter=self._order).clip(max=self._count - 1)
-        rows = self._order[places]
-        return np.where((self._keys[rows] == keys).all(axis=1), rows, -1)
 
     def _append(self, keys: np.ndarray, vectors: np.ndarray) -> None:
         if not np.isfinite(vectors).all():
@@ -93,7 +79,7 @@ class VectorStore:
                 file.flush()
                 os.fsync(file.fileno())
         self._count += len(keys)
-        self._new_keys.append(keys)
+        self._rows_of.add(keys)
 
     def _cut_off_unnamed_bytes(self) -> int:
         sizes = {KEYS: KEY_SIZE, VECTORS: 4 * self.dimension}
@@ -103,6 +89,40 @@ class VectorStore:
         for name, size in sizes.items():
             os.truncate(self.folder / name, count * size)
         return count
+
+
+class DigestIndex:
+    """The rows of digests, which come in portions and are numbered as they come.
+
+    Digests lie in sorted runs. A run is merged with the one before it as soon as it is as large, so that there are few
+    runs, and each digest is sorted again only when their number has doubled.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[np.ndarray, np.ndarray]] = []  # digests [n, 2] by their first half, and their rows [n]
+        self._count = 0
+
+    def add(self, digests: np.ndarray) -> None:
+        """The next digests [n, 2]."""
+        if len(digests) == 0:
+            return
+        rows = np.arange(self._count, self._count + len(digests))
+        self._count += len(digests)
+        while self._runs and len(self._runs[-1][0]) <= len(digests):
+            earlier, earlier_rows = self._runs.pop()
+            digests, rows = np.concatenate([earlier, digests]), np.concatenate([earlier_rows, rows])
+        order = digests[:, 0].argsort(kind="stable")
+        self._runs.append((digests[order], rows[order]))
+
+    def find(self, digests: np.ndarray) -> np.ndarray:
+        """Their rows [N], -1 for missing ones. Of two different texts whose digests agree in the first half, which is
+        all but impossible, one may not be found, and is embedded again."""
+        found = np.full(len(digests), -1)
+        for run, rows in self._runs:
+            places = np.searchsorted(run[:, 0], digests[:, 0]).clip(max=len(run) - 1)
+            is_here = (run[places] == digests).all(axis=1)
+            found[is_here] = rows[places[is_here]]
+        return found
 
 
 def digest_texts(texts: Sequence[str]) -> np.ndarray:

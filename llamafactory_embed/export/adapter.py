@@ -17,7 +17,7 @@ from ..loading.llm2vec_adapters import AdapterFiles
 from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import EmbeddingConfig
 from .card import portable_base, write_card_page
-from .folder import new_folder
+from .folder import copy_ranges, new_folder
 from .verify import check_same
 from .weights import find_base
 
@@ -39,6 +39,7 @@ def export_adapter(
             shutil.copy(Path(checkpoint) / POOLER_NAME, folder)
         tokenizer.save_pretrained(folder)
         dataclasses.replace(config, base_model=base).save(folder)
+        copy_ranges(checkpoint, folder)
         name = Path(target).name
         write_card_page(folder, name, checkpoint, config, "peft", describe_adapter(name, config, base))
         check_same(

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"`--{'private' if arguments.private else 'dry-run'}` is about pushing: name the repository, `--push-to`."
         )
-    from .folder import check_repository, plan_push, push
+    from ..loading.hub import check_repository, plan_push, push
 
     if arguments.push_to is not None:
         check_repository(arguments.push_to)

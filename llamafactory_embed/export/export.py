@@ -14,7 +14,7 @@ from ..encoder.encoder import Encoder
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
 from .card import write_layout_card
-from .folder import new_folder
+from .folder import copy_ranges, new_folder
 from .layout import write_layout
 from .options import ExportOptions
 from .serving import describe_servers, plan_serving
@@ -58,6 +58,7 @@ def export_checkpoint(checkpoint: str | Path, target: str | Path, options: Expor
         model = load_merged(checkpoint, options.device, options.dequantize)
         rounding = round_and_measure(model, tokenizer, dtype)
         write_layout(model, tokenizer, folder, serving, dtype, options.max_shard_size)
+        copy_ranges(checkpoint, folder)
         expected = expected_embeddings(model, tokenizer, serving)
         agreement = check_folder(folder, expected, model, serving, options.device)
         remarks = describe_servers(config, serving, saved_config)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from llamafactory.extras import logging
 
+from ..loading.hub import check_repository, plan_push, push
 from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import EmbeddingConfig
 from .export import export_checkpoint
-from .folder import check_repository, plan_push, push
 from .options import ExportOptions
 from .weights import find_base
 

@@ -85,6 +85,8 @@ class Miner:
             hnsw_search=options.hnsw_search,
             device=options.index_device,
             memory_mb=options.memory_mb,
+            precision=options.precision,
+            rescore_multiplier=options.rescore_multiplier,
         )
 
     def prepare(self) -> None:

@@ -57,6 +57,12 @@ class MiningOptions(SourceOptions):
     ivf_probes: int = option(32, "cells that are searched", minimum=1)
     hnsw_links: int = option(32, "links of a vector in an hnsw index", minimum=2)
     hnsw_search: int = option(128, "candidates that a search in an hnsw index keeps", minimum=1)
+    precision: Literal["float32", "int8", "binary"] = option(
+        "float32", "how a flat index holds passages; what bytes or bits find is ranked by the whole vectors"
+    )
+    rescore_multiplier: int = option(
+        4, "of passages in bytes or bits, how many times as many are found as are then ranked", minimum=1
+    )
     index_device: Literal["auto", "cpu", "gpu"] = option(
         "auto", "device of the index; auto: all GPUs if this FAISS supports them"
     )
@@ -86,6 +92,11 @@ class MiningOptions(SourceOptions):
         if self.index == "hnsw" and self.index_device == "gpu":
             raise ValueError("`index_device: gpu`: FAISS has no hnsw index for GPUs; use `index: flat` or `ivf`.")
 
+        if self.precision != "float32" and self.index != "flat":
+            raise ValueError(f"`precision: {self.precision}` is for `index: flat`; {self.index} holds whole vectors.")
+        if self.precision != "float32" and self.index_device == "gpu":
+            raise ValueError(f"`index_device: gpu`: an index of `precision: {self.precision}` is searched on the CPU.")
+
     @property
     def window(self) -> tuple[int, int]:
         """The ranks that are candidates, [first, last)."""
@@ -109,7 +120,8 @@ class MiningOptions(SourceOptions):
 STEP_OPTIONS = {
     "read": ("corpus", "split", "max_rows", "skip_bad_rows"),
     "embed": ("model", "query_prompt", "document_prompt", "chunk_size", *SOURCE_SETTINGS),
-    "search": ("index", "ivf_lists", "ivf_probes", "hnsw_links", "hnsw_search", "memory_mb"),
+    "search": ("index", "ivf_lists", "ivf_probes", "hnsw_links", "hnsw_search", "memory_mb", "precision",
+        "rescore_multiplier"),
     "select": (
         "num_negatives", "ranks", "sampling", "seed", "near_duplicate_similarity", "absolute_margin",
         "relative_margin", "cross_encoder", "format", "examples",

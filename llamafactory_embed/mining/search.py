@@ -13,10 +13,13 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from ..model.quantization import quantize
+
 
 MIB = 2**20
 LARGEST_QUERY_BLOCK = 4096
 LARGEST_SHARD = 1_000_000  # passages, so that a large corpus is work for several processes
+BYTE_RANGE_CELLS = 1024  # times the next: passages by which FAISS measures the ranges of bytes
 IVF_TRAINING_VECTORS = 64  # a cell, enough for k-means
 HIT = np.dtype([("score", np.float32), ("passage", np.int64)])
 NO_HIT = np.array((-np.inf, -1), dtype=HIT)  # where there are fewer passages than places
@@ -75,12 +78,15 @@ class IndexSettings:
     hnsw_search: int = 128
     device: Literal["auto", "cpu", "gpu"] = "auto"
     memory_mb: int = 4096
+    precision: Literal["float32", "int8", "binary"] = "float32"
+    """How a flat index holds vectors."""
+    rescore_multiplier: int = 4
 
     def rows_per_shard(self, dimension: int) -> int:
         """How many passages a shard may have: five eighths of the memory are for the index, one eighth for queries and
         their hits, the rest for FAISS."""
         bytes_per_vector = {
-            "flat": 4 * dimension,
+            "flat": self._bytes_in_flat_index(dimension),
             "ivf": int(4 * dimension * 2.25) + 16,  # lists grow by doubling; their training sample is gone
             "hnsw": 8 * dimension + 8 * self.hnsw_links + 64,  # the vectors while they are handed over, and links
         }[self.kind]
@@ -88,8 +94,13 @@ class IndexSettings:
 
     def query_block(self, dimension: int, depth: int) -> int:
         """How many queries are searched at a time."""
-        bytes_per_query = 4 * dimension + 64 * depth
+        found = depth if self.precision == "float32" else depth * self.rescore_multiplier
+        bytes_per_query = 4 * dimension + 64 * found
         return max(1, min(LARGEST_QUERY_BLOCK, self.memory_mb * MIB // 8 // bytes_per_query))
+
+    def _bytes_in_flat_index(self, dimension: int) -> int:
+        whole = {"float32": 4 * dimension, "int8": dimension, "binary": (dimension + 7) // 8}[self.precision]
+        return whole if self.precision == "float32" else int(whole * 2.25)  # codes grow by doubling
 
 
 class Index(Protocol):
@@ -159,6 +170,8 @@ def build_index(passages: ChunkedVectors, start: int, stop: int, settings: Index
     faiss = import_faiss()
     on_gpu = _use_gpus(faiss, settings)
     dimension, count = passages.dimension, stop - start
+    if settings.precision != "float32":
+        return _Rescored(faiss, passages, start, stop, settings)
     if settings.kind == "flat" and not on_gpu:
         return _FlatOnCpu(faiss, passages.read(start, stop))
     if settings.kind == "hnsw":
@@ -184,7 +197,7 @@ def build_index(passages: ChunkedVectors, start: int, stop: int, settings: Index
 
 
 def _use_gpus(faiss: ModuleType, settings: IndexSettings) -> bool:
-    if settings.device == "cpu" or settings.kind == "hnsw":
+    if settings.device == "cpu" or settings.kind == "hnsw" or settings.precision != "float32":
         return False
     gpus = faiss.get_num_gpus()
     if settings.device == "gpu" and not gpus:
@@ -209,3 +222,37 @@ class _FlatOnCpu:
     def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """As in `Index`."""
         return self._faiss.knn(queries, self._vectors, depth, metric=self._faiss.METRIC_INNER_PRODUCT)
+
+
+class _Rescored:
+    """Finds by bytes or bits several times as many passages as are asked for, and ranks these by the vectors on disk:
+    scores are those of an exact search."""
+
+    def __init__(
+        self, faiss: ModuleType, passages: ChunkedVectors, start: int, stop: int, settings: IndexSettings
+    ) -> None:
+        self._passages, self._start, self._count = passages, start, stop - start
+        self._multiplier = settings.rescore_multiplier
+        self._in_bits = settings.precision == "binary"
+        dimension = passages.dimension
+        if self._in_bits:
+            self._index = faiss.IndexBinaryFlat((dimension + 7) // 8 * 8)
+        else:
+            kind = faiss.ScalarQuantizer.QT_8bit
+            self._index = faiss.IndexScalarQuantizer(dimension, kind, faiss.METRIC_INNER_PRODUCT)
+            self._index.train(_training_sample(passages, start, stop, BYTE_RANGE_CELLS))
+        for piece in passages.parts(start, stop):
+            self._index.add(self._packed(piece))
+
+    def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """As in `Index`."""
+        _, positions = self._index.search(self._packed(queries), min(depth * self._multiplier, self._count))
+        scores = np.full(positions.shape, -np.inf, dtype=np.float32)
+        for row, (query, found) in enumerate(zip(queries, positions, strict=True)):
+            is_found = found >= 0
+            scores[row, is_found] = self._passages.gather(self._start + found[is_found]) @ query
+        order = np.lexsort((positions, -scores), axis=1)[:, :depth]
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+
+    def _packed(self, vectors: np.ndarray) -> np.ndarray:
+        return quantize(vectors, "ubinary") if self._in_bits else vectors

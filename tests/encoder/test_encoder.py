@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,9 +16,11 @@ import torch
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.encoder import pool as encoder_pool
+from llamafactory_embed.loading import hub
 from llamafactory_embed.loading.checkpoint import load_checkpoint_weights, save_checkpoint
 from llamafactory_embed.model.embedding import EmbeddingModel
 from llamafactory_embed.model.packed import pack_texts
+from llamafactory_embed.model.quantization import RANGES_NAME, quantize
 from tests.embedders import INSTRUCTION, PROSE, make_embedder, make_tokenizer
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
@@ -92,6 +96,46 @@ def test_matryoshka_dimensions_are_cut_and_normalized(encoder: Encoder) -> None:
     np.testing.assert_allclose(cut, whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True), atol=1e-6)
     with pytest.raises(ValueError, match=r"`dimensions: 9` was not trained; this model has 8, 16, 32"):
         encoder.encode(PROSE, dimensions=9)
+
+
+def test_precisions_are_those_of_the_vectors_that_would_be_stored(tmp_path: Path) -> None:
+    encoder = Encoder(make_embedder(matryoshka_dims=[8, 16], **OPTIONS), tiny_tokenizer())
+    with pytest.raises(ValueError, match=r"`precision: int8` needs the ranges .*a model in memory holds no"):
+        encoder.encode(PROSE, precision="int8")
+    ranges = encoder.calibrate(PROSE)
+    for precision in ("float16", "int8", "binary"):
+        how = {"precision": precision, "dimensions": 16}
+        expected = quantize(encoder.encode(PROSE, dimensions=16), precision, ranges.of(16, unit_length=True))
+        np.testing.assert_array_equal(encoder.encode(PROSE, **how), expected)
+        np.testing.assert_array_equal(encoder.encode(PROSE, output_file=tmp_path / "v.npy", **how), expected)
+        assert torch.equal(encoder.encode(PROSE, convert_to="torch", **how), torch.from_numpy(expected))
+        np.testing.assert_array_equal(encoder.encode(PROSE[0], **how), expected[0])
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_similarity_of_vectors_of_any_precision(similarity: str) -> None:
+    model = make_embedder(similarity=similarity, normalize_embeddings=similarity == "cosine", **OPTIONS)
+    encoder = Encoder(model, tiny_tokenizer())
+    ranges = encoder.calibrate(PROSE)
+    queries, documents = encoder.encode_queries(PROSE), encoder.encode_documents(PROSE)
+    np.testing.assert_array_equal(documents, encoder.encode(PROSE))
+    np.testing.assert_array_equal(queries, encoder.encode(PROSE, role="query"))
+    exact = encoder.similarity(queries, torch.from_numpy(documents))
+    np.testing.assert_allclose(exact, queries @ documents.T, rtol=1e-4, atol=1e-5)
+
+    bits = encoder.encode_documents(PROSE, precision="binary")
+    differing = ((documents > 0)[:, None] != (documents > 0)[None]).mean(2)
+    np.testing.assert_allclose(encoder.similarity(bits, bits, precision="binary"), 1 - 2 * differing, atol=1e-6)
+    signs = np.where(documents > 0, 1, -1) / encoder.dimension**0.5
+    np.testing.assert_allclose(encoder.similarity(queries, bits, precision="binary"), queries @ signs.T, atol=1e-5)
+
+    stored = encoder.encode_documents(PROSE, precision="int8")
+    ends = ranges.of(encoder.dimension, unit_length=similarity == "cosine")
+    step = (ends[1] - ends[0]) / 255
+    worst = np.abs(queries) @ step  # half a step in each number; as much again for the length
+    assert (np.abs(encoder.similarity(queries, stored, precision="int8") - exact) <= worst[:, None] + 1e-5).all()
+    with pytest.raises(ValueError, match="got vectors of int8: say their `precision`"):
+        encoder.similarity(queries, stored)
 
 
 def test_a_file_is_written_whole_and_mapped(encoder: Encoder, tmp_path: Path) -> None:
@@ -221,6 +265,55 @@ def test_overrides_win_over_the_trained_template_in_every_process(checkpoint: Pa
         np.testing.assert_allclose(encoder.encode(texts, prompt="Find it:", devices=["cpu"]), expected, atol=1e-5)
     finally:
         encoder.close()
+
+
+def test_a_push_uploads_what_is_read_and_no_more(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(checkpoint, folder)
+    shutil.copytree(checkpoint, folder / "checkpoint-10")
+    for name in ("optimizer.pt", "trainer_log.jsonl", "recipe.yaml", "training_args.bin", "README.md"):
+        (folder / name).write_text("x")
+    encoder, calls = Encoder(folder, device="cpu"), []
+    encoder.calibrate(PROSE).save(folder)
+
+    class Hub:
+        def __init__(self, token: str | None) -> None:
+            assert token == "secret"
+
+        def create_repo(self, repository: str, **options: object) -> str:
+            calls.append((repository, options))
+            return f"https://hub/{repository}"
+
+        def upload_folder(self, **options: object) -> None:
+            calls.append((options.pop("repo_id"), options))
+
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    planned = encoder.push_to_hub("me/embedder", private=True, dry_run=True)
+    assert calls == []
+    assert "me/embedder (private)" in planned.describe()
+    assert {"embedding_config.json", "README.md", RANGES_NAME, "pooler.safetensors"} <= planned.files.keys()
+    assert not planned.files.keys() & {"optimizer.pt", "trainer_log.jsonl", "recipe.yaml", "training_args.bin"}
+
+    assert encoder.push_to_hub("me/embedder", private=True, token="secret") == planned
+    (repository, creation), (_, upload) = calls
+    assert repository == "me/embedder"
+    assert creation["private"] is True
+    received = tmp_path / "received"  # whoever has only these files gets the same vectors
+    received.mkdir()
+    for name in upload["allow_patterns"]:
+        shutil.copy(folder / name, received / name)
+    np.testing.assert_array_equal(
+        Encoder(received, device="cpu").encode(PROSE, precision="int8"), encoder.encode(PROSE, precision="int8")
+    )
+
+    config = json.loads((folder / "embedding_config.json").read_text())
+    (folder / "embedding_config.json").write_text(json.dumps(config | {"base_model": str(tmp_path)}))
+    with pytest.raises(ValueError, match=r"a folder of this machine that others do not have: push merged weights"):
+        encoder.push_to_hub("me/embedder")
+    with pytest.raises(ValueError, match="must name its owner"):
+        encoder.push_to_hub("embedder")
 
 
 def test_devices_need_a_checkpoint_and_a_list(encoder: Encoder, checkpoint: Path) -> None:

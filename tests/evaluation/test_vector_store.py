@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llamafactory_embed.evaluation.vector_store import VectorStore, digest_texts
+from llamafactory_embed.evaluation.vector_store import DigestIndex, VectorStore, digest_texts
 
 
 SIZE = 5
@@ -78,6 +78,29 @@ def test_half_written_files_are_cut_to_what_is_whole(file: str, lost: int, tmp_p
     np.testing.assert_array_equal(store.vectors[rows], [vector_of(text) for text in TEXTS])
 
 
+def test_digests_are_found_in_whatever_portions_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = digest_texts([str(number) for number in range(20_000)])
+    sorted_again = 0
+    argsort = np.ndarray.argsort
+
+    class Counted(np.ndarray):
+        def argsort(self, *arguments: object, **options: object) -> np.ndarray:
+            nonlocal sorted_again
+            sorted_again += len(self)
+            return argsort(np.asarray(self), *arguments, **options)  # type: ignore[arg-type]
+
+    index, end = DigestIndex(), 0
+    for portion in [*[1] * 50, 700, 0, *[10] * 1925]:
+        index.add(digests[end : end + portion].view(Counted))
+        end += portion
+    assert end == len(digests)
+    order = np.random.default_rng(0).permutation(end)
+    np.testing.assert_array_equal(index.find(digests[order]), order)
+    assert (index.find(digest_texts(["none", "of them"])) == -1).all()
+    assert (DigestIndex().find(digests[:3]) == -1).all()
+    assert sorted_again < end * np.log2(end)  # 2,000 portions, sorted anew each time, would be 1,000 times all
+
+
 def test_keys_that_agree_in_their_first_half_are_not_mixed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def collide(texts: Sequence[str]) -> np.ndarray:
         return np.array([[7, int(text)] for text in texts], dtype=np.uint64)
@@ -85,8 +108,8 @@ def test_keys_that_agree_in_their_first_half_are_not_mixed_up(tmp_path: Path, mo
     monkeypatch.setattr("llamafactory_embed.evaluation.vector_store.digest_texts", collide)
     store = open_store(tmp_path)
     store._append(collide(["1"]), np.full((1, SIZE), 1.0))
-    assert store._find(collide(["1"])).tolist() == [0]
-    assert store._find(collide(["2"])).tolist() == [-1]
+    assert store._rows_of.find(collide(["1"])).tolist() == [0]
+    assert store._rows_of.find(collide(["2"])).tolist() == [-1]
 
 
 def test_two_runs_do_not_write_to_one_store(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoModel
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.cli import main
-from llamafactory_embed.export import folder
 from llamafactory_embed.export.command import add_arguments
 from llamafactory_embed.export.weights import rope_as_before, save_weights
+from llamafactory_embed.loading import hub
 from llamafactory_embed.model.embedding import EmbeddingModel
+from llamafactory_embed.model.quantization import QuantizationRanges
 from tests.embedders import make_config
 from tests.export.checkpoints import TEXTS, Trained, train
 from tests.tiny_models import tiny_model
@@ -221,7 +222,9 @@ def test_a_dry_run_lists_the_files_and_sends_none(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in = Hub()
-    monkeypatch.setattr(folder, "HfApi", stand_in)
+    monkeypatch.setattr(hub, "HfApi", stand_in)
+    ranges = QuantizationRanges({"32": [-1.0, 1.0]}, unit_length=True)
+    ranges.save(trained.folder)
     target = tmp_path / "exported"
     words = ["export", str(trained.folder), str(target), "--push-to", "me/embedder", "--private"]
     assert main([*words, "--dry-run"]) == 0
@@ -230,6 +233,7 @@ def test_a_dry_run_lists_the_files_and_sends_none(
     for path in target.rglob("*"):
         assert path.is_dir() or path.relative_to(target).as_posix() in said
     assert stand_in.calls == []
+    assert QuantizationRanges.load(target) == ranges
 
     assert main([*words, "--overwrite"]) == 0
     (repository, creation), (again, upload) = stand_in.calls
@@ -254,10 +258,10 @@ def test_a_push_that_fails_keeps_the_export(
         def create_repo(self, repository: str, **options: Any) -> str:
             raise error
 
-    monkeypatch.setattr(folder, "HfApi", Unreachable())
+    monkeypatch.setattr(hub, "HfApi", Unreachable())
     target = tmp_path / "exported"
     assert main(["export", str(trained.folder), str(target), "--push-to", "me/embedder"]) == 1
-    assert f"The export is complete in {target}, but could not be pushed" in capsys.readouterr().err
+    assert f"{target} is complete, but could not be pushed" in capsys.readouterr().err
     assert (target / "modules.json").is_file()
 
 

@@ -100,6 +100,8 @@ def mining_sentences() -> list[tuple[dict[str, Any], str]]:
         ({"relative_margin": 3.0}, r"`relative_margin` must be between 0 and 1, not 3.0"),
         ({"memory_mb": 5}, r"`memory_mb` must be at least 64, not 5"),
         ({"index": "hnsw", "index_device": "gpu"}, r"`index_device: gpu`: FAISS has no hnsw index for GPUs"),
+        ({"index": "ivf", "precision": "int8"}, r"`precision: int8` is for `index: flat`; ivf holds whole vectors"),
+        ({"index_device": "gpu", "precision": "binary"}, r"`precision: binary` is searched on the CPU"),
         ({"model": "nowhere"}, r"`model`: nowhere cannot be loaded as a SentenceTransformer: "),
         ({"query_prompt": "Q: "}, r"`query_prompt` is for sentence-transformers models; \S+ has its own templates"),
         ({"cross_encoder": "nowhere"}, r"`cross_encoder`: nowhere cannot be loaded as a CrossEncoder: "),

@@ -73,6 +73,15 @@ def test_negatives_are_those_of_the_whole_ranking(
     assert expected_negatives(rows, *ranked(plain, encoder.encode(corpus)), corpus, 2, 20, 4) != expected
 
 
+@pytest.mark.parametrize("precision", ["int8", "binary"])
+def test_small_vectors_find_the_same_when_all_are_ranked(
+    precision: str, checkpoint: Path, verbs: Path, tmp_path: Path
+) -> None:
+    settings = {"model": checkpoint, "data": "verbs", "dataset_dir": verbs, "sampling": "first"}
+    small = mined(tmp_path, precision, precision=precision, rescore_multiplier=1000, **settings)
+    assert small == mined(tmp_path, **settings)
+
+
 def test_a_sample_is_seeded_and_of_the_window(checkpoint: Path, verbs: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"model": checkpoint, "data": "verbs", "dataset_dir": verbs}
     everything = mined(tmp_path, "all", **options, num_negatives=100)

@@ -57,8 +57,10 @@ def test_vectors_in_files_are_one_array(passages: ChunkedVectors) -> None:
         IndexSettings("ivf", ivf_lists=7, ivf_probes=7),
         IndexSettings("ivf", ivf_probes=10_000),
         IndexSettings("hnsw", hnsw_search=500),
+        IndexSettings("flat", precision="int8", rescore_multiplier=500),
+        IndexSettings("flat", precision="binary", rescore_multiplier=500),
     ],
-    ids=["flat", "ivf-all-of-7-cells", "ivf-all-cells", "hnsw-all-candidates"],
+    ids=["flat", "ivf-all-of-7-cells", "ivf-all-cells", "hnsw-all-candidates", "bytes-all-ranked", "bits-all-ranked"],
 )
 @pytest.mark.parametrize("edges", [[0, 500], [0, 5, 171, 400, 500]], ids=["whole", "shards"])
 def test_an_index_that_looks_everywhere_is_exact(
@@ -79,10 +81,29 @@ def test_an_index_that_looks_less_far_finds_less(
     for settings in (
         IndexSettings("ivf", ivf_lists=40, ivf_probes=2),
         IndexSettings("hnsw", hnsw_links=4, hnsw_search=8),
+        IndexSettings("flat", precision="binary", rescore_multiplier=2),
     ):
         found = search_shard(queries, passages, 0, 500, DEPTH, settings)["passage"]
         recall = np.mean([len(set(a) & set(b)) / DEPTH for a, b in zip(found.tolist(), exact.tolist(), strict=True)])
         assert 0.1 < recall < 0.98, settings.kind
+
+
+def test_bytes_find_nearly_all_and_score_exactly(
+    queries: ChunkedVectors, passages: ChunkedVectors, exact: np.ndarray
+) -> None:
+    found = search_shard(queries, passages, 0, 500, DEPTH, IndexSettings(precision="int8", rescore_multiplier=2))
+    np.testing.assert_array_equal(found["passage"], exact)
+    scores = np.take_along_axis(queries.read(0, 30) @ make_vectors(500).T, exact, axis=1)
+    np.testing.assert_allclose(found["score"], scores, atol=1e-6)
+
+
+def test_smaller_vectors_make_larger_shards() -> None:
+    rows = {
+        precision: IndexSettings(memory_mb=64, precision=precision).rows_per_shard(512)  # type: ignore[arg-type]
+        for precision in ("float32", "int8", "binary")
+    }
+    assert rows["int8"] == pytest.approx(rows["float32"] * 4 / 2.25, rel=0.01)
+    assert rows["binary"] == pytest.approx(rows["float32"] * 32 / 2.25, rel=0.01)
 
 
 def test_equal_scores_stand_in_the_order_of_the_passages(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""The texts of a file or of standard input, row by row; what is wrong with them is said before one is embedded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.files import READERS, LocatedRecord, explain_damage, open_text, read_records
+from ..data.problems import BadRowError, BadRows, check_characters
+
+
+TEXT_COLUMN = "text"  # of a line of plain text
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What a first reading of all rows has found."""
+
+    rows: int
+    digest: str
+    """Of all texts in their order."""
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The usable rows of an input. It is read as often as needed, and never held."""
+
+    path: str
+    shown_as: str
+    column: str
+    skip_bad_rows: bool = False
+    ending: str | None = None
+    """How the file is read, where its own name does not say it."""
+
+    def __iter__(self) -> Iterator[str]:
+        for _, _, text in self._read():
+            if not isinstance(text, BadRowError):
+                yield text
+
+    def survey(self) -> Surveyed:
+        """Read everything once. One ValueError names the bad rows, by file and line."""
+        bad = BadRows(self.skip_bad_rows)
+        state, rows = hashlib.blake2b(digest_size=16), 0
+        for file, line, text in self._read():
+            if isinstance(text, BadRowError):
+                bad.add(file, line, str(text))
+                if bad.full:
+                    break
+            else:
+                content = text.encode("utf-8")
+                state.update(len(content).to_bytes(8, "little") + content)
+                rows += 1
+        bad.finish()
+        if rows == 0:
+            raise ValueError(f"`input`: {self.shown_as} has no text to embed.")
+        return Surveyed(rows, state.hexdigest(), bad.count)
+
+    def _read(self) -> Iterator[tuple[str, int, str | BadRowError]]:
+        for file, line, record in self._records():
+            try:
+                yield file, line, self._text(record)
+            except BadRowError as error:
+                yield file, line, error
+
+    def _records(self) -> Iterator[LocatedRecord]:
+        ending = self.ending or os.path.splitext(self.path.removesuffix(".gz"))[1].lower()
+        if os.path.isdir(self.path) or (self.ending is None and ending != ".txt"):
+            return read_records(self.path, self.shown_as)
+        if not os.path.isfile(self.path):
+            raise ValueError(f"`input`: there is no file {self.shown_as}.")
+        read = read_lines if ending == ".txt" else READERS[ending]
+        return explain_damage(read(self.path, self.shown_as), self.shown_as)
+
+    def _text(self, record: dict[str, Any] | BadRowError) -> str:
+        if isinstance(record, BadRowError):
+            raise record
+        if self.column not in record:
+            raise BadRowError(f"there is no column `{self.column}` but {', '.join(map(repr, record))}: set `column`")
+        text = record[self.column]
+        if not isinstance(text, str):
+            raise BadRowError(f"`{self.column}` holds a {type(text).__name__}, not a text")
+        if not text.strip():
+            raise BadRowError(f"`{self.column}` is empty")
+        return check_characters(text, self.column)
+
+
+def read_lines(path: str, shown_as: str) -> Iterator[LocatedRecord]:
+    """Every line is a row, an empty one too: vectors and lines are counted alike."""
+    with open_text(path) as file:
+        for line, text in enumerate(file, start=1):
+            yield shown_as, line, {TEXT_COLUMN: text.rstrip("\r\n")}
+
+
+@contextmanager
+def standard_input(input_format: str) -> Iterator[str]:
+    """What comes in, in a temporary file: it can be read twice then, and its length is known."""
+    with tempfile.NamedTemporaryFile(prefix="llamafactory-embed-", suffix=f".{input_format}") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield file.name
