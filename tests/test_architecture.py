@@ -50,7 +50,7 @@ HOST_NAMES = {
 # From the ground up: a room may import the rooms of lower floors and itself, and no other room of its floor.
 FLOORS = [
     ("files", "hparams", "terminal"),
-    ("model", "stages"),
+    ("materials", "model", "stages"),
     ("board", "loading"),
     ("host",),
     ("data",),
