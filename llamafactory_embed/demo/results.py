@@ -89,7 +89,7 @@ def try_model(encoder: Encoder, evals: Sequence[RetrievalEval]) -> Found:
         queries = encoder.encode(each.queries, prompt=each.query_instructions, convert_to="torch")
         documents = encode_corpus(encoder, each)
         by_task.append(retrieval_metrics(rank_documents(queries, documents, DEPTH), each.relevant))
-        samples += nearest(encoder, each, documents)
+        samples += sample_neighbours(encoder, each, documents)
     return Found(mean_of(by_task), samples)
 
 
@@ -99,7 +99,7 @@ def neighbours_of_samples(encoder: Encoder, evals: Sequence[RetrievalEval]) -> l
         found
         for each in evals
         if sample_query(each) is not None
-        for found in nearest(encoder, each, encode_corpus(encoder, each))
+        for found in sample_neighbours(encoder, each, encode_corpus(encoder, each))
     ]
 
 
@@ -110,7 +110,7 @@ def sample_query(each: RetrievalEval) -> str | None:
     return None if each.task.startswith("wordnet_") else each.queries[0]
 
 
-def nearest(encoder: Encoder, each: RetrievalEval, documents: torch.Tensor) -> list[SampleQuery]:
+def sample_neighbours(encoder: Encoder, each: RetrievalEval, documents: torch.Tensor) -> list[SampleQuery]:
     """The texts nearest to a task's sample query, where it has one; documents [D, d]."""
     query = sample_query(each)
     if query is None:

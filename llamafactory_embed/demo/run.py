@@ -22,7 +22,7 @@ from .smollm2 import LAYERS
 
 
 if TYPE_CHECKING:
-    from .pace import Pace, Plan
+    from .pace import Pace, StepPlan
     from .report import DemoOutcome
 
 RECIPE = Path("examples/quickstart/wordnet_lora.yaml")
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     options = read_options(arguments, DemoOptions)
     fetch_materials(options.recipe)
-    recipe = read_recipe(options.recipe)
+    recipe = read_demo_recipe(options.recipe)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU is enough, and several would need torchrun
     log = Path(recipe["output_dir"], LOG_NAME)
     log.unlink(missing_ok=True)
@@ -67,9 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (ValueError, KeyboardInterrupt):
         raise
     except Exception as error:  # of the host, torch, …: the traceback is in the log
-        raise ValueError(
-            f"The demo broke off ({type(error).__name__}: {error}); its messages are in {log}."
-        ) from error
+        raise ValueError(f"The demo broke off: {type(error).__name__}: {error}. All messages: {log}") from error
     return 0
 
 
@@ -105,7 +103,7 @@ def fetch_materials(recipe: Path) -> None:
     print(f"Wrote {RECIPE} and its data. `llamafactory-embed init` writes all recipes.\n")
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
+def read_demo_recipe(path: Path) -> dict[str, Any]:
     """The recipe, which must say what the demo relies on."""
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     needed = ("model_name_or_path", "output_dir", "eval_dataset", "dataset_dir", "max_steps")
@@ -122,7 +120,7 @@ def train_and_compare(options: DemoOptions, recipe: Mapping[str, Any], start: fl
     """Try the model as it is, time a few steps, train as many as fit, and try the result."""
     from ..encoder.encoder import Encoder
     from ..host.training import run_recipe
-    from .pace import Progress, measure_pace, plan_steps, settings_of
+    from .pace import Progress, measure_pace, plan_steps, planned_settings
     from .report import DemoOutcome, describe_machine
     from .results import bm25_metrics, load_evals, neighbours_of_samples, open_base_model, read_run, try_model
 
@@ -139,7 +137,7 @@ def train_and_compare(options: DemoOptions, recipe: Mapping[str, Any], start: fl
     afterwards = trying * (1 + NEIGHBOURS_SHARE)
     plan = plan_steps(pace, recipe["max_steps"], now - start, afterwards, options.minutes, now)
     remarks = describe_plan(plan, pace, recipe["max_steps"], options.minutes)
-    changes = settings_of(plan, recipe)
+    changes = planned_settings(plan, recipe)
     command = command_line(options.recipe, changes)
     say("\n".join(f"  {line}" for line in (*remarks, f"$ {command}")))
     progress = Progress(plan.deadline, say)
@@ -161,7 +159,7 @@ def train_and_compare(options: DemoOptions, recipe: Mapping[str, Any], start: fl
     )
 
 
-def describe_plan(plan: Plan, pace: Pace, most: int, minutes: float) -> list[str]:
+def describe_plan(plan: StepPlan, pace: Pace, most: int, minutes: float) -> list[str]:
     """What will happen, and what other choice there is."""
     each = f"A step takes {pace.step:.2g} s"
     whole = (plan.seconds + (most - plan.steps) * pace.step) / 60
@@ -178,9 +176,7 @@ def describe_plan(plan: Plan, pace: Pace, most: int, minutes: float) -> list[str
 
 def command_line(recipe: Path, changes: Mapping[str, Any]) -> str:
     """The command that does the same as the run."""
-    settings = [
-        f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in changes.items()
-    ]
+    settings = [f"{name}={yaml.safe_dump(value).split()[0]}" for name, value in changes.items()]
     return shlex.join(["llamafactory-cli", "train", str(recipe), *settings])
 
 
