@@ -50,7 +50,7 @@ HOST_NAMES = {
 # From the ground up: a room may import the rooms of lower floors and itself, and no other room of its floor.
 FLOORS = [
     ("files", "hparams", "terminal"),
-    ("materials", "model", "stages"),
+    ("cards", "materials", "model", "stages"),
     ("board", "loading"),
     ("host",),
     ("data",),
@@ -81,7 +81,6 @@ SHORT_MODULES = {
     "host/training.py": "one call of the host",
     "hparams/masked_tokens.py": "the options that several stages share",
     "hparams/mntp.py": "the options of one stage",
-    "hparams/run.py": "the option that all stages share",
     "hparams/suggestion.py": "used by rooms that declare no options",
     "train/embed/losses/distillation.py": "the losses of one kind",
     "train/embed/losses/own_passages.py": "the losses of one kind",

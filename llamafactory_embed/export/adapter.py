@@ -40,7 +40,7 @@ def export_adapter(
         tokenizer.save_pretrained(folder)
         dataclasses.replace(config, base_model=base).save(folder)
         name = Path(target).name
-        write_card_page(folder, name, checkpoint, config, "peft", describe_adapter(name, config, base))
+        write_card_page(folder, name, checkpoint, config, "peft", "adapter", describe_adapter(name, config, base))
         check_same(
             Encoder(checkpoint, device=device, dtype=torch.float32),
             Encoder(folder, device=device, dtype=torch.float32),
