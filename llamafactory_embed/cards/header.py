@@ -71,7 +71,7 @@ class CardHeader:
             base_model=base,
             datasets=list(self.datasets) or None,
             tags=list(dict.fromkeys([*self.tags, *TAGS])),
-            model_name=model_name,
+            model_name=model_name if self.evaluations else None,  # of the model-index
             eval_results=eval_results(self.evaluations) or None,
             **relation,
         )

@@ -17,7 +17,7 @@ from llamafactory_embed.cards.header import (
     shown_name,
     write_card_file,
 )
-from llamafactory_embed.cards.sections import WORKS, cell, citation_section, samples_section, sections_of
+from llamafactory_embed.cards.sections import LONGEST_CELL, WORKS, cell, citation_section, samples_section, sections_of
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.hparams.mntp import MntpOptions
 from llamafactory_embed.hparams.option import make_options
@@ -105,7 +105,7 @@ def test_metrics_find_their_data_sets() -> None:
 
 def test_no_text_breaks_out_of_its_cell() -> None:
     assert cell("two\nlines | a\\b <b>`x`") == "two lines \\| a\\\\b &lt;b>\\`x\\`"
-    assert len(cell("word " * 100)) == 159
+    assert len(cell("word " * 100)) == LONGEST_CELL
     lines = samples_section(("query", "positive"), [("a | b", "c\n## d")])
     assert lines[-1] == "| a \\| b | c ## d |"
     assert samples_section(("query", "positive"), []) == []
