@@ -3,7 +3,9 @@ when all fails."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,8 @@ from llamafactory_embed.demo import model as models
 from llamafactory_embed.demo import pace
 from llamafactory_embed.demo import smollm2 as source
 from llamafactory_embed.demo.quiet import output_to
+from llamafactory_embed.demo.run import DemoOptions
+from llamafactory_embed.hparams.command_line import flag
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -160,3 +164,15 @@ def test_the_demo_runs_from_an_empty_folder_and_reports(
         assert each in page
     assert (output / "training_loss.png").is_file()
     assert sorted(path.name for path in (tmp_path / "examples").rglob("*.yaml")) == ["wordnet_lora.yaml"]
+
+
+def test_the_page_of_the_command_explains_its_options() -> None:
+    section = (
+        (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8").partition("## `demo`")[2].partition("\n## ")[0]
+    )
+    explained = re.findall(r"^\| `(--[\w-]+)` \|\s*(?:`([^`]*)`)?\s*\| .", section, flags=re.MULTILINE)
+    declared = [
+        (flag(field), "" if field.default is False else str(field.default))
+        for field in dataclasses.fields(DemoOptions)
+    ]
+    assert sorted(explained) == sorted(declared)
