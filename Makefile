@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test quality style bench docs clean
+.PHONY: demo test quality style bench docs package clean
 
 demo: $(VENV)/.demo  ## train, evaluate and query an embedder on this machine, in minutes
 	$(BIN)/llamafactory-embed demo
@@ -29,6 +29,9 @@ bench: $(VENV)/.dev  ## side-by-side runs; writes benchmarks/results and docs/be
 docs: $(VENV)/.dev  ## write the generated pages of docs/
 	$(BIN)/python -m benchmarks --only-docs
 	$(BIN)/python -m tests.published.page
+
+package: $(VENV)/.dev  ## build sdist and wheel, and look into them
+	$(BIN)/python scripts/check_wheel.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -22,6 +22,7 @@ class Command(NamedTuple):
 # One line a command. The module is imported only when its command is called.
 COMMANDS = {
     "doctor": Command("llamafactory_embed.doctor", "check this installation: versions, plugin, attention, devices"),
+    "init": Command("llamafactory_embed.materials.command", "write the recipes and the bundled data into a folder"),
     "demo": Command("llamafactory_embed.demo.run", "train, evaluate and query a small embedder on this machine"),
     "eval": Command("llamafactory_embed.evaluation.command", "evaluate checkpoints with mteb and on your data"),
     "encode": Command("llamafactory_embed.encoding.command", "write the vectors of a file of texts"),

@@ -41,7 +41,7 @@ def export_adapter(
         dataclasses.replace(config, base_model=base).save(folder)
         copy_ranges(checkpoint, folder)
         name = Path(target).name
-        write_card_page(folder, name, checkpoint, config, "peft", describe_adapter(name, config, base))
+        write_card_page(folder, name, checkpoint, config, "peft", "adapter", describe_adapter(name, config, base))
         check_same(
             Encoder(checkpoint, device=device, dtype=torch.float32),
             Encoder(folder, device=device, dtype=torch.float32),

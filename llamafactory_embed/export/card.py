@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PretrainedConfig
 
-from ..files import write_text
+from ..cards.header import (
+    CARD_NAME,
+    CardHeader,
+    Relation,
+    hub_name,
+    read_card_header,
+    read_evaluations,
+    write_card_file,
+)
+from ..cards.sections import CITATION, DATA, SAMPLES, SETTINGS, property_table, sections_of
 from ..model.embedding_config import EmbeddingConfig
 from .serving import DOCUMENT, QUERY, Serving, list_commands
 
 
 METRICS_FILE = "eval_results.json"  # written by a training run beside its checkpoint
-CARD_NAME = "README.md"
+CARRIED = (DATA, SAMPLES, SETTINGS, CITATION)  # sections of a checkpoint's card
 
 
 def write_layout_card(
@@ -30,19 +37,20 @@ def write_layout_card(
     remarks: Sequence[str],
 ) -> None:
     """Write `README.md` into an export of sentence-transformers' layout."""
-    size = serving.dimensions or config.embedding_size(model.hidden_size)
+    properties = {
+        "attention": config.attention,
+        "pooling": config.pooling + (", without the instruction" if config.skip_instruction else ""),
+        "size of an embedding": str(serving.dimensions or config.embedding_size(model.hidden_size)),
+        "longest query / document": f"{serving.query_length} / {serving.document_length} tokens",
+        "unit length": "yes" if config.normalize else "no",
+        "compared by": config.similarity,
+    }
+    if config.matryoshka_dims:
+        properties["may be cut to"] = ", ".join(map(str, config.matryoshka_dims))
     lines = [
         f"A text embedder{_made_of(config)}, trained with llamafactory-embed, a plugin of LLaMA-Factory.",
         "",
-        "| | |",
-        "|---|---|",
-        f"| attention | {config.attention} |",
-        f"| pooling | {config.pooling}{', without the instruction' if config.skip_instruction else ''} |",
-        f"| size of an embedding | {size} |",
-        f"| longest query / document | {serving.query_length} / {serving.document_length} tokens |",
-        f"| unit length | {'yes' if config.normalize else 'no'} |",
-        f"| compared by | {config.similarity} |",
-        *([f"| may be cut to | {', '.join(map(str, config.matryoshka_dims))} |"] if config.matryoshka_dims else []),
+        *property_table(properties),
         "",
         "## Use",
         "",
@@ -55,22 +63,30 @@ def write_layout_card(
         *(f"| {prompt_name} | {_code(prompt)} |" for prompt_name, prompt in serving.prompts.items()),
         "",
     ]
-    write_card_page(folder, name, checkpoint, config, "sentence-transformers", lines)
+    write_card_page(folder, name, checkpoint, config, "sentence-transformers", "finetune", lines)
 
 
 def write_card_page(
-    folder: Path, name: str, checkpoint: str | Path, config: EmbeddingConfig, library: str, lines: Sequence[str]
+    folder: Path,
+    name: str,
+    checkpoint: str | Path,
+    config: EmbeddingConfig,
+    library: str,
+    relation: Relation,
+    lines: Sequence[str],
 ) -> None:
-    """Write `README.md`: what the hub reads, a title, lines that say what the folder is, and the run's metrics."""
-    header = yaml.safe_dump(make_header(config, library), sort_keys=False, allow_unicode=True).strip()
-    page = ["---", header, "---", "", f"# {name}", "", *lines, *metrics_of_run(checkpoint)]
-    write_text(folder / CARD_NAME, "\n".join(page).rstrip("\n") + "\n")
+    """Write `README.md`: what the hub reads, a title, lines that say what the folder is, and what the card of the
+    training run knows: its data, settings, metrics, and what to cite."""
+    page = [*lines, *metrics_of_run(checkpoint), *carried_sections(checkpoint)]
+    write_card_file(folder, name, make_header(checkpoint, config, library, relation), page)
 
 
 def usage(name: str, config: EmbeddingConfig, serving: Serving, model: PretrainedConfig) -> list[str]:
     """Code and commands."""
     trust = ", trust_remote_code=True" if serving.needs_code else ""
     lines = [
+        "With sentence-transformers:",
+        "",
         "```python",
         "from sentence_transformers import SentenceTransformer",
         "",
@@ -78,6 +94,17 @@ def usage(name: str, config: EmbeddingConfig, serving: Serving, model: Pretraine
         'queries = model.encode_query(["a query"])',
         'documents = model.encode_document(["a document", "another one"])',
         "print(model.similarity(queries, documents))",
+        "```",
+        "",
+    ]
+    lines += [
+        "With llamafactory-embed:",
+        "",
+        "```python",
+        "from llamafactory_embed import Encoder",
+        "",
+        f'encoder = Encoder("{name}")',
+        'print(encoder.encode(["a document"]))',
         "```",
         "",
     ]
@@ -94,21 +121,31 @@ def usage(name: str, config: EmbeddingConfig, serving: Serving, model: Pretraine
     return lines
 
 
-def make_header(config: EmbeddingConfig, library: str) -> dict[str, Any]:
-    """What the hub reads. A base model that is a folder of the machine that trained is left out."""
-    header: dict[str, Any] = {
-        "library_name": library,
-        "pipeline_tag": "sentence-similarity",
-        "tags": ["sentence-transformers", "feature-extraction", "text-embedding", "llama-factory"],
-    }
-    base = portable_base(config)
-    return header if base is None else header | {"base_model": base}
+def make_header(checkpoint: str | Path, config: EmbeddingConfig, library: str, relation: Relation) -> CardHeader:
+    """What the hub reads: what the checkpoint's own card says, which its owner may have completed, for this folder."""
+    known = read_card_header(checkpoint)
+    return CardHeader(
+        library=library,
+        tags=["sentence-transformers", "feature-extraction", "text-embedding"],
+        pipeline_tag="sentence-similarity",
+        base_model=portable_base(config) or hub_name(known.get("base_model")),
+        relation=relation,
+        license=known.get("license"),
+        languages=_as_list(known.get("language")),
+        datasets=_as_list(known.get("datasets")),
+        evaluations=read_evaluations(checkpoint),
+    )
+
+
+def carried_sections(checkpoint: str | Path) -> list[str]:
+    """The sections of the checkpoint's card that hold for the export, too."""
+    path = Path(checkpoint) / CARD_NAME
+    return sections_of(path.read_text(encoding="utf-8"), CARRIED) if path.is_file() else []
 
 
 def portable_base(config: EmbeddingConfig) -> str | None:
     """The base model's name on the hub, None where it is a folder."""
-    base = config.base_model
-    return None if base is None or os.path.exists(base) or base.count("/") > 1 else base
+    return hub_name(config.base_model)
 
 
 def metrics_of_run(checkpoint: str | Path) -> list[str]:
@@ -128,6 +165,11 @@ def metrics_of_run(checkpoint: str | Path) -> list[str]:
 def _made_of(config: EmbeddingConfig) -> str:
     base = portable_base(config)
     return f" made of `{base}`" if base else ""
+
+
+def _as_list(value: Any) -> list[str]:
+    """A value of a card's header, which may be one text or several."""
+    return [value] if isinstance(value, str) else list(value or [])
 
 
 def _code(text: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 
+from ..cards.header import Relation
 from ..data.prompts import TEMPLATES
 from ..encoder.encoder import Encoder
 from ..files import write_json
@@ -50,7 +51,8 @@ def export_llm2vec(
     is_adapter = (Path(checkpoint) / ADAPTER_CONFIG_NAME).is_file() and not config.merged_adapters
     with new_folder(target, checkpoint, overwrite) as folder:
         name, library = Path(target).name, "peft" if is_adapter else "transformers"
-        write_card_page(folder, name, checkpoint, config, library, describe_model(name, config, is_adapter))
+        relation: Relation = "adapter" if is_adapter else "finetune"
+        write_card_page(folder, name, checkpoint, config, library, relation, describe_model(name, config, is_adapter))
         if is_adapter:
             _write_adapter(checkpoint, config, model_config, folder, device)
         else:

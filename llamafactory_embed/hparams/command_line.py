@@ -54,9 +54,12 @@ def describe_argument(field: dataclasses.Field[Any], annotation: object) -> tupl
     default = default_of(field)
     details: dict[str, Any] = {"help": metadata["help"].replace("%", "%%")}
     if metadata.get("positional"):
+        details["metavar"] = metadata.get("metavar") or field.name.upper()
         if item_type(annotation) is not None:
             details["nargs"] = "+"
-        return [field.name], details | {"metavar": metadata.get("metavar") or field.name.upper()}
+        elif default is not REQUIRED:
+            details |= {"nargs": "?", "default": default, "type": Path if Path in union(annotation) else str}
+        return [field.name], details
 
     flags = [flag(field), *metadata.get("flags", ())]
     details["dest"] = field.name

@@ -22,5 +22,6 @@ class MntpOptions(RunOptions, DocumentOptions, MaskedTokenOptions):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.mlm_probability < 1:
             raise ValueError(f"`mlm_probability` must lie between 0 and 1, both excluded, not {self.mlm_probability}.")

@@ -1,7 +1,8 @@
-"""The option of every stage that trains: where a run ends."""
+"""The options of every stage that trains: where a run ends, and what its model card says that no program can know."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .option import option
@@ -9,7 +10,7 @@ from .option import option
 
 @dataclass
 class RunOptions:
-    """How far a run goes."""
+    """How far a run goes, and what it says of its model."""
 
     stop_after_n_steps: int | None = option(
         None,
@@ -18,3 +19,24 @@ class RunOptions:
         label="Stop after steps",
         minimum=1,
     )
+    card_license: str | None = option(
+        None, "Licence of the trained model on its card, by the hub's name for it (apache-2.0); empty: none is named."
+    )
+    card_language: str | None = option(
+        None, "Languages of the model on its card, by their codes (en, de); empty: none is named."
+    )
+    card_samples: int = option(
+        3, "Rows of each retrieval task that the model card shows; 0 for data that others should not see.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        for name, pattern, example in (
+            ("card_license", r"[a-z0-9][a-z0-9.-]*", "`apache-2.0`"),
+            ("card_language", r"[a-z]{2,3}(-[A-Za-z0-9]+)*(\s*,\s*[a-z]{2,3}(-[A-Za-z0-9]+)*)*", "`en` or `en, de`"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(pattern, value):
+                raise ValueError(f"`{name}: {value}` is not written as hubs write it: {example}, for instance.")
+        also = getattr(super(), "__post_init__", None)  # of the options that a stage has besides
+        if also is not None:
+            also()

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoModel
 
 from llamafactory_embed import Encoder
+from llamafactory_embed.cards.header import CardHeader, Evaluation, write_card_file
+from llamafactory_embed.cards.sections import DATA
 from llamafactory_embed.cli import main
 from llamafactory_embed.export.command import add_arguments
 from llamafactory_embed.export.weights import rope_as_before, save_weights
@@ -28,11 +31,23 @@ from tests.export.checkpoints import TEXTS, Trained, train
 from tests.tiny_models import tiny_model
 
 
+CARD = CardHeader(
+    library="llamafactory-embed",
+    license="cc-by-4.0",
+    languages=["en"],
+    datasets=["mteb/scifact"],
+    evaluations=[Evaluation("information-retrieval", "lines", {"ndcg@10": 0.8125})],
+)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     trained = train(tmp_path_factory.mktemp("trained"))
     figures = {"eval_ndcg@10": 0.8125, "eval_runtime": 1.5, "epoch": 2.0}
     (trained.folder / "eval_results.json").write_text(json.dumps(figures))
+    write_card_file(
+        trained.folder, "trained", CARD, ["Text.", "", f"## {DATA}", "", "the data", "", "## Else", "", "gone"]
+    )
     return trained
 
 
@@ -146,6 +161,12 @@ def test_the_card(exported: Path, trained: Trained) -> None:
     assert "text-embeddings-router --model-id my-embedder" in body
     assert "| ndcg@10 | 0.8125 |" in body
     assert "runtime" not in body
+    assert "the data" in body  # a section of the checkpoint's card
+    assert "gone" not in body
+    header = ModelCard.load(exported / "README.md").data
+    assert (header.license, header.language, header.datasets) == ("cc-by-4.0", ["en"], ["mteb/scifact"])
+    assert [(each.metric_name, each.metric_value) for each in header.eval_results] == [("ndcg@10", 0.8125)]
+    assert header.model_name == "my-embedder"
 
 
 @pytest.mark.parametrize(
@@ -174,6 +195,11 @@ def test_other_layouts(layout: str, trained: Trained, tmp_path: Path, capsys: py
     target = tmp_path / "exported"
     assert main(["export", str(trained.folder), str(target), "--layout", layout]) == 0
     assert "embeds the sample texts as the checkpoint does" in capsys.readouterr().out
+    header = ModelCard.load(target / "README.md").data
+    assert (header.library_name, header.license) == ("peft", "cc-by-4.0")
+    header = header.to_dict()
+    assert "base_model" not in header  # a folder of this machine, so there is no relation to it either
+    assert "base_model_relation" not in header
     if layout == "adapter":
         np.testing.assert_allclose(Encoder(target).encode(TEXTS), trained.embed(), atol=1e-5)
     assert main(["export", str(trained.folder), str(target), "--layout", layout, "--overwrite"]) == 0

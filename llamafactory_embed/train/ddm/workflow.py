@@ -27,7 +27,7 @@ from ...model.token_predictor import TokenPredictor
 from ...sampling.predict import predict
 from ...sampling.rows import PredictionRow
 from ...sampling.settings import SamplingSettings
-from ..card import write_predictor_card
+from ..card import RunFacts, write_predictor_card
 from ..masked_trainer import eval_sets_of, plotted_metrics
 from ..workflow import make_batches, train_and_evaluate
 from .answers import answer_texts, load_answers
@@ -195,13 +195,14 @@ def run(
     if training_args.do_train:
         trainer.publish(
             lambda: write_predictor_card(
-                training_args.output_dir,
-                model_args.model_name_or_path,
+                RunFacts.gather(trainer, model_args, data_args),
                 "It is a diffusion language model: it fills in hidden tokens in any order.",
-                ("diffusion", "text-generation"),
+                ("diffusion",),
                 record,
-                data_args.dataset or [],
                 metrics,
+                task="text-generation",
+                works=["diffullama"],
+                eval_sets=list(data.eval_sets),
             )
         )
     if training_args.do_predict:

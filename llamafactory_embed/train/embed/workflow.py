@@ -10,6 +10,7 @@ from ...data.retrieval.rows import RetrievalDataset, Task
 from ...data.retrieval.sampler import BatchingOptions, GlobalBatchSampler
 from ...data.retrieval.stream import StreamedBatches, StreamedBatchSampler
 from ...hparams.contrastive import RetrievalDataOptions
+from ..card import RunFacts
 from .card import write_model_card
 from .contrastive.trainer import ContrastiveTrainer
 from .tasks import AnyTask
@@ -59,10 +60,13 @@ def evaluate_and_publish(
     trainer: ContrastiveTrainer,
     tasks: Sequence[AnyTask],
     model_args: ModelArguments,
+    data_args: DataArguments,
     training_args: TrainingArguments,
+    works: Sequence[str],
     more_metrics: Callable[[], dict[str, float]] = dict,
 ) -> None:
-    """Evaluate if the recipe says so, and write the model card after a training."""
+    """Evaluate if the recipe says so, and write the model card after a training; `works` are those that the stage
+    builds on (`cards.sections.WORKS`)."""
     metrics: dict[str, float] = {}
     if training_args.do_eval and trainer.retrieval_evals:
         metrics = trainer.evaluate()
@@ -74,10 +78,11 @@ def evaluate_and_publish(
     if training_args.do_train:
         trainer.publish(
             lambda: write_model_card(
-                training_args.output_dir,
+                RunFacts.gather(trainer, model_args, data_args),
                 trainer.embedding_model.embedding_config,
-                model_args.model_name_or_path,
                 tasks,
+                [each.task for each in trainer.retrieval_evals],
                 metrics,
+                works,
             )
         )

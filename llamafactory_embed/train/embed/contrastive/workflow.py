@@ -90,7 +90,9 @@ def run_contrastive(
         trainer,
         tasks,
         model_args,
+        data_args,
         training_args,
+        works=["infonce"],
         more_metrics=lambda: judge_finished_model(trainer, mteb_tasks, training_args),
     )
 

@@ -11,7 +11,7 @@ from ....host.documents import asks_for_packing
 from ....hparams.mntp import MntpOptions
 from ....loading.predictor import load_token_predictor, set_up_masked_tokens
 from ....model.packed import tokens_per_batch
-from ...card import write_predictor_card
+from ...card import RunFacts, write_predictor_card
 from ...masked_trainer import eval_sets_of, plotted_metrics
 from ...workflow import make_batches, train_and_evaluate
 from .corruption import MntpCorruption
@@ -81,12 +81,13 @@ def run_mntp(
     if training_args.do_train:
         trainer.publish(
             lambda: write_predictor_card(
-                training_args.output_dir,
-                model_args.model_name_or_path,
+                RunFacts.gather(trainer, model_args, data_args),
                 "Masked next-token prediction (LLM2Vec, arXiv 2404.05961) has made it read in both directions.",
                 ("mntp", "masked-lm"),
                 record,
-                data_args.dataset or [],
                 metrics,
+                task="fill-mask",
+                works=["llm2vec"],
+                eval_sets=list(eval_sets),
             )
         )

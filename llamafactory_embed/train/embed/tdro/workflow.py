@@ -95,7 +95,7 @@ def run_tdro(
     if trainer.is_world_process_zero():
         draw_weights(Path(training_args.output_dir) / PICTURE_NAME, trainer.history)
         print(closing_table(trainer.history, sizes, weights, start))
-    evaluate_and_publish(trainer, tasks, model_args, training_args)
+    evaluate_and_publish(trainer, tasks, model_args, data_args, training_args, works=["tdro"])
 
 
 def check_arguments(

@@ -17,7 +17,7 @@ from ....evaluation.word_metrics import draw_confusions, format_table, per_label
 from ....files import write_text
 from ....hparams.word_task import WordTaskOptions
 from ....loading.backbone import adapter_folders
-from ...card import write_card
+from ...card import RunFacts, write_card
 from ...workflow import train_and_evaluate
 from .data import SentenceBatches, WordDataset, WordExample, collate_words, examples_of, load_splits
 from .record import WordTaskRecord, find_classifier
@@ -174,17 +174,16 @@ def write_word_card(
 ) -> None:
     """Write `README.md` into the checkpoint."""
     write_card(
-        trainer.args.output_dir,
-        model_args.model_name_or_path,
+        RunFacts.gather(trainer, model_args, data_args),
         f"It labels words: `{options.word_task}`.",
-        ("token-classification",),
+        (),
         {
             "labels": ", ".join(f"`{label}`" for label in trainer.record.labels),
             "attention": "the encoder's own" if trainer.tagger.is_encoder else options.attention,
             "backbone": options.train_backbone,
-            "data": ", ".join(data_args.dataset),
         },
         metrics,
+        task="token-classification",
     )
 
 

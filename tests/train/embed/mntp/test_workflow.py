@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -99,6 +100,9 @@ def test_a_run_learns_and_leaves_a_checkpoint(adaptation: str, run: Run, tmp_pat
     assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text("utf-8"))["dataset"] == "prose"
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert f"| loss | {after['eval_loss']:.4f} |" in card
+    header = ModelCard(card).data
+    assert header.pipeline_tag == "fill-mask"
+    assert round(after["eval_loss"], 5) in [each.metric_value for each in header.eval_results]
     assert f"`{record['mask_token']}`, id {record['mask_token_id']}" in card
     assert (tmp_path / "out" / EMBEDDING_NAME).is_file() == (adaptation == "lora, added mask")
 

@@ -1,0 +1,1 @@
+"""The recipes and the bundled data, which a wheel carries and `llamafactory-embed init` writes into a folder."""
