@@ -25,6 +25,8 @@ COMMANDS = {
     "demo": Command("llamafactory_embed.demo.run", "train, evaluate and query a small embedder on this machine"),
     "eval": Command("llamafactory_embed.evaluation.command", "evaluate checkpoints with mteb and on your data"),
     "export": Command("llamafactory_embed.export.command", "write a checkpoint for sentence-transformers and servers"),
+    "verify": Command("llamafactory_embed.export.server.command", "compare a running server with its checkpoint"),
+    "serve": Command("llamafactory_embed.serve.embeddings.command", "serve embeddings in OpenAI's format"),
     "recipe": Command("llamafactory_embed.recipe", "check recipes without running them"),
     "mine": Command("llamafactory_embed.mining.command", "mine hard negatives for a data set"),
     "sample": Command("llamafactory_embed.sampling.command", "write texts with a diffusion language model"),
