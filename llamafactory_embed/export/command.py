@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is exported, where to, and how."""
     add_options(parser, ExportTarget, ("checkpoint", "folder", "layout"))
     add_options(parser, ExportOptions)
-    add_options(parser, ExportTarget, ("push_to", "private", "dry_run"))
+    add_options(parser, ExportTarget, ("push_to", "private", "dry_run", "server"))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.push_to is not None:
         check_repository(arguments.push_to)
     _export(arguments)
+    if arguments.server is not None and _verify(arguments) != 0:
+        return 1
     if arguments.push_to is not None:
         planned = plan_push(Path(arguments.folder), arguments.push_to, arguments.private)
         print(planned.describe())
@@ -35,6 +37,16 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print(f"Uploaded: {push(Path(arguments.folder), planned)}")
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from .server.command import report_server
+    from .server.options import ComparisonOptions
+
+    options = ComparisonOptions(
+        query_task=arguments.query_task, dimensions=arguments.dimensions, device=arguments.device
+    )
+    return report_server(arguments.folder, arguments.server, options)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -84,6 +96,7 @@ def _export_adapter(arguments: argparse.Namespace) -> None:
 def refuse_unused(arguments: argparse.Namespace) -> None:
     """Options that would have no effect on the chosen layout."""
     unused = {
+        "--server": arguments.server is not None,
         "--query-task": arguments.query_task is not None,
         "--dimensions": arguments.dimensions is not None,
         "--dequantize": arguments.dequantize,

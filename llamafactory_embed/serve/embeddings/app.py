@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ...data.tokenization import TokenizedText
 from ...encoder.encoder import Encoder
 from ...hparams.serving import ServingOptions
 from ...model.packed import tokens_per_batch
@@ -164,14 +165,13 @@ class EmbeddingServer:
             self._bytes_arriving -= size
         return b"".join(parts)
 
-    async def _tokenize(self, asked: EmbeddingRequest, request: Request) -> list[Any]:
+    async def _tokenize(self, asked: EmbeddingRequest, request: Request) -> list[TokenizedText]:
         """Some texts at a time: who sends thousands lets others in between."""
-        texts: list[Any] = []
-        while len(texts) < len(asked.inputs):
-            end = len(texts) + TEXTS_AT_ONCE
-            texts += await self._in(self._tokenizing, self.reader.tokenize, asked, len(texts), end)
-            if await request.is_disconnected():
+        texts: list[TokenizedText] = []
+        for start in range(0, len(asked.inputs), TEXTS_AT_ONCE):
+            if start and await request.is_disconnected():
                 raise ClientDisconnect
+            texts += await self._in(self._tokenizing, self.reader.tokenize, asked, start, start + TEXTS_AT_ONCE)
         return texts
 
     async def _wait(self, ticket: Ticket, asked: EmbeddingRequest, request: Request) -> np.ndarray:

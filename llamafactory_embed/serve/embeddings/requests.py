@@ -63,7 +63,9 @@ class RequestReader:
         tasks = list(encoder.config.instructions)
         if query_task is not None and query_task not in tasks:
             trained = ", ".join(tasks) or "no named task"
-            raise ValueError(f"`query_task: {query_task}`: this model was trained on {trained}{suggest(query_task, tasks)}")
+            raise ValueError(
+                f"`query_task: {query_task}`: this model was trained on {trained}{suggest(query_task, tasks)}"
+            )
         self.encoder = encoder
         self.name = name
         self.query_task = query_task if query_task is not None or len(tasks) != 1 else tasks[0]
@@ -85,7 +87,9 @@ class RequestReader:
             )
         encoding = fields.get("encoding_format") or "float"
         if encoding not in ENCODINGS:
-            raise RequestError(f"`encoding_format` must be float or base64, not {encoding!r}.", param="encoding_format")
+            raise RequestError(
+                f"`encoding_format` must be float or base64, not {encoding!r}.", param="encoding_format"
+            )
         role, task, prompt = self._read_purpose(fields)
         inputs = self._read_inputs(fields.get("input"))
         if not isinstance(inputs[0], str) and (task or prompt):
@@ -117,15 +121,13 @@ class RequestReader:
             given = [given]
         if len(given) > self.most_texts:
             raise RequestError(f"`input` holds {len(given)} texts, more than {self.most_texts}.", param="input")
-        if all(isinstance(each, str) for each in given):
-            return given
+        is_text = isinstance(given[0], str)
         for number, each in enumerate(given):
-            if not _is_token_ids(each):
-                raise RequestError(
-                    f"`input` must be texts or lists of token ids, which its item {number} does not go with.",
-                    param="input",
-                )
-            self._check_token_ids(number, each)
+            if not (isinstance(each, str) if is_text else _is_token_ids(each)):
+                wanted = "texts, as the first one is" if is_text else "texts or lists of token ids"
+                raise RequestError(f"`input` must be {wanted}; item {number} is not.", param="input")
+            if not is_text:
+                self._check_token_ids(number, each)
         return given
 
     def _check_token_ids(self, number: int, token_ids: list[int]) -> None:
@@ -166,7 +168,9 @@ class RequestReader:
         if prompt is not None and not isinstance(prompt, str):
             raise RequestError("`prompt` must be an instruction, a text.", param="prompt")
         if prompt is not None and task is not None:
-            raise RequestError("Give a `task`, whose instruction was trained, or a `prompt`, not both.", param="prompt")
+            raise RequestError(
+                "Give a `task`, whose instruction was trained, or a `prompt`, not both.", param="prompt"
+            )
         role = role or ("query" if task is not None or prompt is not None else "document")
         if role == "query" and task is None and prompt is None:
             task = self.query_task

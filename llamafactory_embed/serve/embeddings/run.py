@@ -53,7 +53,9 @@ def serve(
     port = int(os.environ.get("API_PORT", "8000")) if options.api_port is None else options.api_port
     server = EmbeddingServer(encoder, name, options, os.environ.get("API_KEY") or None)
 
-    print(f"Serving {name} ({encoder.model.device}, {encoder.dimension} dimensions) at http://{host}:{port}", flush=True)
+    print(
+        f"Serving {name} ({encoder.model.device}, {encoder.dimension} dimensions) at http://{host}:{port}", flush=True
+    )
     uvicorn.run(
         server.make_app(),
         host=host,
