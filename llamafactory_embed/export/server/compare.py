@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Comparison:
 
     def describe(self) -> list[str]:
         """Lines for the terminal."""
-        lines = [f"DIFFERS  {sentence} ({', '.join(uses)})." for sentence, uses in self.differences.items()]
+        lines = [f"DIFFERS  {sentence} ({'; '.join(uses)})." for sentence, uses in self.differences.items()]
         if not lines:
             kind = "as in float32" if self.largest <= TOLERANCE else "as in half precision, or with other kernels"
             lines = [
@@ -70,7 +70,8 @@ def compare_server(
     encoder = Encoder(folder, device=options.device, dtype=torch.float32)
     serving = plan_serving(encoder.config, encoder.dimension, options.query_task, options.dimensions)
     comparer = _Comparer(client, encoder, serving, options.tolerance)
-    for case in make_cases(encoder, serving):
+    cases = {(case.role, serving.prompts[case.prompt_name]): case for case in reversed(make_cases(encoder, serving))}
+    for case in reversed(cases.values()):  # `query` may be the prompt of a task, too
         comparer.compare(case)
     return comparer.found
 
@@ -90,17 +91,22 @@ class _Comparer:
         config = self.encoder.config
         limit = config.query_max_length if case.role == "query" else config.document_max_length
         prompt = self.serving.prompts[case.prompt_name]
-        trained = Reading(prefix=prompt)
+        trained = Reading(prefix=prompt, limit=limit)
         lengths = self.reader.count_tokens(case.texts, prompt)
         long = [text for text, length in zip(case.texts, lengths, strict=True) if length > limit]
-        short = [text for text, length in zip(case.texts, lengths, strict=True) if length <= limit]
+        # What a server with another limit may cut as well is no help in finding what it does to all texts.
+        short = [text for text, length in zip(case.texts, lengths, strict=True) if length <= limit // 2]
+        short = short or [text for text, length in zip(case.texts, lengths, strict=True) if length <= limit]
+        if not short:
+            self.found.remarks.append(f"Not checked: no text fits into {limit} tokens with its prompt ({use}).")
+            return
 
         vectors = self._ask_alone(short, case)
         reading = self._explain(short, vectors, trained, use)
         self._check_together(short, vectors, case, use)
         self._check_lengths(short, vectors, trained, use)
         if reading is not None and long:
-            self._check_cut(long[0], case, replace(reading, limit=limit), use)
+            self._check_cut(long[0], case, reading, use)
 
     # ------------------------------ asking ------------------------------
 
@@ -146,7 +152,7 @@ class _Comparer:
             self.found.largest = max(self.found.largest, plain)
             return trained
         self.found.largest = max(self.found.largest, plain)
-        self.found.add(f"the vectors differ by up to {plain:.1e}, for a reason that this check does not know", use)
+        self.found.add("the vectors differ for a reason that this check does not know", use)
         return None
 
     def _find_best(
@@ -160,7 +166,7 @@ class _Comparer:
             if len(changes) == 2 and changes[0].onto(changes[1].reading, trained) != reading:
                 continue  # both change the same thing
             moved = difference_of(reading)
-            if best is None or moved < best[0]:
+            if best is None or moved < best[0] - TOLERANCE:  # of two that are alike, the first
                 best = moved, [change.sentence for change in changes], reading
         return best
 
@@ -187,21 +193,20 @@ class _Comparer:
     def _check_together(self, texts: Sequence[str], alone: np.ndarray, case: Case, use: str) -> None:
         """All texts in one request: the vectors must be those of single texts, in the same order."""
         together = self._ask(texts, case)
-        noise = difference_of_directions(
-            self.encoder.encode(texts, task=case.task, role=case.role),
-            np.stack([self.encoder.encode(text, task=case.task, role=case.role) for text in texts]),
-        )
-        allowed = self.tolerance if self.found.largest > TOLERANCE else TOLERANCE + NOISE_FACTOR * noise
         moved = difference_of_directions(together, alone)
+        if moved <= TOLERANCE:
+            return
+        ours = np.stack([self.encoder.encode(text, task=case.task, role=case.role) for text in texts])
+        noise = difference_of_directions(self.encoder.encode(texts, task=case.task, role=case.role), ours)
+        allowed = self.tolerance if self.found.largest > TOLERANCE else TOLERANCE + NOISE_FACTOR * noise
         if moved <= allowed:
             return
         order = np.argmax(unit(together) @ unit(alone).T, axis=1)
         if len(set(order)) == len(order) and difference_of_directions(together, alone[order]) <= allowed:
             self.found.add("several texts of a request come back in another order", use)
         elif moved > self.tolerance:
-            self.found.add(
-                f"a text's vector changes by {moved:.1e} with the other texts of the request: padding takes part", use
-            )
+            self.found.largest = max(self.found.largest, moved)
+            self.found.add("a text's vector changes with the other texts of the request: padding takes part", use)
         else:
             self.found.remarks.append(f"In a request of several texts vectors move by {moved:.1e} ({use}).")
 
@@ -239,7 +244,10 @@ class _Comparer:
         if best is not None and best[0] <= min(self.tolerance, plain / CLEARER):
             self.found.add(best[1][0], use)
         elif plain > self.tolerance:
-            self.found.add(f"texts beyond {reading.limit} tokens are cut otherwise ({plain:.1e})", use)
+            self.found.largest = max(self.found.largest, plain)
+            self.found.add(
+                f"texts beyond {reading.limit} tokens are shortened in a way that this check does not know", use
+            )
 
     def _can_read(self, change: Change, whole: int) -> bool:
         """Whether the checkpoint itself can read as much."""

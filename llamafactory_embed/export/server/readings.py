@@ -170,8 +170,6 @@ def list_changes(reader: ReadingEncoder, trained: Reading, prompts: Mapping[str,
         attention = "attends to the whole text, where the checkpoint attends to what comes before only"
     if reader.can_flip:
         yield Change(f"the server {attention}", replace(trained, flipped_attention=True))
-    for name in POOLINGS:
-        yield Change(describe_pooling(name, config.pooling), replace(trained, pooling=name))
     if trained.prefix:
         yield Change("the prompt is missing", replace(trained, prefix=""))
         yield Change("the prompt is written twice", replace(trained, prefix=trained.prefix * 2))
@@ -196,6 +194,8 @@ def list_changes(reader: ReadingEncoder, trained: Reading, prompts: Mapping[str,
             f"{'one' if reader.special.trailing else 'none'}",
             replace(trained, closing="added"),
         )
+    for name in POOLINGS:
+        yield Change(describe_pooling(name, config.pooling), replace(trained, pooling=name))
 
 
 def list_cuts(reading: Reading, limit: int, candidates: Sequence[int]) -> Iterator[Change]:

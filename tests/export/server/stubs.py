@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 
 LIMIT = 150  # tokens that the checkpoints of these tests read
@@ -28,7 +28,7 @@ class StubServer:
     """Texts come with their prompt; the answer is the mean of bidirectional states, of unit length."""
 
     folder: Path
-    causal: bool = False
+    bidirectional: bool = True
     pool: Callable[[Tensor], Tensor] = mean
     rewrite: Callable[[str], str] = lambda text: text
     closing: tuple[int, ...] = ()
@@ -44,7 +44,9 @@ class StubServer:
 
     def __post_init__(self) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
-        self.model = AutoModel.from_pretrained(self.folder, is_causal=self.causal, dtype=self.dtype).eval()
+        config = AutoConfig.from_pretrained(self.folder)
+        config.is_causal = not self.bidirectional
+        self.model = AutoModel.from_pretrained(self.folder, config=config, dtype=self.dtype).eval()
 
     def app(self) -> Starlette:
         routes = [Route("/v1/embeddings", self.embeddings, methods=["POST"])]
