@@ -41,9 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from .server.command import report_server
-    from .server.options import ComparisonOptions
+    from .server.options import ServerCheckOptions
 
-    options = ComparisonOptions(
+    options = ServerCheckOptions(
         query_task=arguments.query_task, dimensions=arguments.dimensions, device=arguments.device
     )
     return report_server(arguments.folder, arguments.server, options)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import argparse
 
 from ...hparams.command_line import add_options, read_options
-from .options import ComparedServer, ComparisonOptions
+from .options import ComparedServer, ServerCheckOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The folder, the server, and how it is asked."""
     add_options(parser, ComparedServer)
-    add_options(parser, ComparisonOptions)
+    add_options(parser, ServerCheckOptions)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what differs; 1 if anything does."""
-    return report_server(arguments.folder, arguments.server, read_options(arguments, ComparisonOptions))
+    return report_server(arguments.folder, arguments.server, read_options(arguments, ServerCheckOptions))
 
 
-def report_server(folder: str, server: str, options: ComparisonOptions) -> int:
+def report_server(folder: str, server: str, options: ServerCheckOptions) -> int:
     """Compare, print, and return the exit code."""
     from ..export import quiet_loaders
     from .compare import compare_server

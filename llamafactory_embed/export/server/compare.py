@@ -20,7 +20,7 @@ from ...encoder.encoder import Encoder
 from ..serving import Serving, plan_serving
 from ..verify import NOISE_FACTOR, TOLERANCE, Case, make_cases
 from .client import ServerClient, ServerRefusalError
-from .options import ComparisonOptions
+from .options import ServerCheckOptions
 from .readings import UNCUT, Change, Reading, ReadingEncoder, list_changes, list_cuts
 
 
@@ -59,7 +59,7 @@ class Comparison:
 
 
 def compare_server(
-    folder: str | Path, server: str, options: ComparisonOptions, http: httpx.Client | None = None
+    folder: str | Path, server: str, options: ServerCheckOptions, http: httpx.Client | None = None
 ) -> Comparison:
     """Compare a running server with a checkpoint. `http` is a client to use in place of one for the address."""
     client = (

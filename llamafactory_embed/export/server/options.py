@@ -8,7 +8,7 @@ from ...hparams.option import REQUIRED, option
 
 
 @dataclass(frozen=True)
-class ComparisonOptions:
+class ServerCheckOptions:
     """How a server is asked, and what counts as the same."""
 
     model: str | None = option(None, "Name of the model on the server; empty: the first one that it lists.")

@@ -17,7 +17,7 @@ from llamafactory_embed.cli import main
 from llamafactory_embed.export.server import command, compare
 from llamafactory_embed.export.server.client import ServerClient
 from llamafactory_embed.export.server.compare import Comparison, compare_server
-from llamafactory_embed.export.server.options import ComparedServer, ComparisonOptions
+from llamafactory_embed.export.server.options import ComparedServer, ServerCheckOptions
 from llamafactory_embed.hparams.serving import ServingOptions
 from llamafactory_embed.serve.embeddings.app import EmbeddingServer
 from tests.docs.option_pages import declared_options, explained_options
@@ -54,7 +54,7 @@ def without_prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask(folder: Path, app: Any, **options: Any) -> Comparison:
     with TestClient(app) as http:
-        return compare_server(folder, "", ComparisonOptions(**options), http)
+        return compare_server(folder, "", ServerCheckOptions(**options), http)
 
 
 def test_a_server_that_embeds_as_the_checkpoint(checkpoint: Path) -> None:
@@ -189,7 +189,7 @@ def test_export_compares_a_server(
     target = str(tmp_path / "exported")
     words = ["export", str(checkpoint), target, "--server", "http://there:8000", "--query-task", "next_line"]
     assert main([*words, "--push-to", "me/mine"]) == 1
-    assert asked == [(target, "http://there:8000", ComparisonOptions(query_task="next_line"))]
+    assert asked == [(target, "http://there:8000", ServerCheckOptions(query_task="next_line"))]
     assert "me/mine" not in capsys.readouterr().out, "what differs is not pushed"
 
 
@@ -236,6 +236,6 @@ def test_vectors_that_are_no_numbers_differ() -> None:
 def test_the_page_explains_every_option_once_with_its_default() -> None:
     pages = explained_options("serve.md")
     served = declared_options(ServingOptions)
-    compared = declared_options(ComparisonOptions)
+    compared = declared_options(ServerCheckOptions)
     assert pages == sorted(served + compared)
     assert {field.name for field in dataclasses.fields(ComparedServer)} == {"folder", "server"}
