@@ -31,6 +31,7 @@ class Settings:
     queries: int = 2000  # different ones; each request holds one
     seconds: float = 20.0
     warm_up_seconds: float = 3.0
+    threads: int = 1  # of the model: the other core is for HTTP and the clients
 
 
 def measure(settings: Settings, repeats: int, folder: Path) -> Result:
@@ -40,7 +41,7 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
     queries = folder / "queries.json"
     queries.write_text(json.dumps(short_queries(settings.queries)), "utf-8")
     request = {"checkpoint": str(checkpoint), "queries": str(queries)}
-    request |= {"seconds": settings.seconds, "warm_up_seconds": settings.warm_up_seconds}
+    request |= {"seconds": settings.seconds, "warm_up_seconds": settings.warm_up_seconds, "threads": settings.threads}
     cases = {
         case_of(clients): {
             name: Variant("benchmarks.serving:run", request | {"clients": clients, "batch_requests": most})
@@ -120,6 +121,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     queries = json.loads(Path(request["queries"]).read_text("utf-8"))
     bodies = [json.dumps({"input": query, "input_type": "query"}).encode() for query in queries]
     environment = {name: value for name, value in os.environ.items() if name != "API_KEY"}
+    environment["OMP_NUM_THREADS"] = str(request["threads"])
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None

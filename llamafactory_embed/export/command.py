@@ -40,8 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from .server.command import report_server
-    from .server.options import ServerCheckOptions
+    from .server.command import ServerCheckOptions, report_server
 
     options = ServerCheckOptions(
         query_task=arguments.query_task, dimensions=arguments.dimensions, device=arguments.device

@@ -20,7 +20,7 @@ from ...encoder.encoder import Encoder
 from ..serving import Serving, plan_serving
 from ..verify import NOISE_FACTOR, TOLERANCE, Case, make_cases
 from .client import ServerClient, ServerRefusalError
-from .options import ServerCheckOptions
+from .command import ServerCheckOptions
 from .readings import UNCUT, Change, Reading, ReadingEncoder, list_changes, list_cuts
 
 
