@@ -88,8 +88,9 @@ class _Comparer:
     def compare(self, case: Case) -> None:
         """One use of the model: queries of a task, or documents."""
         use = f"{PLURALS[case.role]}, prompt `{case.prompt_name}`"
-        config = self.encoder.config
-        limit = config.query_max_length if case.role == "query" else config.document_max_length
+        limit = self.serving.query_length if case.role == "query" else self.serving.document_length
+        if not self.client.is_ours:
+            limit = self.serving.max_length  # they know one limit, as the export says
         prompt = self.serving.prompts[case.prompt_name]
         trained = Reading(prefix=prompt, limit=limit)
         lengths = self.reader.count_tokens(case.texts, prompt)

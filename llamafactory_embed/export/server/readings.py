@@ -45,6 +45,8 @@ class Reading:
     flipped_attention: bool = False
     prefix: str = ""
     """What stands before the text."""
+    strips: bool = False
+    """Whether white space around prompt and text is removed."""
     opening: bool = True
     """Whether the tokenizer's first special tokens are there."""
     closing: Literal["trained", "missing", "added"] = "trained"
@@ -135,6 +137,8 @@ class ReadingEncoder:
     def _tokens(self, texts: Sequence[str], reading: Reading) -> list[tuple[list[int], int]]:
         """Token ids of each text, and the position of the first one after the prompt."""
         prompted = [PromptedText(reading.prefix, text) for text in texts]
+        if reading.strips:
+            prompted = [PromptedText(each.prefix.lstrip(), each.text.rstrip()) for each in prompted]
         whole = tokenize_texts(
             self.tokenizer,
             prompted,
@@ -182,6 +186,7 @@ def list_changes(reader: ReadingEncoder, trained: Reading, prompts: Mapping[str,
             )
             if trained.prefix:
                 yield Change(f"the prompt `{name}` stands in place of the right one", replace(trained, prefix=prompt))
+    yield Change("white space around a text is removed", replace(trained, strips=True))
     if reader.special.leading:
         opening = tokenizer.convert_ids_to_tokens(list(reader.special.leading))
         yield Change(f"{' '.join(opening)} is missing before the text", replace(trained, opening=False))

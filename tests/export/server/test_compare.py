@@ -83,6 +83,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"rewrite": lambda text: text if text.startswith(PROMPT) else PROMPT + text},
         "the server writes the prompt `query` before the text",
     ),
+    "stripped": ({"rewrite": str.strip}, "white space around a text is removed"),
     "EOS": ({"closing": EOS}, "</s> is added after the text, where training had none"),
     "no BOS": ({"opening": False}, "<s> is missing before the text"),
     "length": ({"unit_length": False}, "the vectors are not of unit length, the checkpoint's are"),
