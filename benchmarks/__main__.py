@@ -25,6 +25,7 @@ BENCHMARKS = (
     "ddm_step",
     "mining",
     "sampling_speed",
+    "serving",
 )
 SLOW_BENCHMARKS = ("grad_cache_4096",)
 # Run only when named: they need a second environment, as their module says.

@@ -20,6 +20,7 @@ SEAMS = {
     "llamafactory.data.template": "templates",
     "llamafactory.model.loader": "families",
     "llamafactory.train.tuner": "dispatch",
+    "llamafactory.api.app": "api",
     "llamafactory.chat.hf_engine": "chat",
     "llamafactory.chat.chat_model": "chat",
     "llamafactory.webui.chatter": "chat",

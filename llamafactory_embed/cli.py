@@ -29,6 +29,8 @@ COMMANDS = {
     "export": Command("llamafactory_embed.export.command", "write a checkpoint for sentence-transformers and servers"),
     "merge": Command("llamafactory_embed.merging.command", "average checkpoints, or interpolate between two"),
     "inspect": Command("llamafactory_embed.encoder.inspection", "say what a checkpoint is and what it is good for"),
+    "verify": Command("llamafactory_embed.export.server.command", "compare a running server with its checkpoint"),
+    "serve": Command("llamafactory_embed.serve.embeddings.command", "serve embeddings in OpenAI's format"),
     "recipe": Command("llamafactory_embed.recipe", "check recipes without running them"),
     "mine": Command("llamafactory_embed.mining.command", "mine hard negatives for a data set"),
     "sample": Command("llamafactory_embed.sampling.command", "write texts with a diffusion language model"),

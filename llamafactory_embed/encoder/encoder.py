@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from attention_patch import Backend
 
 from ..data.embedding_tokenizer import EmbeddingTokenizer
+from ..data.tokenization import TokenizedText
 from ..hparams.embedding import Precision
 from ..hparams.suggestion import suggest
 from ..loading.hub import Push, check_repository, plan_push_of_checkpoint, push
@@ -136,9 +137,9 @@ class Encoder:
         texts = [texts] if isinstance(texts, str) else texts
         role = role or ("query" if task is not None or prompt is not None else "document")
         instructions = self._instructions(task, prompt, role, len(texts))
-        size = self._check_dimensions(dimensions)
-        normalize = self.config.normalize if normalize is None else normalize
-        ranges = self.ranges_for(precision, size, normalize)
+        size = self.check_dimensions(dimensions)
+        unit_length = self.config.normalize if normalize is None else normalize
+        ranges = self.ranges_for(precision, size, unit_length)
 
         dtype, columns = stored_as(precision, size)
         shape = (len(texts), columns)
@@ -150,10 +151,8 @@ class Encoder:
         embed = self.embed if devices is None else self._pool_on(devices).embed
         with tqdm(total=len(texts), desc="Encoding", disable=not show_progress_bar) as progress:
             for indices, embeddings in embed(texts, instructions, role):
-                embeddings = embeddings[:, :size].float()
-                if normalize:
-                    embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
-                result[indices] = quantize(embeddings.cpu().numpy(), precision, ranges)
+                finished = self.finish(embeddings, dimensions, unit_length).cpu().numpy()
+                result[indices] = quantize(finished, precision, ranges)
                 progress.update(len(indices))
 
         if temporary is not None:
@@ -213,7 +212,8 @@ class Encoder:
         there, or with `dry_run` what would. Other programs read what `llamafactory-embed export` writes and pushes."""
         if self.source is None or self.source.kind != "checkpoint" or not self.source.own.is_local:
             raise ValueError(
-                "`push_to_hub` uploads a checkpoint's folder, and this Encoder was made from something else: export it."
+                "`push_to_hub` uploads the folder of a checkpoint of ours, and this Encoder was made from something "
+                "else: export it."
             )
         check_repository(repository)
         planned = plan_push_of_checkpoint(self.source.own.folder, repository, private)
@@ -231,18 +231,56 @@ class Encoder:
         self, texts: Sequence[str], instructions: Sequence[str] | str, role: Role
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Embeddings of some of the texts at a time, neither cut nor normalized, with the texts' positions."""
-        tokenize = self.tokenizer.queries if role == "query" else self.tokenizer.documents
         for start in range(0, len(texts), WINDOW):
             window = range(start, min(start + WINDOW, len(texts)))
             own = instructions if isinstance(instructions, str) else [instructions[index] for index in window]
-            tokenized = tokenize([texts[index] for index in window], own, start)
-            batches = pack_texts(
-                [text.token_ids for text in tokenized],
-                tokens_per_batch(self.config.max_tokens_per_batch, self.model.device),
-                [text.pooled_from for text in tokenized],
-            )
-            for batch in batches:
-                yield [window[index] for index in sorted(batch.text_indices)], self._forward(batch)
+            tokenized = self._tokenize([texts[index] for index in window], own, role, start)
+            for indices, embeddings in self._forward_tokens(tokenized):
+                yield [window[index] for index in indices], embeddings
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        *,
+        task: str | None = None,
+        prompt: str | None = None,
+        role: Role | None = None,
+        first_number: int = 0,
+    ) -> list[TokenizedText]:
+        """What the model reads of the texts when `encode` is called so. Error messages count from `first_number`."""
+        role = role or ("query" if task is not None or prompt is not None else "document")
+        return self._tokenize(texts, self._instructions(task, prompt, role, len(texts)), role, first_number)
+
+    def encode_tokens(self, texts: Sequence[TokenizedText]) -> Tensor:
+        """Embeddings [N, d] of tokenized texts, neither cut nor normalized."""
+        embeddings = torch.empty(len(texts), self.dimension)
+        for indices, some in self._forward_tokens(texts):
+            embeddings[list(indices)] = some.float().cpu()
+        return embeddings
+
+    def finish(self, embeddings: Tensor, dimensions: int | None = None, normalize: bool | None = None) -> Tensor:
+        """What `encode` returns of such embeddings: cut to `dimensions`, in float32, of unit length if the model's
+        are."""
+        embeddings = embeddings[:, : self.check_dimensions(dimensions)].float()
+        if self.config.normalize if normalize is None else normalize:
+            embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
+        return embeddings
+
+    def _tokenize(
+        self, texts: Sequence[str], instructions: Sequence[str] | str, role: Role, first_number: int
+    ) -> list[TokenizedText]:
+        tokenize = self.tokenizer.queries if role == "query" else self.tokenizer.documents
+        return tokenize(texts, instructions, first_number)
+
+    def _forward_tokens(self, texts: Sequence[TokenizedText]) -> Iterator[tuple[list[int], Tensor]]:
+        """Rows of at most `max_tokens_per_batch` tokens, one after the other, with the texts' positions."""
+        batches = pack_texts(
+            [text.token_ids for text in texts],
+            tokens_per_batch(self.config.max_tokens_per_batch, self.model.device),
+            [text.pooled_from for text in texts],
+        )
+        for batch in batches:
+            yield sorted(batch.text_indices), self._forward(batch)
 
     def _pool_on(self, devices: Sequence[str]) -> EncoderPool:
         """The processes on these devices: those of an earlier call if the devices are the same and none has died."""
@@ -298,7 +336,8 @@ class Encoder:
             return ""
         return self.config.instructions[task]
 
-    def _check_dimensions(self, dimensions: int | None) -> int:
+    def check_dimensions(self, dimensions: int | None) -> int:
+        """The size of what `encode` returns; refuses one that was not trained."""
         if dimensions is None:
             return self.dimension
         trained = self.config.matryoshka_dims or []

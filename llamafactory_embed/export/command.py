@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, ExportTarget, ("checkpoint", "folder", "layout"))
     add_options(parser, ExportOptions)
     add_options(parser.add_argument_group("how a checkpoint that is not ours is read"), SourceOptions)
-    add_options(parser, ExportTarget, ("push_to", "private", "dry_run"))
+    add_options(parser, ExportTarget, ("push_to", "private", "dry_run", "server"))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.push_to is not None:
         check_repository(arguments.push_to)
     _export(arguments)
+    if arguments.server is not None and _verify(arguments) != 0:
+        return 1
     if arguments.push_to is not None:
         planned = plan_push(Path(arguments.folder), arguments.push_to, arguments.private)
         print(planned.describe())
@@ -37,6 +39,15 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print(f"Uploaded: {push(Path(arguments.folder), planned)}")
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from .server.command import ServerCheckOptions, report_server
+
+    options = ServerCheckOptions(
+        query_task=arguments.query_task, dimensions=arguments.dimensions, device=arguments.device
+    )
+    return report_server(arguments.folder, arguments.server, options)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -107,6 +118,7 @@ def _export_adapter(arguments: argparse.Namespace, checkpoint: Path) -> None:
 def refuse_unused(arguments: argparse.Namespace) -> None:
     """Options that would have no effect on the chosen layout."""
     unused = {
+        "--server": arguments.server is not None,
         "--query-task": arguments.query_task is not None,
         "--dimensions": arguments.dimensions is not None,
         "--dequantize": arguments.dequantize,

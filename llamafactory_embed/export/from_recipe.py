@@ -54,6 +54,11 @@ def check_options(checkpoint: str, model_args: ModelArguments) -> None:
         raise ValueError("`export_legacy_format: true`: an embedder is exported as safetensors only, leave it out.")
     if model_args.export_hub_model_id is not None:
         check_repository(model_args.export_hub_model_id)
+    check_checkpoint_names(checkpoint, model_args)
+
+
+def check_checkpoint_names(checkpoint: str, model_args: ModelArguments) -> None:
+    """Refuse a recipe that names another base model, or other adapters, than the checkpoint was trained on."""
     config = EmbeddingConfig.load(checkpoint)
     if not (Path(checkpoint) / ADAPTER_CONFIG_NAME).is_file():
         return

@@ -44,3 +44,9 @@ class ExportTarget:
     )
     private: bool = option(False, "Make a new repository on the hub private.")
     dry_run: bool = option(False, "With --push-to: say what would be uploaded, and upload nothing.")
+    server: str | None = option(
+        None,
+        "Address of a running server of the exported model, which is compared with the checkpoint; nothing is pushed "
+        "if it differs.",
+        metavar="URL",
+    )

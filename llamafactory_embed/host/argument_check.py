@@ -57,8 +57,10 @@ def list_argument_classes(is_training: bool) -> list[type]:
     """The dataclasses that the host makes of a recipe, with the options of plugin stages among them."""
     from llamafactory.hparams import parser
 
+    if not is_training:
+        return list(parser._INFER_ARGS)
     classes = [parser.ModelArguments, parser.DataArguments, parser.FinetuningArguments, parser.GeneratingArguments]
-    return [*classes, parser.TrainingArguments] if is_training else classes
+    return [*classes, parser.TrainingArguments]
 
 
 def build_arguments(argument_class: type, options: dict[str, Any]) -> Any:

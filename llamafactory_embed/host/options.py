@@ -7,6 +7,7 @@ import typing
 from typing import TYPE_CHECKING, Any
 
 from ..hparams.option import default_of, make_options
+from ..hparams.serving import ServingOptions
 from ..stages.registry import Registry, load_registry
 from ..stages.stage import HOST_STAGES, Stage
 from . import contract
@@ -41,6 +42,7 @@ def apply(parser: Any) -> None:
         for argument_class in contract.attribute(parser, "_TRAIN_ARGS")
         for field in dataclasses.fields(argument_class)
     }
+    taken |= {field.name: ServingOptions.__name__ for field in dataclasses.fields(ServingOptions)}
     reject_conflicts(registry, taken)
     registry.report_problems()
 
@@ -48,6 +50,8 @@ def apply(parser: Any) -> None:
     for argument_classes in lists:
         argument_classes[:] = [extended if each is host_class else each for each in argument_classes]
     parser.FinetuningArguments = extended
+    serving = extend_by_serving_options(extended)
+    parser._INFER_ARGS[:] = [serving if each is extended else each for each in parser._INFER_ARGS]
 
 
 def reject_conflicts(registry: Registry, taken: dict[str, str]) -> None:
@@ -88,7 +92,7 @@ def extend_finetuning_arguments(host_class: type, registry: Registry) -> type:
     for stage in registry.stages.values():
         hints = typing.get_type_hints(stage.options)
         for field in dataclasses.fields(stage.options):
-            fields.setdefault(field.name, (field.name, hints[field.name], _copy_field(field, stage)))
+            fields.setdefault(field.name, (field.name, hints[field.name], _copy_field(field, stage.name)))
 
     def post_init(self: Any) -> None:
         host_class.__post_init__(self)  # type: ignore[attr-defined]
@@ -99,6 +103,25 @@ def extend_finetuning_arguments(host_class: type, registry: Registry) -> type:
         list(fields.values()),
         bases=(host_class,),
         namespace={"__post_init__": post_init, "__doc__": host_class.__doc__, "__module__": __name__},
+    )
+
+
+def extend_by_serving_options(extended: type) -> type:
+    """The class for recipes that train nothing, with the options of the server of embeddings: `llamafactory-cli api`
+    reads them as `finetuning_args.serving_options`."""
+    hints = typing.get_type_hints(ServingOptions)
+    declared = dataclasses.fields(ServingOptions)
+    names = [field.name for field in declared]
+
+    def post_init(self: Any) -> None:
+        extended.__post_init__(self)  # type: ignore[attr-defined]
+        self.serving_options = make_options(ServingOptions, {name: getattr(self, name) for name in names})
+
+    return dataclasses.make_dataclass(
+        extended.__name__,
+        [(field.name, hints[field.name], _copy_field(field, "api")) for field in declared],
+        bases=(extended,),
+        namespace={"__post_init__": post_init, "__doc__": extended.__doc__, "__module__": __name__},
     )
 
 
@@ -137,11 +160,11 @@ def _stages_with(option_name: str, registry: Registry) -> str:
     return " and ".join(stages)
 
 
-def _copy_field(field: dataclasses.Field[Any], stage: Stage) -> Any:
+def _copy_field(field: dataclasses.Field[Any], reader: str) -> Any:
     """The same field for the parser, which takes every key of the metadata for an argument of argparse's own and
     reads `%` in a help text as a format."""
     help_text = field.metadata["help"].replace("%", "%%")
-    metadata = {"help": f"[{stage.name}] {help_text}"}
+    metadata = {"help": f"[{reader}] {help_text}"}
     if field.default_factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=field.default_factory, metadata=metadata)
     return dataclasses.field(default=field.default, metadata=metadata)

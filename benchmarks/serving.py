@@ -1,0 +1,197 @@
+"""Requests a second and waiting times of our server: continuous batching against one request a forward."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .inputs import ModelSize, save_model
+from .processes import Variant, take_turns
+from .results_file import Result, ratio, table_of
+
+
+TITLE = "Serving"
+BATCHED, ALONE = "continuous batching", "one request a forward"
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: ModelSize = field(default_factory=ModelSize)
+    clients: tuple[int, ...] = (1, 8, 64)
+    queries: int = 2000  # different ones; each request holds one
+    seconds: float = 20.0
+    warm_up_seconds: float = 3.0
+    threads: int = 1  # of the model: the other core is for HTTP and the clients
+
+
+def measure(settings: Settings, repeats: int, folder: Path) -> Result:
+    """Both ways in turns, for each number of clients: closed loops, in which every client waits for its answer and
+    asks again."""
+    checkpoint = save_embedder(folder, settings.model)
+    queries = folder / "queries.json"
+    queries.write_text(json.dumps(short_queries(settings.queries)), "utf-8")
+    request = {"checkpoint": str(checkpoint), "queries": str(queries)}
+    request |= {"seconds": settings.seconds, "warm_up_seconds": settings.warm_up_seconds, "threads": settings.threads}
+    cases = {
+        case_of(clients): {
+            name: Variant("benchmarks.serving:run", request | {"clients": clients, "batch_requests": most})
+            for name, most in ((ALONE, 1), (BATCHED, None))
+        }
+        for clients in settings.clients
+    }
+    runs = take_turns(cases, repeats)
+    most = max(settings.clients)
+    return Result(
+        settings=dataclasses.asdict(settings),
+        runs=runs,
+        figures=[
+            ratio(
+                f"requests a second, {case_of(clients)}",
+                runs,
+                case_of(clients),
+                BATCHED,
+                ALONE,
+                "requests_per_second",
+                at_least=3.0 if clients == most else None,
+            )
+            for clients in settings.clients
+        ]
+        + [ratio(f"99th percentile, {case_of(most)}", runs, case_of(most), BATCHED, ALONE, "p99_ms", at_most=1.0)],
+        table=table_of(
+            runs,
+            {
+                "requests/s": lambda median: f"{median('requests_per_second'):.0f}",
+                "median, ms": lambda median: f"{median('p50_ms'):.0f}",
+                "99th percentile, ms": lambda median: f"{median('p99_ms'):.0f}",
+                "requests a forward": lambda median: f"{median('requests_per_forward'):.1f}",
+            },
+        ),
+    )
+
+
+def case_of(clients: int) -> str:
+    """How a number of clients is called in the table."""
+    return f"{clients} client{'s' if clients > 1 else ''}"
+
+
+def save_embedder(folder: Path, size: ModelSize) -> Path:
+    """A checkpoint as training leaves it, whose queries have an instruction."""
+    from transformers import AutoModel, AutoTokenizer
+
+    from llamafactory_embed.hparams.embedding import EmbeddingOptions
+    from llamafactory_embed.loading import checkpoint
+    from llamafactory_embed.model.embedding import EmbeddingModel
+    from llamafactory_embed.model.embedding_config import EmbeddingConfig
+
+    base = save_model(folder / "base", size)
+    instructions = {"gloss": "Given a definition, retrieve the word"}
+    config = EmbeddingConfig.from_options(EmbeddingOptions(), cutoff_len=size.longest, instructions=instructions)
+    checkpoint.save_checkpoint(EmbeddingModel(AutoModel.from_pretrained(base), config), folder / "checkpoint")
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+def short_queries(count: int) -> list[str]:
+    """Sentences of the bundled prose, about as long as a question."""
+    from .encode import short_paragraphs
+
+    return [" ".join(text.split()[:12]) for text in short_paragraphs(count)]
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Start a server in a process of its own, let the clients ask for a while, and stop it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = "import sys; from llamafactory_embed.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, "serve", request["checkpoint"]]
+    command += ["--api-host", "127.0.0.1", "--api-port", str(port), "--device", "cpu"]
+    if request["batch_requests"] is not None:
+        command += ["--batch-requests", str(request["batch_requests"])]
+    queries = json.loads(Path(request["queries"]).read_text("utf-8"))
+    bodies = [json.dumps({"input": query, "input_type": "query"}).encode() for query in queries]
+    environment = {name: value for name, value in os.environ.items() if name != "API_KEY"}
+    environment["OMP_NUM_THREADS"] = str(request["threads"])
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            while not server.stdout.readline().startswith("Serving"):
+                if server.poll() is not None:
+                    raise RuntimeError("The server did not start.")
+            return asyncio.run(ask(port, bodies, request))
+        finally:
+            server.terminate()
+
+
+async def ask(port: int, bodies: list[bytes], request: dict[str, Any]) -> dict[str, Any]:
+    """Closed loops of all clients, first to warm up."""
+    await loop_clients(port, bodies, request["clients"], request["warm_up_seconds"])
+    before = await forwards(port)
+    start = time.perf_counter()
+    seconds = sorted(await loop_clients(port, bodies, request["clients"], request["seconds"]))
+    elapsed = time.perf_counter() - start
+    after = await forwards(port)
+    return {
+        "requests_per_second": len(seconds) / elapsed,
+        "p50_ms": 1000 * median(seconds),
+        "p99_ms": 1000 * seconds[min(len(seconds) - 1, int(0.99 * len(seconds)))],
+        "requests_per_forward": len(seconds) / max(1, after - before),
+        "requests": len(seconds),
+    }
+
+
+async def loop_clients(port: int, bodies: list[bytes], clients: int, seconds: float) -> list[float]:
+    """How long each answer took."""
+    end = time.perf_counter() + seconds
+    taken: list[float] = []
+
+    async def client(number: int) -> None:
+        reader, writer = await connect(port)
+        for turn in range(number, sys.maxsize, clients):
+            start = time.perf_counter()
+            if start >= end:
+                break
+            await exchange(reader, writer, "POST /v1/embeddings", bodies[turn % len(bodies)])
+            taken.append(time.perf_counter() - start)
+        writer.close()
+
+    await asyncio.gather(*map(client, range(clients)))
+    return taken
+
+
+async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """To a server that listens, or will in a moment."""
+    while True:
+        try:
+            return await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+        except ConnectionRefusedError:
+            await asyncio.sleep(0.05)
+
+
+async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, what: str, body: bytes = b"") -> bytes:
+    """One request on an open connection, with as little work for this process as can be: it shares the cores."""
+    writer.write(f"{what} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+    content = await reader.readexactly(int(head.partition("content-length: ")[2].split("\r\n")[0]))
+    if " 200 " not in head.splitlines()[0]:
+        raise RuntimeError(f"{head.splitlines()[0]}: {content[:200]!r}")
+    return content
+
+
+async def forwards(port: int) -> float:
+    """How often the model has run, by the server's own metrics."""
+    reader, writer = await connect(port)
+    page = (await exchange(reader, writer, "GET /metrics")).decode()
+    writer.close()
+    (line,) = [line for line in page.splitlines() if line.startswith("llamafactory_embed_forwards_total ")]
+    return float(line.split()[1])

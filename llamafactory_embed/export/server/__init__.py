@@ -1,0 +1,1 @@
+"""Whether a running server embeds as the checkpoint does, and what it does otherwise (docs/serve.md)."""

@@ -1,0 +1,1 @@
+"""Embeddings over HTTP in OpenAI's format, with continuous batching (docs/serve.md)."""

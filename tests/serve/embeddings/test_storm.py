@@ -1,0 +1,37 @@
+"""A server among clients that behave badly: nobody gets another's vectors, and nothing is held when they have gone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+
+from tests.embedders import PROSE
+from tests.serve.embeddings.servers import KEY, listening, make_encoder, make_server
+from tests.serve.embeddings.storm import KINDS, PATIENT, storm
+
+
+def test_forty_clients_of_whom_most_behave_badly() -> None:
+    encoder = make_encoder()
+    texts = [text[: 10 + 9 * number] for number, text in enumerate(PROSE[:12])]
+    expected = {text: encoder.encode(text).tolist() for text in texts}
+    server = make_server(encoder, KEY, max_body_bytes=60_000, max_waiting_tokens=20_000, max_waiting_requests=30)
+    with listening(server) as address:
+        report = asyncio.run(storm(address, expected, 40, key=KEY))
+        statuses = report.statuses
+        assert report.wrong == []
+        good = {kind: sum(number % len(KINDS) == KINDS.index(kind) for number in range(40)) for kind in PATIENT}
+        assert {kind: statuses[kind, 200] for kind in PATIENT} == {kind: 2 * count for kind, count in good.items()}
+        assert {status for kind, status in statuses if kind in PATIENT} <= {200, 429}
+        assert {status for kind, status in statuses if kind == "broken"} <= {400, 429}
+        assert {status for kind, status in statuses if kind == "cut off"} <= {0, 400, 429}
+        assert {status for kind, status in statuses if kind == "huge"} <= {0, 200, 413, 429}
+        while server.waiting.places or server.waiting.tokens:  # of those that have just gone
+            threading.Event().wait(0.01)
+        assert server._bytes_arriving == 0
+        assert server.worker.is_alive()
+        after = asyncio.run(storm(address, expected, 1, rounds=1, key=KEY))
+        assert after.statuses == {("quick", 200): 1}
+    assert not server.worker.is_alive()
+    assert np.isfinite(server.waiting.tokens_per_second)
