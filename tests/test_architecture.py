@@ -77,7 +77,6 @@ SHORT_MODULES = {
     "host/data.py": "one seam",
     "host/lm_eval.py": "one seam",
     "host/templates.py": "one seam",
-    "hparams/masked_tokens.py": "the options that several stages share",
     "hparams/mntp.py": "the options of one stage",
     "hparams/run.py": "the option that all stages share",
     "hparams/suggestion.py": "used by rooms that declare no options",

@@ -23,6 +23,8 @@ from ..board.panel import (
     create_panel,
     is_sayable,
     option_names,
+    panel_parts,
+    panel_words,
     read_panel,
     shown_defaults,
     write_recipe_line,
@@ -38,14 +40,15 @@ WIDGETS = "stage"
 
 # The widgets of the host's train tab that our stages have to do with.
 TRAIN_WIDGETS = ("training_stage", "dataset", "packing", "compute_type")
+ROOM_FOR_THE_STAGE = 2
 
 
 def apply(interface: ModuleType) -> None:
     """Patch the modules that make up the page; all of them are loaded when `interface` is."""
     package = interface.__name__.rpartition(".")[0]
-    control, runner, common, manager, train_tab, eval_tab = (
+    control, runner, common, manager, locales, train_tab, eval_tab = (
         importlib.import_module(f"{package}.{name}")
-        for name in ("control", "runner", "common", "manager", "components.train", "components.eval")
+        for name in ("control", "runner", "common", "manager", "locales", "components.train", "components.eval")
     )
     for owner, name, parameters in (
         (interface, "create_train_tab", ("engine",)),
@@ -68,7 +71,7 @@ def apply(interface: ModuleType) -> None:
     contract.attribute(control, "DEFAULT_DATA_DIR")
     stage_names = contract.attribute(runner, "TRAINING_STAGES")  # one table for all of these modules
 
-    _apply_page(interface, train_tab, stage_names)
+    _apply_page(interface, train_tab, stage_names, contract.attribute(locales, "LOCALES"))
     _apply_datasets(control, train_tab, eval_tab, stage_names)
     _apply_runner(runner.Runner, stage_names)
     _apply_commands(runner, common)
@@ -96,7 +99,9 @@ def widget_id(stage: Stage, option_name: str) -> str:
 # The page
 
 
-def _apply_page(interface: ModuleType, train_tab: ModuleType, stage_names: dict[str, str]) -> None:
+def _apply_page(
+    interface: ModuleType, train_tab: ModuleType, stage_names: dict[str, str], host_words: dict[str, Any]
+) -> None:
     """A hidden panel for each stage under the row with the stage's dropdown."""
     host_create_train_tab = interface.create_train_tab
     host_change_stage = train_tab.change_stage
@@ -105,13 +110,10 @@ def _apply_page(interface: ModuleType, train_tab: ModuleType, stage_names: dict[
         registry = load_registry()
         add_stages(stage_names, registry)
         panels = [create_panel(stage) for stage in registry.stages.values()]
-        widgets = {
-            widget_id(panel.stage, name).removeprefix(f"{WIDGETS}."): widget
-            for panel in panels
-            for name, widget in panel.components.items()
-        }
-        engine.manager.add_elems(WIDGETS, widgets)
-        with _joined_inputs(engine.manager, widgets.values()):
+        for panel in panels:
+            engine.manager.add_elems(WIDGETS, panel_parts(panel))
+            host_words.update(panel_words(panel))  # the host changes the language of all that it has words for
+        with _joined_inputs(engine.manager, [each for panel in panels for each in panel.components.values()]):
             train_widgets: dict[str, Any] = host_create_train_tab(engine)
 
         for name in TRAIN_WIDGETS:
@@ -123,6 +125,7 @@ def _apply_page(interface: ModuleType, train_tab: ModuleType, stage_names: dict[
 
         stage_list, dataset, packing, compute_type = (train_widgets[name] for name in TRAIN_WIDGETS)
         connect_panels(panels, stage_names, training_stage=stage_list, dataset=dataset, packing=packing)
+        stage_list.scale = ROOM_FOR_THE_STAGE  # beside its neighbours, which have 1 and 4
         from llamafactory.extras.misc import is_accelerator_available
 
         if not is_accelerator_available():
@@ -207,9 +210,7 @@ def _apply_runner(runner_class: Any, stage_names: dict[str, str]) -> None:
         if stage is None:
             return None, {}
 
-        names = option_names(stage)
-        values = read_panel(stage, {name: get(widget_id(stage, name)) for name in names})
-        return stage, values | {name: value for name, value in extra.items() if name in names}
+        return stage, read_panel(stage, {name: get(widget_id(stage, name)) for name in option_names(stage)}, extra)
 
     def initialize(self: Any, data: dict[Any, Any], do_train: bool, from_preview: bool) -> str:
         error: str = host_initialize(self, data, do_train, from_preview)

@@ -17,4 +17,5 @@ class RunOptions:
         "(`num_train_epochs` or `max_steps`); empty: run to the end.",
         label="Stop after steps",
         minimum=1,
+        group="Memory and length of the run",
     )

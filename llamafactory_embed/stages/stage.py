@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..hparams.relevance import condition_problems
+
 
 # Stages of the host; a plugin may not take their names.
 HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
@@ -66,6 +68,9 @@ class Stage:
                 raise ValueError(f"Option `{field.name}` of stage {self.name!r} needs a default value.")
             if not field.metadata.get("help"):
                 raise ValueError(f'Option `{field.name}` of stage {self.name!r} needs metadata={{"help": …}}.')
+        problems = condition_problems(self.options)
+        if problems:
+            raise ValueError(f"Options of stage {self.name!r}: {' '.join(problems)}")
         if not re.fullmatch(r"[\w.]+:\w+", self.run):
             raise ValueError(f"`run` of stage {self.name!r} must read `package.module:function`, not {self.run!r}.")
         if self.check and not re.fullmatch(r"[\w.]+:\w+", self.check):
