@@ -56,7 +56,7 @@ FLOORS = [
     ("data",),
     ("diffusion", "encoder"),
     ("evaluation",),
-    ("export", "mining", "sampling"),
+    ("export", "look", "mining", "sampling"),
     ("serve", "train"),
     ("demo", "doctor", "recipe"),
     ("cli",),

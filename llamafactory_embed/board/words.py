@@ -34,6 +34,12 @@ def say(key: str, language: str, **values: object) -> str:
     return read_words(language)["page"][key].format(**values)
 
 
+def part_words(name: str, language: str) -> dict[str, str]:
+    """The words of a part of the page (`look/base`): what the table says of its `label`, `info`, `value`, …"""
+    page = read_words(language)["page"]
+    return {key.removeprefix(f"{name}."): text for key, text in page.items() if key.startswith(f"{name}.")}
+
+
 def option_words(stage: Stage, field: OptionField, language: str) -> dict[str, str]:
     """Label and help of an option's widget."""
     words = read_words(language) if stage.name in OWN_STAGES else {}

@@ -34,6 +34,7 @@ from ..hparams.secrets import secrets_of, without_secrets
 from ..stages.registry import Registry, load_registry
 from ..stages.stage import Stage
 from . import contract
+from .board_tabs import apply_tabs
 
 
 WIDGETS = "stage"
@@ -52,6 +53,7 @@ def apply(interface: ModuleType) -> None:
     )
     for owner, name, parameters in (
         (interface, "create_train_tab", ("engine",)),
+        (interface, "create_footer", ()),
         (control, "list_datasets", ("dataset_dir", "training_stage")),
         (control, "load_dataset_info", ("dataset_dir",)),
         (train_tab, "list_datasets", ("dataset_dir", "training_stage")),
@@ -71,7 +73,11 @@ def apply(interface: ModuleType) -> None:
     contract.attribute(control, "DEFAULT_DATA_DIR")
     stage_names = contract.attribute(runner, "TRAINING_STAGES")  # one table for all of these modules
 
-    _apply_page(interface, train_tab, stage_names, contract.attribute(locales, "LOCALES"))
+    host_words = contract.attribute(locales, "LOCALES")
+    engines: list[Any] = []
+
+    _apply_page(interface, train_tab, stage_names, host_words, engines)
+    apply_tabs(interface, common, host_words, lambda: engines[-1], lambda: load_registry())
     _apply_datasets(control, train_tab, eval_tab, stage_names)
     _apply_runner(runner.Runner, stage_names)
     _apply_commands(runner, common)
@@ -100,13 +106,18 @@ def widget_id(stage: Stage, option_name: str) -> str:
 
 
 def _apply_page(
-    interface: ModuleType, train_tab: ModuleType, stage_names: dict[str, str], host_words: dict[str, Any]
+    interface: ModuleType,
+    train_tab: ModuleType,
+    stage_names: dict[str, str],
+    host_words: dict[str, Any],
+    engines: list[Any],
 ) -> None:
     """A hidden panel for each stage under the row with the stage's dropdown."""
     host_create_train_tab = interface.create_train_tab
     host_change_stage = train_tab.change_stage
 
     def create_train_tab(engine: Any) -> dict[str, Any]:
+        engines[:] = [engine]  # of the page that is being built, for the tabs that come later
         registry = load_registry()
         add_stages(stage_names, registry)
         panels = [create_panel(stage) for stage in registry.stages.values()]

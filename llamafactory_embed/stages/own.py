@@ -8,6 +8,8 @@ from ..hparams.word_task import WordTaskOptions
 from .stage import Stage
 
 
+EMBEDDINGS_TAB = "llamafactory_embed.look.tab:create_embeddings_tab"
+
 CONTRASTIVE = Stage(
     name="contrastive",
     options=ContrastiveOptions,
@@ -15,6 +17,7 @@ CONTRASTIVE = Stage(
     check="llamafactory_embed.train.embed.contrastive.workflow:check_contrastive",
     label="Contrastive Embedding",
     formats=("retrieval",),
+    tab=EMBEDDINGS_TAB,
 )
 TDRO = Stage(
     name="tdro",
@@ -23,6 +26,7 @@ TDRO = Stage(
     check="llamafactory_embed.train.embed.tdro.workflow:check_tdro",
     label="Task-Robust Weights (tDRO)",
     formats=("retrieval",),
+    tab=EMBEDDINGS_TAB,
 )
 MNTP = Stage(
     name="mntp",

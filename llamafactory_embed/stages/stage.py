@@ -54,6 +54,10 @@ class Stage:
     """`package.module:Class` of the host's `BaseEngine` that serves the stage's models in `llamafactory-cli chat`,
     `webchat` and `api`; empty: they do not chat."""
 
+    tab: str = ""
+    """`package.module:function` that builds a tab of LLaMA Board for the stage's models, called with a
+    `llamafactory_embed.board.tabs.BoardPage`; stages that name the same function share the tab."""
+
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
             raise ValueError(
@@ -79,6 +83,8 @@ class Stage:
             )
         if self.engine and not re.fullmatch(r"[\w.]+:\w+", self.engine):
             raise ValueError(f"`engine` of stage {self.name!r} must read `package.module:Class`, not {self.engine!r}.")
+        if self.tab and not re.fullmatch(r"[\w.]+:\w+", self.tab):
+            raise ValueError(f"`tab` of stage {self.name!r} must read `package.module:function`, not {self.tab!r}.")
 
     def load_run(self) -> Callable[..., Any]:
         """Import the function that `run` names."""
@@ -87,6 +93,10 @@ class Stage:
     def load_engine(self) -> Callable[..., Any]:
         """Import the class that `engine` names."""
         return _import_named(self.engine)
+
+    def load_tab(self) -> Callable[..., Any]:
+        """Import the function that `tab` names."""
+        return _import_named(self.tab)
 
     def check_arguments(self, *args: Any) -> None:
         """Refuse what `check` refuses. `args` are the first five arguments of `run`."""

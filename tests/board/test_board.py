@@ -558,7 +558,7 @@ def test_changed_host_is_one_sentence_and_nothing_is_touched(interface: Any, mon
 def test_train_tab_without_a_widget_is_one_sentence(page: Page) -> None:
     train_tab = SimpleNamespace(list_datasets=None, change_stage=lambda training_stage: None)
     changed = SimpleNamespace(create_train_tab=lambda engine: {"training_stage": None})
-    board._apply_page(changed, train_tab, {"SFT": "sft"}, {})  # type: ignore[arg-type]
+    board._apply_page(changed, train_tab, {"SFT": "sft"}, {}, [])  # type: ignore[arg-type]
     with (
         gr.Blocks(),
         pytest.raises(contract.HostMismatchError, match="has no `dataset`: this LLaMA-Factory was changed"),
