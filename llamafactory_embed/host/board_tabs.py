@@ -1,12 +1,12 @@
-"""Tabs of stages behind those of LLaMA Board's page; a part of the seam `board`."""
+"""Tabs of stages behind those of LLaMA Board's page, and parts of its tab for evaluations; used by the seam `board`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
-from ..board.tabs import BoardPage, words_of_parts
+from ..board.tabs import BoardPage, CreateTab, words_of_parts
 from ..stages.registry import Registry
 from . import contract
 
@@ -34,18 +34,29 @@ def apply_tabs(
     """Build the tabs right before the footer, where the host's tabs end. `open_engine` gives the engine of the page
     that is being built."""
     host_create_footer = interface.create_footer
+    host_create_eval_tab = interface.create_eval_tab
     get_save_dir = contract.attribute(common, "get_save_dir")
 
+    def build(engine: Any, creates: Iterable[CreateTab], **widgets: Any) -> None:
+        if engine.demo_mode:  # what is built here opens any folder that a visitor names
+            return
+        known = {name: engine.manager.get_elem_by_id(host) for name, host in WIDGETS.items()}
+        page = BoardPage(**(known | widgets), run_folder=get_save_dir)
+        for create in dict.fromkeys(creates):
+            parts = create(page)
+            engine.manager.add_elems(TAB, parts)
+            host_words.update(words_of_parts(parts))
+
+    def create_eval_tab(engine: Any) -> dict[str, Any]:
+        parts: dict[str, Any] = host_create_eval_tab(engine)
+        stages = registry().stages.values()
+        creates = [stage.load_evaluation() for stage in stages if stage.evaluation]
+        build(engine, creates, dataset_dir=parts["dataset_dir"])
+        return parts
+
     def create_footer() -> Any:
-        engine = open_engine()
-        stages = [stage for stage in registry().stages.values() if stage.tab]
-        if stages and not engine.demo_mode:  # a tab opens any folder that a visitor names
-            widgets = {name: engine.manager.get_elem_by_id(host) for name, host in WIDGETS.items()}
-            page = BoardPage(**widgets, run_folder=get_save_dir)
-            for create in dict.fromkeys(stage.load_tab() for stage in stages):
-                parts = create(page)
-                engine.manager.add_elems(TAB, parts)
-                host_words.update(words_of_parts(parts))
+        build(open_engine(), [stage.load_tab() for stage in registry().stages.values() if stage.tab])
         return host_create_footer()
 
+    interface.create_eval_tab = create_eval_tab  # type: ignore[attr-defined]
     interface.create_footer = create_footer  # type: ignore[attr-defined]

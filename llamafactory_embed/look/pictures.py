@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from .comparison import Projection, Side, project
 
 
-INK = "#7f7f7f"
+INK = "#8c8c8c"
 COLOURS = ("#1f77b4", "#e8710a", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf")
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "WenQuanYi Zen Hei", "SimHei")
 PAIRS_DRAWN = 12
@@ -35,7 +35,7 @@ def draw_map(sides: Sequence[Side], method: Projection, names: tuple[str, str]) 
             query_colour = colour if len(side.tasks) > 1 else COLOURS[1]
             title = f"{each.task.task}: " if len(side.tasks) > 1 else ""
             documents, queries = places[middle:end], places[start:middle]
-            axes.scatter(*documents.T, s=14, color=colour, alpha=0.55, linewidths=0, label=title + names[1])
+            axes.scatter(*documents.T, s=14, color=colour, alpha=0.7, linewidths=0, label=title + names[1])
             axes.scatter(*queries.T, s=26, color=query_colour, marker="x", linewidths=1.1, label=title + names[0])
             start = end
         axes.set_title(side.name, color=INK, fontsize=11, wrap=True)

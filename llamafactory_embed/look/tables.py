@@ -9,7 +9,8 @@ from .comparison import RankedText
 
 
 GOLD = "★"
-CELL = "padding:4px 8px;border-bottom:1px solid var(--border-color-primary);vertical-align:top;"
+CELL = "padding:4px 8px;border:0;border-bottom:1px solid var(--border-color-primary);vertical-align:top;"
+TABLE = "width:100%;border-collapse:collapse;border:0;"
 NUMBER = CELL + "text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums;"
 TEXT = CELL + "text-align:left;overflow-wrap:anywhere;width:100%;"
 ANSWER = "background:rgba(46,160,67,0.18);"
@@ -22,13 +23,18 @@ def side_by_side(columns: Mapping[str, Sequence[RankedText]], empty: str) -> str
 
 
 def _table(name: str, ranking: Sequence[RankedText], empty: str) -> str:
+    has_marks = any(each.is_answer for each in ranking)
+
+    def mark(each: RankedText) -> str:
+        return f'<td style="{NUMBER}">{GOLD if each.is_answer else ""}</td>' if has_marks else ""
+
     rows = "".join(
-        f'<tr class="ranked" style="{ANSWER if each.is_answer else ""}"><td style="{NUMBER}">{rank}</td>'
-        f'<td style="{NUMBER}">{GOLD if each.is_answer else ""}</td><td style="{NUMBER}">{each.score:.3f}</td>'
+        f'<tr class="ranked" style="border:0;{ANSWER if each.is_answer else ""}"><td style="{NUMBER}">{rank}</td>'
+        f'{mark(each)}<td style="{NUMBER}">{each.score:.3f}</td>'
         f'<td style="{TEXT}">{escape(each.text)}</td></tr>'
         for rank, each in enumerate(ranking, start=1)
     )
-    body = f'<table style="width:100%;border-collapse:collapse;">{rows}</table>' if rows else escape(empty)
+    body = f'<table style="{TABLE}">{rows}</table>' if rows else escape(empty)
     title = f'<div style="font-weight:600;margin-bottom:4px;overflow-wrap:anywhere;">{escape(name)}</div>'
     return f'<div class="ranking" style="flex:1 1 380px;min-width:0;">{title}{body}</div>'
 
@@ -40,7 +46,7 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> s
         names = list(next(iter(by_model.values()), {}))
         if names and not rows:
             heads = "".join(f'<th style="{NUMBER}">{escape(name)}</th>' for name in names)
-            rows.append(f'<tr><th style="{CELL}"></th><th style="{CELL}"></th>{heads}</tr>')
+            rows.append(f'<tr style="border:0;"><th style="{CELL}"></th><th style="{CELL}"></th>{heads}</tr>')
         best = {name: max(values[name] for values in by_model.values()) for name in names}
         for model, values in by_model.items() if names else ():
             cells = "".join(
@@ -49,5 +55,5 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> s
                 for name in names
             )
             texts = "".join(f'<td style="{CELL}overflow-wrap:anywhere;">{escape(text)}</td>' for text in (task, model))
-            rows.append(f'<tr class="judged">{texts}{cells}</tr>')
-    return f'<table style="width:100%;border-collapse:collapse;">{"".join(rows)}</table>' if rows else ""
+            rows.append(f'<tr class="judged" style="border:0;">{texts}{cells}</tr>')
+    return f'<table style="{TABLE}">{"".join(rows)}</table>' if rows else ""

@@ -9,6 +9,7 @@ from .stage import Stage
 
 
 EMBEDDINGS_TAB = "llamafactory_embed.look.tab:create_embeddings_tab"
+BENCHMARKS = "llamafactory_embed.look.benchmarks:create_benchmarks"
 
 CONTRASTIVE = Stage(
     name="contrastive",
@@ -18,6 +19,7 @@ CONTRASTIVE = Stage(
     label="Contrastive Embedding",
     formats=("retrieval",),
     tab=EMBEDDINGS_TAB,
+    evaluation=BENCHMARKS,
 )
 TDRO = Stage(
     name="tdro",
@@ -27,6 +29,7 @@ TDRO = Stage(
     label="Task-Robust Weights (tDRO)",
     formats=("retrieval",),
     tab=EMBEDDINGS_TAB,
+    evaluation=BENCHMARKS,
 )
 MNTP = Stage(
     name="mntp",

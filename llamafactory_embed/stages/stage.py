@@ -58,6 +58,9 @@ class Stage:
     """`package.module:function` that builds a tab of LLaMA Board for the stage's models, called with a
     `llamafactory_embed.board.tabs.BoardPage`; stages that name the same function share the tab."""
 
+    evaluation: str = ""
+    """The same for a part of the Board's tab "Evaluate & Predict"."""
+
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
             raise ValueError(
@@ -83,8 +86,11 @@ class Stage:
             )
         if self.engine and not re.fullmatch(r"[\w.]+:\w+", self.engine):
             raise ValueError(f"`engine` of stage {self.name!r} must read `package.module:Class`, not {self.engine!r}.")
-        if self.tab and not re.fullmatch(r"[\w.]+:\w+", self.tab):
-            raise ValueError(f"`tab` of stage {self.name!r} must read `package.module:function`, not {self.tab!r}.")
+        for name, place in (("tab", self.tab), ("evaluation", self.evaluation)):
+            if place and not re.fullmatch(r"[\w.]+:\w+", place):
+                raise ValueError(
+                    f"`{name}` of stage {self.name!r} must read `package.module:function`, not {place!r}."
+                )
 
     def load_run(self) -> Callable[..., Any]:
         """Import the function that `run` names."""
@@ -97,6 +103,10 @@ class Stage:
     def load_tab(self) -> Callable[..., Any]:
         """Import the function that `tab` names."""
         return _import_named(self.tab)
+
+    def load_evaluation(self) -> Callable[..., Any]:
+        """Import the function that `evaluation` names."""
+        return _import_named(self.evaluation)
 
     def check_arguments(self, *args: Any) -> None:
         """Refuse what `check` refuses. `args` are the first five arguments of `run`."""
