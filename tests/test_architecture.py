@@ -74,6 +74,7 @@ SHORTEST_MODULE = 40
 SHORT_MODULES = {
     "data/packages.py": "files from the package index, for several rooms",
     "doctor/finding.py": "the record that all sections share",
+    "host/board_picture.py": "a part of one seam",
     "host/data.py": "one seam",
     "host/lm_eval.py": "one seam",
     "host/templates.py": "one seam",

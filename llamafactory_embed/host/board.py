@@ -30,11 +30,12 @@ from ..board.panel import (
     write_recipe_line,
     write_words,
 )
-from ..board.progress import draw_progress, read_progress
 from ..hparams.secrets import secrets_of, without_secrets
 from ..stages.registry import Registry, load_registry
 from ..stages.stage import Stage
 from . import contract
+from .board_chat import apply_denoising
+from .board_picture import apply_picture
 from .board_tabs import apply_tabs
 
 
@@ -55,6 +56,7 @@ def apply(interface: ModuleType) -> None:
     for owner, name, parameters in (
         (interface, "create_train_tab", ("engine",)),
         (interface, "create_eval_tab", ("engine",)),
+        (interface, "create_infer_tab", ("engine",)),
         (interface, "create_footer", ()),
         (control, "list_datasets", ("dataset_dir", "training_stage")),
         (control, "load_dataset_info", ("dataset_dir",)),
@@ -64,6 +66,7 @@ def apply(interface: ModuleType) -> None:
         (contract.attribute(runner, "Runner"), "_initialize", ("self", "data", "do_train", "from_preview")),
         (contract.attribute(runner, "Runner"), "_parse_train_args", ("self", "data")),
         (contract.attribute(runner, "Runner"), "_build_config_dict", ("self", "data")),
+        (contract.attribute(runner, "Runner"), "monitor", ("self",)),
         (runner, "gen_cmd", ("args",)),
         (runner, "get_trainer_info", ("lang", "output_path", "do_train")),
         (runner, "load_args", ("config_path",)),
@@ -81,10 +84,11 @@ def apply(interface: ModuleType) -> None:
 
     _apply_page(interface, train_tab, stage_names, host_words, engines)
     apply_tabs(interface, common, host_words, lambda: engines[-1], lambda: load_registry())
+    apply_denoising(interface, host_words)
     _apply_datasets(control, train_tab, eval_tab, stage_names)
     _apply_runner(runner.Runner, stage_names)
     _apply_commands(runner, common)
-    _apply_picture(runner)
+    apply_picture(runner)
     _apply_configurations(runner, stage_names)
 
 
@@ -289,24 +293,6 @@ def _apply_commands(runner: ModuleType, common: ModuleType) -> None:
 
     common._clean_cmd = clean_cmd  # type: ignore[attr-defined]
     runner.gen_cmd = gen_cmd  # type: ignore[attr-defined]
-
-
-# The picture of a run
-
-
-def _apply_picture(runner: ModuleType) -> None:
-    """Metrics and task weights beside the loss, for the runs that log them."""
-    host_get_trainer_info = runner.get_trainer_info
-
-    def get_trainer_info(lang: str, output_path: Any, do_train: bool) -> tuple[str, Any, dict[str, Any]]:
-        log, progress_bar, shown = host_get_trainer_info(lang, output_path, do_train)
-        if do_train and "loss_viewer" in shown:
-            progress = read_progress(output_path)
-            if progress.has_more_than_the_loss:
-                shown["loss_viewer"] = gr.Plot(draw_progress(progress))
-        return log, progress_bar, shown
-
-    runner.get_trainer_info = get_trainer_info  # type: ignore[attr-defined]
 
 
 # Saved configurations

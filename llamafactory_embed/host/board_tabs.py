@@ -1,4 +1,4 @@
-"""Tabs of stages behind those of LLaMA Board's page, and parts of its tab for evaluations; used by the seam `board`."""
+"""Tabs of stages behind those of LLaMA Board's page, and parts of its tab for evaluations; for the seam `board`."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ own, with its table and a CSV file."""
 from __future__ import annotations
 
 import csv
+import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from .models import newest_checkpoint, runs_below
 
 LINES_SHOWN = 12  # of what the process says
 SUMMARY = "summary.csv"
+COMMAND = "import sys; from llamafactory_embed.cli import main; sys.exit(main())"
 
 
 def create_benchmarks(page: BoardPage) -> dict[str, Block]:
@@ -57,12 +59,19 @@ def create_benchmarks(page: BoardPage) -> dict[str, Block]:
     checkpoints.focus(list_runs, page.run_widgets(), [checkpoints], queue=False)
     tasks.focus(list_tasks, [page.dataset_dir], [tasks], queue=False)
     inputs = [checkpoints, tasks, baseline, output, page.dataset_dir, page.language]
-    running = start.click(judge_on_page, inputs, [status, table, file])
-    stop.click(lambda: None, cancels=[running], queue=False)  # the process ends with the generator that waits for it
+    running: list[subprocess.Popen[str]] = []
+
+    def abort() -> None:
+        for process in running:
+            process.terminate()
+
+    start.click(functools.partial(judge_on_page, running), inputs, [status, table, file])
+    stop.click(abort, queue=False)
     return parts
 
 
 def judge_on_page(
+    running: list[subprocess.Popen[str]],
     checkpoints: Sequence[str],
     tasks: Sequence[str],
     baseline: Sequence[str],
@@ -70,17 +79,18 @@ def judge_on_page(
     dataset_dir: str,
     language: str,
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """What the process says while it runs, at last its table and the CSV file."""
+    """What the process says while it runs, at last its table and the CSV file. `running` holds the process."""
     if not checkpoints or not tasks or not output:
         raise gr.Error(say("judge.incomplete", language), print_exception=False)
     try:
-        folders = [str(newest_checkpoint(each)) if Path(each).is_dir() else each for each in checkpoints]
+        folders = [_checkpoint_of(each) for each in checkpoints]
     except ValueError as problem:
         raise shown_as_error(problem) from problem
     command = evaluation_command(folders, tasks, baseline, output, dataset_dir)
     hidden = gr.update(visible=False)
     said: list[str] = []
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    running.append(process)
     try:
         assert process.stderr is not None
         for line in process.stderr:
@@ -88,7 +98,8 @@ def judge_on_page(
             yield "```\n" + "\n".join(said[-LINES_SHOWN:]) + "\n```", hidden, hidden
         failed = process.wait() != 0
     finally:
-        process.kill()
+        running.remove(process)
+        process.kill()  # the page was closed
     path = Path(output) / SUMMARY
     end = "```\n" + "\n".join(said[-LINES_SHOWN:]) + "\n```"
     if failed and not any(line.startswith("failed:") for line in said):  # refused as a whole: the table is an old one
@@ -102,11 +113,17 @@ def judge_on_page(
     )
 
 
+def _checkpoint_of(name: str) -> str:
+    """A run's newest checkpoint; models of sentence-transformers, and names on the hub, stay as they are."""
+    is_ours = Path(name).is_dir() and not (Path(name) / "modules.json").is_file()
+    return str(newest_checkpoint(name)) if is_ours else name
+
+
 def evaluation_command(
     checkpoints: Sequence[str], tasks: Sequence[str], baseline: Sequence[str], output: str, dataset_dir: str
 ) -> list[str]:
     """The words of the command line."""
-    command = [sys.executable, "-m", "llamafactory_embed.cli", "eval", *checkpoints, "--tasks", *tasks]
+    command = [sys.executable, "-c", COMMAND, "eval", *checkpoints, "--tasks", *tasks]
     command += ["--output", output, "--dataset-dir", dataset_dir]
     return command + (["--baseline", *baseline] if baseline else [])
 

@@ -133,7 +133,7 @@ def _connect_results(
     for event in (done.success, projection.change):
         event(_refusing(show_map), [looked, projection, page.language], [map_plot])
     for event in (parts["look/find"].click, text.submit):
-        event(_refusing(show_neighbours), [looked, text, page.language], [nearest])
+        event(_refusing(show_nearest), [looked, text, page.language], [nearest])
 
 
 def look_at_choices(
@@ -193,7 +193,7 @@ def show_map(looked: Looked | None, projection: Projection, language: str) -> Fi
     return draw_map(looked.sides, projection, (say("look.queries", language), say("look.documents", language)))
 
 
-def show_neighbours(looked: Looked | None, text: str, language: str) -> str:
+def show_nearest(looked: Looked | None, text: str, language: str) -> str:
     """What is nearest to a text among all texts."""
     if looked is None or not text.strip():
         raise ValueError("Compare two models first, then type a text whose neighbours are to be found.")

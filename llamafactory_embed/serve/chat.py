@@ -60,6 +60,9 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         setup = set_up_masked_tokens(options, model_args, otherwise="mask")
         options = replace(options, block_size=setup.block_size)
         family = find_family(setup.config)
+        self.options: DiffusionOptions = options
+        self._family = family
+        self._generating_args = generating_args
         self.tokenizer: Any = setup.tokenizer
         self.is_diffuseq = isinstance(options, DiffusionTuningOptions) and options.ddm_format == "diffuseq"
         self.separator: str | None = None
@@ -78,7 +81,7 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         self.sampler = Sampler(
             self.model,
             self.tokenizer,
-            SamplingSettings.from_options(options, generating_args, family=family, block_size=options.block_size),
+            self._read(options),
             setup.mask.id,
             setup.shift,
             tuple(self.template.get_stop_token_ids(self.tokenizer)),
@@ -137,6 +140,12 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
                     elif piece := answer.next_piece(step.settled, step.is_finished):
                         yield piece
 
+    def change_sampling(self, **values: Any) -> None:
+        """Denoise the next answers with other values of `SamplingOptions`."""
+        options = replace(self.options, **values)
+        self.sampler.settings = self._read(options)
+        self.options = options
+
     async def get_scores(self, batch_input: list[str], **input_kwargs: Any) -> list[float]:
         raise ValueError("A diffusion language model answers, it does not score: use a reward model.")
 
@@ -150,6 +159,11 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         return [special.bos, *prompt, special.sep]
 
     # ------------------------------------------------- one request --------------------------------------------------
+
+    def _read(self, options: DiffusionOptions) -> SamplingSettings:
+        return SamplingSettings.from_options(
+            options, self._generating_args, family=self._family, block_size=options.block_size
+        )
 
     def _response(self, generated: Generated, prompt_length: int, skip: bool, stops: list[str]) -> Response:
         text = self.sampler.decode(generated.tokens, skip)
