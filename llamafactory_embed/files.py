@@ -15,6 +15,9 @@ from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
 
+# Written into the folder of a run while it trains, and read by who looks at the run.
+EVALUATIONS_NAME = "evaluations.jsonl"
+
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:

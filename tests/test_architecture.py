@@ -56,9 +56,15 @@ FLOORS = [
     ("data",),
     ("diffusion", "encoder"),
     ("evaluation",),
+<<<<<<< HEAD
     ("encoding", "export", "mining", "sampling"),
     ("merging", "serve", "train"),
     ("chain", "demo", "doctor", "recipe"),
+=======
+    ("export", "look", "mining", "sampling"),
+    ("serve", "train"),
+    ("demo", "doctor", "recipe"),
+>>>>>>> board
     ("cli",),
 ]
 
@@ -75,11 +81,15 @@ SHORT_MODULES = {
     "data/packages.py": "files from the package index, for several rooms",
     "evaluation/word_weights.py": "two formulas, which need no mteb",
     "doctor/finding.py": "the record that all sections share",
+    "host/board_picture.py": "a part of one seam",
     "host/data.py": "one seam",
     "host/lm_eval.py": "one seam",
     "host/templates.py": "one seam",
+<<<<<<< HEAD
     "host/training.py": "one call of the host",
     "hparams/masked_tokens.py": "the options that several stages share",
+=======
+>>>>>>> board
     "hparams/mntp.py": "the options of one stage",
     "hparams/suggestion.py": "used by rooms that declare no options",
     "train/embed/losses/distillation.py": "the losses of one kind",

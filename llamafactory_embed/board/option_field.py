@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import re
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +40,11 @@ class OptionField:
         return declared or self.name.replace("_", " ").capitalize()
 
     @property
+    def group(self) -> str | None:
+        """The theme under which the option is folded away; None for one that is always seen."""
+        return self.declaration.metadata.get("group")
+
+    @property
     def default(self) -> Any:
         """The option's value where a recipe does not name it."""
         return default_of(self.declaration)
@@ -53,18 +56,18 @@ class OptionField:
             return (True, False)
         return choices(self.annotation)
 
-    def create(self, element_id: str) -> Component:
-        """The widget, inside the layout that is being built.
+    def create(self, element_id: str, words: dict[str, str], visible: bool = True) -> Component:
+        """The widget, inside the layout that is being built; `words` are its label and its help.
 
         Bounds are not handed to the number widget: it would answer with its sentence instead of that of the
         command line.
         """
-        common = {
-            "label": self.label,
-            "info": write_info(self.declaration.metadata),
+        common: dict[str, Any] = {
+            **words,
             "value": self.show(self.default),
             "elem_id": element_id,
             "interactive": True,
+            "visible": visible,
         }
         scalar = scalar_type(self.annotation)
         if self.allowed:
@@ -146,23 +149,3 @@ def _convert(text: str, item: type) -> Any:
         return item(text)
     except ValueError:
         return text
-
-
-def write_info(metadata: Mapping[str, Any]) -> str:
-    """`Factor on the loss. (0 to 100)`, safe to be shown as Markdown."""
-    limits = write_range(metadata.get("minimum"), metadata.get("maximum"))
-    return escape_tags(metadata["help"]) + (f" ({limits})" if limits else "")
-
-
-def write_range(minimum: float | None, maximum: float | None) -> str:
-    """The bounds of a number, which include their end points."""
-    if minimum is None:
-        return "" if maximum is None else f"at most {maximum}"
-    return f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
-
-
-def escape_tags(text: str) -> str:
-    """Keep `<mask>` and the like visible. Markdown shows tags inside backticks as they are; elsewhere it would take
-    them for HTML and drop them."""
-    parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)

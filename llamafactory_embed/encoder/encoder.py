@@ -178,7 +178,7 @@ class Encoder:
 
         `precision` is that of vectors that are not floats; float ones may be compared with them. Of two vectors of
         bits it is 1 - 2 · (the share of bits that differ)."""
-        size = self._check_dimensions(dimensions)
+        size = self.check_dimensions(dimensions)
         left, right = (self._as_compared(each, precision, size) for each in (a, b))
         return left @ right.T
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,6 +132,16 @@ def format_markdown(summary: Summary) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def format_csv(summary: Summary) -> str:
+    """The same table for spreadsheets, with scores between 0 and 1; empty where a model was not run."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["task", "metric", *summary.models])
+    for line in [*summary.lines, *summary.means()]:
+        writer.writerow([line.task, line.metric, *(line.scores.get(model, "") for model in summary.models)])
+    return text.getvalue()
+
+
 def cells_of(line: Line, summary: Summary) -> list[str]:
     """A line's cells; a dash where a model was not run."""
     return [line.task, line.metric, *(score_cell(line, model, summary) for model in summary.models)]
@@ -145,7 +157,7 @@ def score_cell(line: Line, model: str, summary: Summary) -> str:
 
 
 def write_summary(summary: Summary, folder: Path) -> list[Path]:
-    """`summary.md` and `summary.json`, and `summary.png` where several models are compared."""
+    """`summary.md`, `summary.csv` and `summary.json`, and `summary.png` where several models are compared."""
     values = {
         "models": summary.models,
         "scores": [
@@ -156,6 +168,7 @@ def write_summary(summary: Summary, folder: Path) -> list[Path]:
     }
     texts = {
         "summary.md": format_markdown(summary),
+        "summary.csv": format_csv(summary),
         "summary.json": json.dumps(values, indent=2, ensure_ascii=False) + "\n",
     }
     for name, text in texts.items():

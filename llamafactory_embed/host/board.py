@@ -23,6 +23,8 @@ from ..board.panel import (
     create_panel,
     is_sayable,
     option_names,
+    panel_parts,
+    panel_words,
     read_panel,
     shown_defaults,
     write_recipe_line,
@@ -32,23 +34,30 @@ from ..hparams.secrets import secrets_of, without_secrets
 from ..stages.registry import Registry, load_registry
 from ..stages.stage import Stage
 from . import contract
+from .board_chat import apply_denoising
+from .board_picture import apply_picture
+from .board_tabs import apply_tabs
 
 
 WIDGETS = "stage"
 
 # The widgets of the host's train tab that our stages have to do with.
 TRAIN_WIDGETS = ("training_stage", "dataset", "packing", "compute_type")
+ROOM_FOR_THE_STAGE = 2
 
 
 def apply(interface: ModuleType) -> None:
     """Patch the modules that make up the page; all of them are loaded when `interface` is."""
     package = interface.__name__.rpartition(".")[0]
-    control, runner, common, manager, train_tab, eval_tab = (
+    control, runner, common, manager, locales, train_tab, eval_tab = (
         importlib.import_module(f"{package}.{name}")
-        for name in ("control", "runner", "common", "manager", "components.train", "components.eval")
+        for name in ("control", "runner", "common", "manager", "locales", "components.train", "components.eval")
     )
     for owner, name, parameters in (
         (interface, "create_train_tab", ("engine",)),
+        (interface, "create_eval_tab", ("engine",)),
+        (interface, "create_infer_tab", ("engine",)),
+        (interface, "create_footer", ()),
         (control, "list_datasets", ("dataset_dir", "training_stage")),
         (control, "load_dataset_info", ("dataset_dir",)),
         (train_tab, "list_datasets", ("dataset_dir", "training_stage")),
@@ -57,7 +66,9 @@ def apply(interface: ModuleType) -> None:
         (contract.attribute(runner, "Runner"), "_initialize", ("self", "data", "do_train", "from_preview")),
         (contract.attribute(runner, "Runner"), "_parse_train_args", ("self", "data")),
         (contract.attribute(runner, "Runner"), "_build_config_dict", ("self", "data")),
+        (contract.attribute(runner, "Runner"), "monitor", ("self",)),
         (runner, "gen_cmd", ("args",)),
+        (runner, "get_trainer_info", ("lang", "output_path", "do_train")),
         (runner, "load_args", ("config_path",)),
         (common, "_clean_cmd", ("args",)),
         (contract.attribute(manager, "Manager"), "add_elems", ("self", "tab_name", "elem_dict")),
@@ -68,10 +79,16 @@ def apply(interface: ModuleType) -> None:
     contract.attribute(control, "DEFAULT_DATA_DIR")
     stage_names = contract.attribute(runner, "TRAINING_STAGES")  # one table for all of these modules
 
-    _apply_page(interface, train_tab, stage_names)
+    host_words = contract.attribute(locales, "LOCALES")
+    engines: list[Any] = []
+
+    _apply_page(interface, train_tab, stage_names, host_words, engines)
+    apply_tabs(interface, common, host_words, lambda: engines[-1], lambda: load_registry())
+    apply_denoising(interface, host_words)
     _apply_datasets(control, train_tab, eval_tab, stage_names)
     _apply_runner(runner.Runner, stage_names)
     _apply_commands(runner, common)
+    apply_picture(runner)
     _apply_configurations(runner, stage_names)
 
 
@@ -96,22 +113,26 @@ def widget_id(stage: Stage, option_name: str) -> str:
 # The page
 
 
-def _apply_page(interface: ModuleType, train_tab: ModuleType, stage_names: dict[str, str]) -> None:
+def _apply_page(
+    interface: ModuleType,
+    train_tab: ModuleType,
+    stage_names: dict[str, str],
+    host_words: dict[str, Any],
+    engines: list[Any],
+) -> None:
     """A hidden panel for each stage under the row with the stage's dropdown."""
     host_create_train_tab = interface.create_train_tab
     host_change_stage = train_tab.change_stage
 
     def create_train_tab(engine: Any) -> dict[str, Any]:
+        engines[:] = [engine]  # of the page that is being built, for the tabs that come later
         registry = load_registry()
         add_stages(stage_names, registry)
         panels = [create_panel(stage) for stage in registry.stages.values()]
-        widgets = {
-            widget_id(panel.stage, name).removeprefix(f"{WIDGETS}."): widget
-            for panel in panels
-            for name, widget in panel.components.items()
-        }
-        engine.manager.add_elems(WIDGETS, widgets)
-        with _joined_inputs(engine.manager, widgets.values()):
+        for panel in panels:
+            engine.manager.add_elems(WIDGETS, panel_parts(panel))
+            host_words.update(panel_words(panel))  # the host changes the language of all that it has words for
+        with _joined_inputs(engine.manager, [each for panel in panels for each in panel.components.values()]):
             train_widgets: dict[str, Any] = host_create_train_tab(engine)
 
         for name in TRAIN_WIDGETS:
@@ -123,6 +144,7 @@ def _apply_page(interface: ModuleType, train_tab: ModuleType, stage_names: dict[
 
         stage_list, dataset, packing, compute_type = (train_widgets[name] for name in TRAIN_WIDGETS)
         connect_panels(panels, stage_names, training_stage=stage_list, dataset=dataset, packing=packing)
+        stage_list.scale = ROOM_FOR_THE_STAGE  # beside its neighbours, which have 1 and 4
         from llamafactory.extras.misc import is_accelerator_available
 
         if not is_accelerator_available():
@@ -207,9 +229,7 @@ def _apply_runner(runner_class: Any, stage_names: dict[str, str]) -> None:
         if stage is None:
             return None, {}
 
-        names = option_names(stage)
-        values = read_panel(stage, {name: get(widget_id(stage, name)) for name in names})
-        return stage, values | {name: value for name, value in extra.items() if name in names}
+        return stage, read_panel(stage, {name: get(widget_id(stage, name)) for name in option_names(stage)}, extra)
 
     def initialize(self: Any, data: dict[Any, Any], do_train: bool, from_preview: bool) -> str:
         error: str = host_initialize(self, data, do_train, from_preview)

@@ -26,6 +26,13 @@ class DenoisingEngine:
     """Mixed into an engine whose text does not grow from left to right: `stream_chat(…, whole_texts=True)` yields the
     whole text after each step, at last the finished one."""
 
+    options: Any
+    """The options of the stage, among them those of `hparams.sampling.SamplingOptions`."""
+
+    def change_sampling(self, **values: Any) -> None:
+        """Answer with other values of some of these from now on; a ValueError where they contradict each other."""
+        raise NotImplementedError
+
 
 class WholeText(str):
     """A text that replaces what it is appended to, for code that collects a stream with `+=`."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from .embedding import EmbeddingOptions
 from .option import option
+from .relevance import ON
 from .run import RunOptions
 
 
@@ -18,23 +19,35 @@ class RetrievalDataOptions:
     dataset_weights: str = option(
         "proportional",
         "How often a task is drawn: proportional (to its rows), uniform, temperature, or the path of a weights JSON.",
+        group="Data",
     )
     dataset_sampling_temperature: float = option(
-        2.0, "Draw tasks in proportion to rows^(1/temperature) (`dataset_weights: temperature`).", minimum=1.0
+        2.0,
+        "Draw tasks in proportion to rows^(1/temperature) (`dataset_weights: temperature`).",
+        minimum=1.0,
+        group="Data",
+        when={"dataset_weights": ("temperature",)},
     )
-    skip_bad_rows: bool = option(False, "Skip and count rows that cannot be read, instead of refusing the data.")
+    skip_bad_rows: bool = option(
+        False, "Skip and count rows that cannot be read, instead of refusing the data.", group="Data"
+    )
 
 
 @dataclass
 class ComparisonOptions(EmbeddingOptions):
     """How a query is compared with documents, and with how much memory."""
 
-    similarity: Literal["cosine", "dot"] = option("cosine", "Similarity of a query and a document.")
+    similarity: Literal["cosine", "dot"] = option(
+        "cosine", "Similarity of a query and a document.", group="Similarity"
+    )
     loss_temperature: float = option(
         0.05, "Divides the similarities; other tools call 1/temperature `scale`.", minimum=1e-6
     )
     grad_cache_tokens: int | None = option(
-        None, "Tokens of one chunk of a batch that is too large for memory (GradCache); empty: off.", minimum=1
+        None,
+        "Tokens of one chunk of a batch that is too large for memory (GradCache); empty: off.",
+        minimum=1,
+        group="Memory and length of the run",
     )
 
     def __post_init__(self) -> None:
@@ -77,7 +90,7 @@ class ContrastiveOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Em
     """Loss and negatives."""
 
     task_batching: Literal["homogeneous", "mixed"] = option(
-        "homogeneous", "Whether a global batch holds rows of one task or of all tasks."
+        "homogeneous", "Whether a global batch holds rows of one task or of all tasks.", group="Data"
     )
     contrastive_loss: Literal["info_nce", "repllama", "kl_distillation", "margin_distillation", "cosent", "angle"] = (
         option("info_nce", "Loss; the distillations, cosent and angle need a `score` column.")
@@ -88,18 +101,41 @@ class ContrastiveOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Em
         "column; 0: off.",
         label="Weight of the teacher's KL",
         minimum=0.0,
+        group="Teacher",
+        when={"contrastive_loss": ("info_nce",)},
     )
     teacher_temperature: float = option(
-        1.0, "Divides the teacher's scores (kl_distillation, `kl_weight`).", minimum=1e-6
+        1.0,
+        "Divides the teacher's scores (kl_distillation, `kl_weight`).",
+        minimum=1e-6,
+        group="Teacher",
+        when=[{"contrastive_loss": ("kl_distillation",)}, {"contrastive_loss": ("info_nce",), "kl_weight": ON}],
     )
-    both_directions: bool = option(False, "Also rank queries for each document (info_nce).")
-    cross_device_negatives: bool = option(True, "Use the documents of all processes as negatives (info_nce).")
+    both_directions: bool = option(
+        False,
+        "Also rank queries for each document (info_nce).",
+        group="Negatives",
+        when={"contrastive_loss": ("info_nce",)},
+    )
+    cross_device_negatives: bool = option(
+        True,
+        "Use the documents of all processes as negatives (info_nce).",
+        group="Negatives",
+        when={"contrastive_loss": ("info_nce",)},
+    )
     false_negative_margin: float | None = option(
         None,
         "Ignore in-batch negatives that are more similar to a query than its positive by this much (info_nce).",
         minimum=0.0,
+        group="Negatives",
+        when={"contrastive_loss": ("info_nce",)},
     )
-    scale_by_dim: bool = option(False, "Divide the dot product by the embedding size (repllama).")
+    scale_by_dim: bool = option(
+        False,
+        "Divide the dot product by the embedding size (repllama).",
+        group="Similarity",
+        when={"contrastive_loss": ("repllama",)},
+    )
     matryoshka_dims: list[int] | None = option(
         None, "Sizes to which embeddings can be cut (Matryoshka); the loss is summed over all of them."
     )
@@ -108,9 +144,12 @@ class ContrastiveOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Em
         "Attention dropout that makes a second view of a text, its positive (SimCSE, for plain texts).",
         minimum=0.0,
         maximum=0.99,
+        group="Data",
     )
     eval_tasks: list[str] | None = option(
-        None, "Evaluate the finished model with mteb on these: groups, tasks, data sets or paths of local data."
+        None,
+        "Evaluate the finished model with mteb on these: groups, tasks, data sets or paths of local data.",
+        group="Evaluation",
     )
 
     def __post_init__(self) -> None:

@@ -19,11 +19,13 @@ class DiffusionOptions(RunOptions, SamplingOptions, MaskedTokenOptions):
         None,
         "Folder or hub name of an adapted model, in the layout of transformers or DiffuLLaMA; its weights replace "
         "those of `model_name_or_path`.",
+        group="Model",
     )
     anneal_steps: int = option(
         1,
         "Steps over which attention changes from causal to bidirectional; 1: bidirectional from the start.",
         minimum=1,
+        when={"block_size": (None, 0)},
     )
     block_size: int | None = option(
         None,
@@ -34,8 +36,10 @@ class DiffusionOptions(RunOptions, SamplingOptions, MaskedTokenOptions):
     noise_schedule: Literal["linear", "cosine", "loglinear"] = option(
         "linear", "Share of hidden tokens as a function of time."
     )
-    time_epsilon: float = option(1e-3, "Earliest time to draw.", minimum=1e-6, maximum=0.5)
-    antithetic_time: bool = option(True, "Spread the times of a step evenly instead of drawing each independently.")
+    time_epsilon: float = option(1e-3, "Earliest time to draw.", minimum=1e-6, maximum=0.5, group="Noise and loss")
+    antithetic_time: bool = option(
+        True, "Spread the times of a step evenly instead of drawing each independently.", group="Noise and loss"
+    )
     loss_weight: Literal["elbo", "uniform", "scheduler"] = option(
         "elbo",
         "Weight of a hidden token's loss: that of the bound (elbo), 1 (uniform), or 1 / its probability to be hidden "
@@ -45,8 +49,11 @@ class DiffusionOptions(RunOptions, SamplingOptions, MaskedTokenOptions):
         "token",
         "Divide the loss by all tokens that could be hidden (token), by those of each text and then by the texts "
         "(sequence), or by the hidden tokens (masked, DiffuLLaMA).",
+        group="Noise and loss",
     )
-    elbo_samples: int = option(8, "Corruptions of each text over which an evaluation averages the bound.", minimum=1)
+    elbo_samples: int = option(
+        8, "Corruptions of each text over which an evaluation averages the bound.", minimum=1, group="Noise and loss"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +78,8 @@ class DiffusionTuningOptions(DiffusionOptions):
         "What separates source and target (`ddm_format: diffuseq`), a text of one token or a token's number; empty: "
         "the tokenizer's separator, or a new line if it has none.",
         label="Separator",
+        group="Answers",
+        when={"ddm_format": ("diffuseq",)},
     )
     ddm_padding: str | None = option(
         None,
@@ -79,12 +88,14 @@ class DiffusionTuningOptions(DiffusionOptions):
         label="Padding",
     )
     ddm_split_digits: bool = option(
-        False, "Tokenize every digit by itself, in prompts and in answers.", label="Split digits"
+        False, "Tokenize every digit by itself, in prompts and in answers.", label="Split digits", group="Answers"
     )
     eos_padding: Literal["never", "batch", "cutoff_len"] | None = option(
         None,
         "Pad an answer with EOS tokens, which are learned like the answer, up to the longest row of its batch (LLaDA) "
         "or up to `cutoff_len`. Empty: batch; `diffuseq` always pads up to `cutoff_len`, with the padding token.",
+        group="Answers",
+        when={"ddm_format": ("chat",)},
     )
 
     def __post_init__(self) -> None:

@@ -18,17 +18,19 @@ class MaskedTokenOptions:
         "trained and saved), or any text that is one token; empty: that of the checkpoint or model family.",
     )
     shift: bool | None = option(
-        None, "Predict a token at the position before it; empty: as the model family was trained."
+        None, "Predict a token at the position before it; empty: as the model family was trained.", group="Model"
     )
     sliding_window: Literal["keep", "ignore"] = option(
         "keep",
         "Sliding window of models like Mistral: keep it, on both sides, or ignore it and attend to the whole text.",
+        group="Model",
     )
     max_tokens_per_batch: int | None = option(
         None,
         "Most tokens of one forward; a larger batch runs as several forwards of one step. Empty: 1024 on a CPU (for "
         "its caches), 16384 elsewhere.",
         minimum=1,
+        group="Memory and length of the run",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from .suggestion import suggest
@@ -23,6 +23,8 @@ def option(
     label: str | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    group: str | None = None,
+    when: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     **details: Any,
 ) -> Any:
     """Declare an option: a dataclass field with what recipes, the command line and LLaMA Board need to know about it.
@@ -35,10 +37,14 @@ def option(
         label: LLaMA Board's label; by default the name made readable.
         minimum: The smallest number allowed.
         maximum: The largest number allowed.
+        group: The theme under which LLaMA Board folds the option away; without one it is always seen.
+        when: Under which values of other options this one has an effect, `{"pooling": ("latent",)}`, or a list of such
+            conditions of which one must hold (`hparams.relevance`). LLaMA Board hides it elsewhere.
         details: Anything else that a reader looks for. Commands (`hparams.command_line`) read `metavar`, `flags`
             (other spellings) and `positional`.
     """
-    metadata = {"help": help, "label": label, "minimum": minimum, "maximum": maximum, **details}
+    metadata = {"help": help, "label": label, "minimum": minimum, "maximum": maximum}
+    metadata |= {"group": group, "when": when, **details}
     if isinstance(default, (list, dict, set)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -18,6 +18,7 @@ class RunOptions:
         "(`num_train_epochs` or `max_steps`); empty: run to the end.",
         label="Stop after steps",
         minimum=1,
+        group="Memory and length of the run",
     )
     card_license: str | None = option(
         None, "Licence of the trained model on its card, by the hub's name for it (apache-2.0); empty: none is named."

@@ -17,7 +17,9 @@ class SamplingOptions:
     """Options of denoising. `temperature`, `top_p`, `top_k`, `repetition_penalty` and `max_new_tokens` are the
     host's."""
 
-    diffusion_steps: int = option(64, "Steps in which a text is denoised.", minimum=1, flags=("--steps",))
+    diffusion_steps: int = option(
+        64, "Steps in which a text is denoised.", minimum=1, flags=("--steps",), group="Generation"
+    )
     sampling_algorithm: (
         Literal[
             "origin",
@@ -34,52 +36,82 @@ class SamplingOptions:
         None,
         "How a step chooses the masked positions it reveals; empty: the algorithm of the model family.",
         flags=("--algorithm",),
+        group="Generation",
     )
     alg_temp: float = option(
-        0.0, "Randomness in the choice of positions; 0: always the most confident ones.", minimum=0.0
+        0.0,
+        "Randomness in the choice of positions; 0: always the most confident ones.",
+        minimum=0.0,
+        group="Generation",
     )
-    logits_temp: float = option(1.0, "Divides the logits before anything else (DiffuLLaMA).", minimum=1e-6)
+    logits_temp: float = option(
+        1.0, "Divides the logits before anything else (DiffuLLaMA).", minimum=1e-6, group="Generation"
+    )
     block_length: int | None = option(
-        None, "Tokens of a block; blocks are denoised from left to right. Empty: all tokens at once.", minimum=1
+        None,
+        "Tokens of a block; blocks are denoised from left to right. Empty: all tokens at once.",
+        minimum=1,
+        group="Generation",
     )
     cfg_scale: float = option(
-        0.0, "Strength of classifier-free guidance by the prompt; above 0, a step takes two forwards.", minimum=0.0
+        0.0,
+        "Strength of classifier-free guidance by the prompt; above 0, a step takes two forwards.",
+        minimum=0.0,
+        group="Generation",
     )
     confidence_threshold: float | None = option(
         None,
         "Reveal in each step all positions with a confidence above this, in as many steps as it takes (Fast-dLLM).",
         minimum=0.0,
         maximum=1.0,
+        group="Generation",
+        when={"sampling_algorithm": (None, *sorted(ALGORITHMS_WITH_PROBABILITY))},
     )
     confidence_factor: float | None = option(
         None,
         "Reveal the n most confident positions while (n + 1)(1 - confidence) is below this (Fast-dLLM).",
         minimum=0.0,
+        group="Generation",
+        when={"sampling_algorithm": (None, *sorted(ALGORITHMS_WITH_PROBABILITY))},
     )
     sampling_cache: Literal["none", "prefix", "dual"] = option(
         "none",
         "Keys and values to keep while a block is denoised: none, those before the block (prefix), or those before "
         "and after it (dual).",
         flags=("--cache",),
+        group="Generation",
     )
     cache_refresh_steps: int | None = option(
         None,
         "Recompute the cache after this many steps within a block; empty: only at the start of a block.",
         minimum=1,
+        group="Generation",
+        when={"sampling_cache": ("prefix", "dual")},
     )
     predict_task: Literal["prompt", "unconditional", "infilling"] = option(
-        "prompt", "What `do_predict` generates: answers to prompts, texts without a prompt, or the gaps of texts."
+        "prompt",
+        "What `do_predict` generates: answers to prompts, texts without a prompt, or the gaps of texts.",
+        group="Prediction of a data set",
     )
     prompt_tokens: int = option(
-        32, "First tokens of a plain text that serve as its prompt (`stage: ddm`, `predict_task: prompt`).", minimum=0
+        32,
+        "First tokens of a plain text that serve as its prompt (`stage: ddm`, `predict_task: prompt`).",
+        minimum=0,
+        group="Prediction of a data set",
+        when={"predict_task": ("prompt",)},
     )
     gap_tokens: int = option(
         16,
         "Tokens of the gap in the middle of a plain text that marks none (`predict_task: infilling`).",
         minimum=1,
+        group="Prediction of a data set",
+        when={"predict_task": ("infilling",)},
     )
     denoising_pictures: int = option(
-        0, "Number of predicted texts whose denoising is also saved as an animated GIF.", minimum=0
+        0,
+        "Number of predicted texts whose denoising is also saved as an animated GIF.",
+        minimum=0,
+        group="Prediction of a data set",
     )
 
     def __post_init__(self) -> None:

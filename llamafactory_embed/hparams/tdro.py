@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from .contrastive import ComparisonOptions, RetrievalDataOptions
 from .embedding import EmbeddingOptions
 from .option import option
+from .relevance import ON
 from .run import RunOptions
 
 
@@ -21,6 +22,8 @@ OPTIMIZERS_WITH = {
     "tdro_beta2": ("adamw",),
     "tdro_epsilon": ("adamw", "rmsprop", "adagrad"),
 }
+
+MEASURES_WITH_REFERENCE = tuple(measure for measure in get_args(TaskMeasure) if measure != "loss")
 
 
 @dataclass
@@ -39,59 +42,127 @@ class TdroOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Embedding
         "Compare a query with the passages of all rows of a micro-batch, of all processes, instead of with its own "
         "passages only.",
         label="In-batch negatives",
+        group="Measure",
     )
     tdro_norm: float = option(
         1.0,
         "Divide reference losses by their p-norm over the batch, with this p (ratio, relative_difference); 0: leave "
         "them as they are.",
         minimum=0.0,
+        group="Measure",
+        when={"tdro_measure": ("ratio", "relative_difference")},
     )
-    tdro_start_weights: str = option("uniform", "Initial task weights: uniform, or the path of a weights JSON.")
+    tdro_start_weights: str = option(
+        "uniform", "Initial task weights: uniform, or the path of a weights JSON.", group="Task weights"
+    )
     tdro_normalize_on_update: bool = option(
-        True, "After every update, replace the logarithms of the weights by those of the normalized weights."
+        True,
+        "After every update, replace the logarithms of the weights by those of the normalized weights.",
+        group="Task weights",
     )
     tdro_ema: float = option(
-        0.1, "Share of the new weights in the exponential moving average.", minimum=0.0, maximum=1.0
+        0.1,
+        "Share of the new weights in the exponential moving average.",
+        minimum=0.0,
+        maximum=1.0,
+        group="Task weights",
     )
     tdro_optimizer: Literal["sgd", "adamw", "rmsprop", "adagrad", "adafactor"] = option(
-        "sgd", "Optimizer of the task weights."
+        "sgd", "Optimizer of the task weights.", group="Optimizer of the task weights"
     )
-    tdro_momentum: float = option(0.0, "Momentum of `tdro_optimizer: sgd`.", minimum=0.0, maximum=1.0)
-    tdro_dampening: float = option(0.0, "Dampening of the momentum (`tdro_optimizer: sgd`).", minimum=0.0, maximum=1.0)
+    tdro_momentum: float = option(
+        0.0,
+        "Momentum of `tdro_optimizer: sgd`.",
+        minimum=0.0,
+        maximum=1.0,
+        group="Optimizer of the task weights",
+        when={"tdro_optimizer": OPTIMIZERS_WITH["tdro_momentum"]},
+    )
+    tdro_dampening: float = option(
+        0.0,
+        "Dampening of the momentum (`tdro_optimizer: sgd`).",
+        minimum=0.0,
+        maximum=1.0,
+        group="Optimizer of the task weights",
+        when={"tdro_optimizer": OPTIMIZERS_WITH["tdro_dampening"], "tdro_momentum": ON},
+    )
     tdro_beta1: float = option(
-        0.9, "Decay of the mean gradient (`tdro_optimizer: adamw`).", label="β₁", minimum=0.0, maximum=0.9999
+        0.9,
+        "Decay of the mean gradient (`tdro_optimizer: adamw`).",
+        label="β₁",
+        minimum=0.0,
+        maximum=0.9999,
+        group="Optimizer of the task weights",
+        when={"tdro_optimizer": OPTIMIZERS_WITH["tdro_beta1"]},
     )
     tdro_beta2: float = option(
-        0.999, "Decay of the mean squared gradient (`tdro_optimizer: adamw`).", label="β₂", minimum=0.0, maximum=0.9999
+        0.999,
+        "Decay of the mean squared gradient (`tdro_optimizer: adamw`).",
+        label="β₂",
+        minimum=0.0,
+        maximum=0.9999,
+        group="Optimizer of the task weights",
+        when={"tdro_optimizer": OPTIMIZERS_WITH["tdro_beta2"]},
     )
     tdro_epsilon: float | None = option(
         None,
         "Number that keeps adamw, rmsprop and adagrad from dividing by 0; empty: 1e-8, 1e-8 and 1e-10.",
         minimum=1e-30,
+        group="Optimizer of the task weights",
+        when={"tdro_optimizer": OPTIMIZERS_WITH["tdro_epsilon"]},
     )
     tdro_weight_decay: float = option(
-        0.0, "Weight decay on the logarithms of the task weights, which draws the weights together.", minimum=0.0
+        0.0,
+        "Weight decay on the logarithms of the task weights, which draws the weights together.",
+        minimum=0.0,
+        group="Optimizer of the task weights",
     )
-    tdro_clip: Literal["norm", "value", "none"] = option("norm", "How gradients of the task weights are clipped.")
+    tdro_clip: Literal["norm", "value", "none"] = option(
+        "norm", "How gradients of the task weights are clipped.", group="Optimizer of the task weights"
+    )
     tdro_max_grad: float = option(
-        1.0, "Largest gradient norm (`norm`) or largest absolute gradient (`value`).", minimum=1e-6
+        1.0,
+        "Largest gradient norm (`norm`) or largest absolute gradient (`value`).",
+        minimum=1e-6,
+        group="Optimizer of the task weights",
+        when={"tdro_clip": ("norm", "value")},
     )
     tdro_scheduler: Literal["constant", "linear", "cosine"] = option(
-        "constant", "Schedule of `tdro_lr`; linear and cosine can warm up."
+        "constant", "Schedule of `tdro_lr`; linear and cosine can warm up.", group="Schedule of the task weights"
     )
-    tdro_warmup_steps: int = option(0, "Updates over which `tdro_lr` rises from 0 (linear, cosine).", minimum=0)
+    tdro_warmup_steps: int = option(
+        0,
+        "Updates over which `tdro_lr` rises from 0 (linear, cosine).",
+        minimum=0,
+        group="Schedule of the task weights",
+        when={"tdro_scheduler": ("linear", "cosine")},
+    )
     tdro_warmup_ratio: float = option(
-        0.0, "The same as a share of all updates (linear, cosine).", minimum=0.0, maximum=1.0
+        0.0,
+        "The same as a share of all updates (linear, cosine).",
+        minimum=0.0,
+        maximum=1.0,
+        group="Schedule of the task weights",
+        when={"tdro_scheduler": ("linear", "cosine")},
     )
     tdro_min_lr_ratio: float = option(
-        0.0, "Share of `tdro_lr` that remains at the end (linear, cosine).", minimum=0.0, maximum=1.0
+        0.0,
+        "Share of `tdro_lr` that remains at the end (linear, cosine).",
+        minimum=0.0,
+        maximum=1.0,
+        group="Schedule of the task weights",
+        when={"tdro_scheduler": ("linear", "cosine")},
     )
     tdro_top_percents: list[int] = option(
         [20, 30, 40, 50, 60, 70, 80, 90],
         "For each percentage XX, write topXX_weights.json: that share of the tasks, the heaviest, with equal weights.",
+        group="Task weights",
     )
     tdro_cache_reference: bool = option(
-        False, "Compute the reference losses of the whole run first and keep them in a file."
+        False,
+        "Compute the reference losses of the whole run first and keep them in a file.",
+        group="Memory and length of the run",
+        when={"tdro_measure": MEASURES_WITH_REFERENCE, "tdro_in_batch_negatives": (False,)},
     )
 
     def __post_init__(self) -> None:
@@ -129,4 +200,4 @@ class TdroOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Embedding
     @property
     def needs_reference(self) -> bool:
         """Whether the measure compares the proxy with a reference."""
-        return self.tdro_measure != "loss"
+        return self.tdro_measure in MEASURES_WITH_REFERENCE

@@ -20,26 +20,33 @@ class WordTaskOptions(RunOptions):
         "same `finetuning_type`.",
     )
     attention: Literal["bidirectional", "causal"] = option(
-        "bidirectional", "Whether a token attends to the whole text or only to the tokens before it."
+        "bidirectional",
+        "Whether a token attends to the whole text or only to the tokens before it.",
+        group="Attention",
     )
     sliding_window: Literal["keep", "ignore"] = option(
         "keep",
         "Sliding window of models like Mistral: keep it, on both sides, or ignore it and attend to the whole text.",
+        group="Attention",
     )
     retroactive_labels: Literal["same_token", "next_token"] = option(
         "same_token",
         "Where a word is read: at its first token (same_token), or one token before it, where models trained on the "
         "next token predict it (next_token).",
     )
-    merge_subwords: bool = option(False, "Read the mean of a word's tokens instead of its first token.")
+    merge_subwords: bool = option(False, "Read the mean of a word's tokens instead of its first token.", group="Words")
     space_before_words: bool | None = option(
         None,
         "Put a space before every word but the first of a sentence; empty: if the tokenizer marks words by it, as "
         "those of GPT-2, Llama 3 and Qwen do.",
+        group="Words",
     )
     classifier_dropout: float = option(0.1, "Dropout before the classifier.", minimum=0.0, maximum=0.99)
     cache_hidden_states: bool = option(
-        True, "Run a frozen backbone once over all data and train the classifier on the stored hidden states."
+        True,
+        "Run a frozen backbone once over all data and train the classifier on the stored hidden states.",
+        group="Memory and length of the run",
+        when={"train_backbone": ("frozen",)},
     )
     classifier_path: str | None = option(
         None,
@@ -47,12 +54,15 @@ class WordTaskOptions(RunOptions):
         "has one.",
     )
     unseen_labels: Literal["refuse", "count_as_wrong"] = option(
-        "refuse", "What to do with labels of the evaluation data that the training data do not have."
+        "refuse", "What to do with labels of the evaluation data that the training data do not have.", group="Data"
     )
-    skip_bad_rows: bool = option(False, "Skip and count rows that cannot be read, instead of refusing the data.")
+    skip_bad_rows: bool = option(
+        False, "Skip and count rows that cannot be read, instead of refusing the data.", group="Data"
+    )
     max_tokens_per_batch: int | None = option(
         None,
         "Most tokens of one forward; a larger batch runs as several forwards of one step. Empty: 1024 on a CPU (for "
         "its caches), 16384 elsewhere.",
         minimum=1,
+        group="Memory and length of the run",
     )

@@ -62,6 +62,9 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         setup = set_up_masked_tokens(options, model_args, otherwise="mask")
         options = replace(options, block_size=setup.block_size)
         family = find_family(setup.config)
+        self.options: DiffusionOptions = options
+        self._family = family
+        self._generating_args = generating_args
         self.tokenizer: Any = setup.tokenizer
         if isinstance(options, DiffusionTuningOptions):
             data_args.template = choose_template(options, family, data_args.template, self.tokenizer)
@@ -80,7 +83,7 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         self.sampler = Sampler(
             self.model,
             self.tokenizer,
-            SamplingSettings.from_options(options, generating_args, family=family, block_size=options.block_size),
+            self._read(options),
             setup.mask.id,
             setup.shift,
             tuple(self.template.get_stop_token_ids(self.tokenizer)),
@@ -139,6 +142,12 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
                     elif piece := answer.next_piece(step.settled, step.is_finished):
                         yield piece
 
+    def change_sampling(self, **values: Any) -> None:
+        """Denoise the next answers with other values of `SamplingOptions`."""
+        options = replace(self.options, **values)
+        self.sampler.settings = self._read(options)
+        self.options = options
+
     async def get_scores(self, batch_input: list[str], **input_kwargs: Any) -> list[float]:
         raise ValueError("A diffusion language model answers, it does not score: use a reward model.")
 
@@ -151,6 +160,11 @@ class DiffusionEngine(DenoisingEngine, BaseEngine):
         return [self.diffuseq.bos, *prompt, self.diffuseq.sep]
 
     # ------------------------------------------------- one request --------------------------------------------------
+
+    def _read(self, options: DiffusionOptions) -> SamplingSettings:
+        return SamplingSettings.from_options(
+            options, self._generating_args, family=self._family, block_size=options.block_size
+        )
 
     def _response(self, generated: Generated, prompt_length: int, skip: bool, stops: list[str]) -> Response:
         text = self.sampler.decode(generated.tokens, skip)

@@ -8,6 +8,9 @@ from ..hparams.word_task import WordTaskOptions
 from .stage import Stage
 
 
+EMBEDDINGS_TAB = "llamafactory_embed.look.tab:create_embeddings_tab"
+BENCHMARKS = "llamafactory_embed.look.benchmarks:create_benchmarks"
+
 CONTRASTIVE = Stage(
     name="contrastive",
     options=ContrastiveOptions,
@@ -15,6 +18,8 @@ CONTRASTIVE = Stage(
     check="llamafactory_embed.train.embed.contrastive.workflow:check_contrastive",
     label="Contrastive Embedding",
     formats=("retrieval",),
+    tab=EMBEDDINGS_TAB,
+    evaluation=BENCHMARKS,
 )
 TDRO = Stage(
     name="tdro",
@@ -23,6 +28,8 @@ TDRO = Stage(
     check="llamafactory_embed.train.embed.tdro.workflow:check_tdro",
     label="Task-Robust Weights (tDRO)",
     formats=("retrieval",),
+    tab=EMBEDDINGS_TAB,
+    evaluation=BENCHMARKS,
 )
 MNTP = Stage(
     name="mntp",

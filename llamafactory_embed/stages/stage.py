@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..hparams.relevance import condition_problems
+
 
 # Stages of the host; a plugin may not take their names.
 HOST_STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
@@ -52,6 +54,13 @@ class Stage:
     """`package.module:Class` of the host's `BaseEngine` that serves the stage's models in `llamafactory-cli chat`,
     `webchat` and `api`; empty: they do not chat."""
 
+    tab: str = ""
+    """`package.module:function` that builds a tab of LLaMA Board for the stage's models, called with a
+    `llamafactory_embed.board.tabs.BoardPage`; stages that name the same function share the tab."""
+
+    evaluation: str = ""
+    """The same for a part of the Board's tab "Evaluate & Predict"."""
+
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
             raise ValueError(
@@ -66,6 +75,9 @@ class Stage:
                 raise ValueError(f"Option `{field.name}` of stage {self.name!r} needs a default value.")
             if not field.metadata.get("help"):
                 raise ValueError(f'Option `{field.name}` of stage {self.name!r} needs metadata={{"help": …}}.')
+        problems = condition_problems(self.options)
+        if problems:
+            raise ValueError(f"Options of stage {self.name!r}: {' '.join(problems)}")
         if not re.fullmatch(r"[\w.]+:\w+", self.run):
             raise ValueError(f"`run` of stage {self.name!r} must read `package.module:function`, not {self.run!r}.")
         if self.check and not re.fullmatch(r"[\w.]+:\w+", self.check):
@@ -74,6 +86,11 @@ class Stage:
             )
         if self.engine and not re.fullmatch(r"[\w.]+:\w+", self.engine):
             raise ValueError(f"`engine` of stage {self.name!r} must read `package.module:Class`, not {self.engine!r}.")
+        for name, place in (("tab", self.tab), ("evaluation", self.evaluation)):
+            if place and not re.fullmatch(r"[\w.]+:\w+", place):
+                raise ValueError(
+                    f"`{name}` of stage {self.name!r} must read `package.module:function`, not {place!r}."
+                )
 
     def load_run(self) -> Callable[..., Any]:
         """Import the function that `run` names."""
@@ -82,6 +99,14 @@ class Stage:
     def load_engine(self) -> Callable[..., Any]:
         """Import the class that `engine` names."""
         return _import_named(self.engine)
+
+    def load_tab(self) -> Callable[..., Any]:
+        """Import the function that `tab` names."""
+        return _import_named(self.tab)
+
+    def load_evaluation(self) -> Callable[..., Any]:
+        """Import the function that `evaluation` names."""
+        return _import_named(self.evaluation)
 
     def check_arguments(self, *args: Any) -> None:
         """Refuse what `check` refuses. `args` are the first five arguments of `run`."""

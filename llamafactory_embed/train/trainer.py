@@ -28,6 +28,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..files import write_text
 from ..hparams.secrets import arguments_without_secrets
 from ..model.around_decoder import AroundDecoder
+from .evaluation_log import EvaluationLog
 
 
 RECIPE_NAME = "recipe.yaml"
@@ -104,6 +105,7 @@ class WrappedModelTrainer(CustomTrainer, ABC):
         self.recipe = recipe
         self._write_card: Callable[[], None] | None = None
         self.add_callback(ResumedEpoch())
+        self.add_callback(EvaluationLog())
 
     # ------------------------------------------- what a stage brings ---------------------------------------------
 

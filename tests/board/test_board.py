@@ -15,8 +15,9 @@ import gradio as gr
 import pytest
 import yaml
 
-from llamafactory_embed.board.option_field import option_fields, write_info
+from llamafactory_embed.board.option_field import option_fields
 from llamafactory_embed.board.panel import option_names
+from llamafactory_embed.board.words import LANGUAGES, write_info
 from llamafactory_embed.host import board, contract
 from llamafactory_embed.host.options import extend_finetuning_arguments
 from llamafactory_embed.hparams import option
@@ -504,9 +505,14 @@ def test_only_the_users_choice_forgets_the_data_sets(page: Page) -> None:
     assert (loaded.fn("Pre-Training"), chosen.fn("Pre-Training")) == (([], True), (unchanged, unchanged))
 
 
-def test_languages_leave_the_panels_alone(page: Page) -> None:
-    for _, language in page.widget("top.lang").choices:
-        assert not set(page.engine.change_lang(language)) & set(page.own_widgets().values())
+def test_languages_change_what_the_page_can_translate(page: Page) -> None:
+    """The stages of other packages have their own names and helps in every language."""
+    assert {language for _, language in page.widget("top.lang").choices} == set(LANGUAGES)
+    updates = page.engine.change_lang("zh")
+    assert updates[page.widget("stage.every-kind/rounds")].info == "How often. (1 到 10)"
+    assert updates[page.widget("stage.every-kind/rounds")].label == "Rounds"
+    assert updates[page.widget("stage.every-kind/#")].label == "Every Kind：选项"
+    assert updates[page.widget("train.cutoff_len")].label == "截断长度"
 
 
 @pytest.mark.filterwarnings("ignore:The value passed into gr.Dropdown")  # the host's way to say "only the value"
@@ -552,7 +558,7 @@ def test_changed_host_is_one_sentence_and_nothing_is_touched(interface: Any, mon
 def test_train_tab_without_a_widget_is_one_sentence(page: Page) -> None:
     train_tab = SimpleNamespace(list_datasets=None, change_stage=lambda training_stage: None)
     changed = SimpleNamespace(create_train_tab=lambda engine: {"training_stage": None})
-    board._apply_page(changed, train_tab, {"SFT": "sft"})  # type: ignore[arg-type]
+    board._apply_page(changed, train_tab, {"SFT": "sft"}, {}, [])  # type: ignore[arg-type]
     with (
         gr.Blocks(),
         pytest.raises(contract.HostMismatchError, match="has no `dataset`: this LLaMA-Factory was changed"),

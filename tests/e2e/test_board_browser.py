@@ -1,4 +1,8 @@
-"""LLaMA Board as a user sees it: a third-party stage is chosen, set, previewed, refused, run and seen, in Chromium."""
+"""LLaMA Board as a user sees it, in Chromium: a third-party stage is chosen, set, previewed, refused, run and seen; an
+embedder is trained and looked at; a diffusion model chats.
+
+`BOARD_PICTURES=docs/pictures BOARD_MODEL=models/smollm2-6-layers` makes the pictures of docs/board.md, light and dark,
+with that model and the bundled data."""
 
 from __future__ import annotations
 
@@ -58,7 +62,11 @@ CHROMIUM_FLAGS = (
 )
 
 
-@pytest.fixture
+REPOSITORY = Path(__file__).parents[2]
+PICTURES = os.environ.get("BOARD_PICTURES")
+
+
+@pytest.fixture(scope="module")
 def chromium() -> str:
     """Debian's browser."""
     pytest.importorskip("playwright", reason="no Playwright: pip install playwright")
@@ -68,10 +76,16 @@ def chromium() -> str:
     return path
 
 
-@pytest.fixture
-def board(chromium: str, third_party_site: Path, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Board's working folder."""
+    return tmp_path_factory.mktemp("board")
+
+
+@pytest.fixture(scope="module")
+def board(chromium: str, third_party_site: Path, workplace: Path) -> Iterator[str]:
     """The address of a Board that runs in a working folder of its own."""
-    waiting_stage = tmp_path / "waiting" / "scaled_pt.py"
+    waiting_stage = workplace / "waiting" / "scaled_pt.py"
     waiting_stage.parent.mkdir()
     waiting_stage.write_text((third_party_site / "scaled_pt.py").read_text(encoding="utf-8") + WAITING, "utf-8")
     with socket.socket() as probe:
@@ -88,12 +102,12 @@ def board(chromium: str, third_party_site: Path, tmp_path: Path) -> Iterator[str
         "BROWSER": "true",  # the Board opens a browser: `true` does nothing
     }
     address = f"http://127.0.0.1:{port}"
-    log_path = tmp_path / "board.log"
+    log_path = workplace / "board.log"
     with log_path.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             ["llamafactory-cli", "webui"],
             env=environment,
-            cwd=tmp_path,
+            cwd=workplace,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -156,7 +170,7 @@ def click(page: Any, button: str) -> None:
     page.get_by_role("button", name=button, exact=True).locator("visible=true").click()
 
 
-def test_choose_set_preview_run_and_see(page: Any, tiny_llama: Path, prose_data: Path, tmp_path: Path) -> None:
+def test_choose_set_preview_run_and_see(page: Any, tiny_llama: Path, prose_data: Path, workplace: Path) -> None:
     from playwright.sync_api import expect
 
     choose(page, "Model name", "Custom")
@@ -200,7 +214,7 @@ def test_choose_set_preview_run_and_see(page: Any, tiny_llama: Path, prose_data:
     type_into(page, "Loss scale", "")
     click(page, "Preview command")
     expect(page.locator("p", has_text="loss_scale needs a value.").last).to_be_visible()
-    assert not (tmp_path / "saves").exists()
+    assert not (workplace / "saves").exists()
 
     # a saved configuration brings everything back, the data set too
     type_into(page, "Loss scale", "2.5")
@@ -221,13 +235,166 @@ def test_choose_set_preview_run_and_see(page: Any, tiny_llama: Path, prose_data:
     picture = page.locator("img[alt='Plot'], .matplotlib img, [data-testid=matplotlib] img").first
     failure = page.get_by_text("Failed. Exit code").last
     expect(picture.or_(failure).first).to_be_visible()
-    assert not failure.is_visible(), (tmp_path / "board.log").read_text(encoding="utf-8")[-2000:]
-    (tmp_path / "picture-was-seen").touch()
+    assert not failure.is_visible(), (workplace / "board.log").read_text(encoding="utf-8")[-2000:]
+    (workplace / "picture-was-seen").touch()
     expect(page.get_by_text("Finished.").last).to_be_visible()
 
-    output = tmp_path / "saves" / "Custom" / "lora" / "scaled"
+    output = workplace / "saves" / "Custom" / "lora" / "scaled"
     saved = yaml.safe_load((output / "training_args.yaml").read_text(encoding="utf-8"))
     assert (saved["stage"], saved["loss_scale"], saved["loss_sign"]) == ("scaled-pt", 2.5, "minus")
     losses = read_losses(output)
     assert len(losses) == extra_arguments["max_steps"]
     assert all(loss < 0 for loss in losses)  # the sign has reached the loss
+
+
+@pytest.fixture(scope="module")
+def words_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `dataset_dir` with a retrieval task and a held-out part of it."""
+    if PICTURES:
+        return REPOSITORY / "data"
+    folder = tmp_path_factory.mktemp("words")
+    rows = (REPOSITORY / "data/wordnet/gloss_to_noun.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    entries = {}
+    for name, part in (("wordnet_gloss_to_noun", rows[:40]), ("wordnet_gloss_to_noun_heldout", rows[40:60])):
+        (folder / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
+        entries[name] = {"file_name": f"{name}.jsonl", "formatting": "retrieval"}
+    (folder / "dataset_info.json").write_text(json.dumps(entries), encoding="utf-8")
+    return folder
+
+
+def open_tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).locator("visible=true").click()
+
+
+def take_picture(page: Any, name: str, *, of: str = "", height: int = 1100) -> None:
+    """If pictures are asked for: the page, or a part of it, light and dark, in few colours."""
+    if not PICTURES:
+        return
+    from PIL import Image
+
+    page.set_viewport_size({"width": 1400, "height": height})
+    for theme in ("light", "dark"):
+        page.evaluate("theme => document.body.classList.toggle('dark', theme === 'dark')", theme)
+        page.wait_for_timeout(700)  # colours fade
+        path = Path(PICTURES).resolve() / f"board-{name}-{theme}.png"
+        (page.locator(of) if of else page).screenshot(path=path)
+        Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+    page.evaluate("document.body.classList.remove('dark')")
+
+
+def test_an_embedder_is_trained_and_looked_at(page: Any, tiny_llama: Path, words_data: Path, workplace: Path) -> None:
+    from playwright.sync_api import expect
+
+    model = os.environ.get("BOARD_MODEL")
+    choose(page, "Model name", "Custom")
+    type_into(page, "Model path", str(Path(model).resolve() if PICTURES and model else tiny_llama))
+    type_into(page, "Data dir", str(words_data))
+
+    # six options are seen, and what the others have no use for is hidden
+    choose(page, "Stage", "Contrastive Embedding")
+    panel = page.locator("#stage-contrastive")
+    expect(panel.get_by_test_id("block-info").locator("visible=true")).to_have_count(6)
+    take_picture(page, "panel")
+    latents = panel.get_by_text("Latent pooling", exact=True)
+    expect(latents).to_be_hidden()
+    choose(page, "Pooling", "latent")
+    latents.click()
+    expect(field(page, "Latents")).to_have_value("512")
+    take_picture(page, "latents", of="#stage-contrastive")
+    choose(page, "Pooling", "mean")
+    expect(latents).to_be_hidden()
+
+    # the panel speaks the language of the page
+    choose(page, "Language", "zh")
+    expect(field(page, "损失温度")).to_be_visible()
+    expect(panel.get_by_text("相似度除以该值", exact=False)).to_be_visible()
+    take_picture(page, "chinese")
+    choose(page, "语言", "en")
+
+    # a run shows its loss and nDCG
+    choose(page, "Dataset", "wordnet_gloss_to_noun")
+    page.keyboard.press("Escape")
+    page.get_by_text("Extra configurations").click()
+    steps = {"max_steps": 40, "save_steps": 20, "eval_steps": 10} if PICTURES else {"max_steps": 4, "save_steps": 2}
+    extra_arguments = {
+        "logging_steps": 1,
+        "gradient_accumulation_steps": 1,
+        "preprocessing_num_workers": 1,
+        "cutoff_len": 32,
+        "per_device_train_batch_size": 32 if PICTURES else 4,
+        "learning_rate": 1e-3,
+        "num_negatives": 0,
+        "do_eval": True,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "eval_on_start": True,
+        "eval_dataset": "wordnet_gloss_to_noun_heldout",
+        **steps,
+    }
+    type_into(page, "Extra arguments", json.dumps(extra_arguments))
+    page.get_by_text("Extra configurations").click()
+    type_into(page, "Output dir", "words")
+    click(page, "Start")
+    end = page.get_by_text("Finished.").last.or_(page.get_by_text("Failed. Exit code").last)
+    expect(end.first).to_be_visible(timeout=10 * MILLISECONDS)
+    assert not page.get_by_text("Failed. Exit code").last.is_visible(), (workplace / "board.log").read_text()[-2000:]
+    run = workplace / "saves" / "Custom" / "lora" / "words"
+    evaluations = (run / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in evaluations][:2] == [0, extra_arguments["eval_steps"]]
+    plot = page.locator("img[alt='Plot'], [data-testid=matplotlib] img").first
+    expect(plot).to_be_visible()
+    plot.scroll_into_view_if_needed()
+    take_picture(page, "run", height=1000)
+
+    look_at_the_run(page, expect)
+    chat_with_a_diffusion_model(page, expect, tiny_llama)
+
+
+def look_at_the_run(page: Any, expect: Any) -> None:
+    """Both models on a set, in all four views; then the fields of the benchmarks."""
+    open_tab(page, "Embeddings")
+    choose(page, "Evaluation sets", "wordnet_gloss_to_noun_heldout")
+    page.keyboard.press("Escape")
+    click(page, "Compare")
+    expect(page.locator("#look-ranked .ranking")).to_have_count(2)
+    expect(page.locator("#look-metrics .judged")).to_have_count(2)
+    expect(page.locator("#look-ranked").get_by_text("saves/Custom/lora/words")).to_be_visible()
+    expect(page.locator("#look-ranked .ranked")).to_have_count(20)
+    take_picture(page, "rankings", height=1450)
+    open_tab(page, "Neighbours")
+    type_into(page, "Text", "a large animal")
+    click(page, "Find neighbours")
+    expect(page.locator("#look-nearest .ranked")).to_have_count(20)
+    for tab, part in (("Map", "look-map-plot"), ("Similarities", "look-similarities-plot")):
+        open_tab(page, tab)
+        expect(page.locator(f"#{part} img")).to_be_visible()
+        take_picture(page, tab.lower(), of=f"#{part}")
+
+    open_tab(page, "Evaluate & Predict")
+    page.get_by_text("Embedding benchmarks (MTEB and local data)").click()
+    choose(page, "Tasks", "wordnet_gloss_to_noun_heldout")
+    page.keyboard.press("Escape")
+    click(page, "Evaluate embeddings")
+    expect(page.get_by_text("Name at least one checkpoint")).to_be_visible()
+    take_picture(page, "benchmarks", of="#judge-panel")
+
+
+def chat_with_a_diffusion_model(page: Any, expect: Any, model: Path) -> None:
+    """Its fields appear with it, and say what it will not do."""
+    type_into(page, "Model path", str(model))
+    open_tab(page, "Chat")
+    fields = page.locator("#chat-denoising")
+    expect(fields).to_be_hidden()
+    type_into(page, "Extra arguments", json.dumps({"stage": "ddm-sft", "diffusion_steps": 5}))
+    click(page, "Load model")
+    expect(fields).to_be_visible()
+    expect(field(page, "Diffusion steps")).to_have_value("5")
+    choose(page, "Cache", "dual")
+    expect(page.get_by_text("works block by block: set", exact=False)).to_be_visible()
+    type_into(page, "Block length", "4")
+    type_into(page, "Diffusion steps", "2")
+    take_picture(page, "denoising", of="#chat-denoising")
+    type_into(page, "Maximum new tokens", "8")
+    page.locator("textarea[placeholder='Input...']").fill("What do people want?")
+    click(page, "Submit")
+    expect(page.locator(".bot").last).to_be_visible()

@@ -63,6 +63,21 @@ def test_a_stage_chats_with_its_own_engine(served: ChatModel) -> None:
     assert served.engine.sampler.settings.block_length == 6
 
 
+def test_changed_sampling_is_that_of_a_model_loaded_with_it(tiny_llama: Path) -> None:
+    changed, loaded = (
+        ChatModel(arguments(tiny_llama)),
+        ChatModel(arguments(tiny_llama, diffusion_steps=3, block_length=4)),
+    )
+    changed.engine.change_sampling(diffusion_steps=3, block_length=4)
+    assert changed.engine.sampler.settings == loaded.engine.sampler.settings
+    assert changed.engine.options == loaded.engine.options
+    answers = [model.chat(QUESTION)[0].response_text for model in (changed, loaded)]
+    assert answers[0] == answers[1]
+    with pytest.raises(ValueError, match="set `block_length`"):
+        changed.engine.change_sampling(sampling_cache="dual", block_length=None)
+    assert changed.engine.sampler.settings == loaded.engine.sampler.settings
+
+
 def test_the_hosts_own_stages_keep_theirs(tiny_llama: Path) -> None:
     stock = ChatModel({"model_name_or_path": str(tiny_llama), "template": "default", "infer_dtype": "float32"})
     assert not isinstance(stock.engine, DiffusionEngine)
