@@ -56,15 +56,9 @@ FLOORS = [
     ("data",),
     ("diffusion", "encoder"),
     ("evaluation",),
-<<<<<<< HEAD
-    ("encoding", "export", "mining", "sampling"),
+    ("encoding", "export", "look", "mining", "sampling"),
     ("merging", "serve", "train"),
     ("chain", "demo", "doctor", "recipe"),
-=======
-    ("export", "look", "mining", "sampling"),
-    ("serve", "train"),
-    ("demo", "doctor", "recipe"),
->>>>>>> board
     ("cli",),
 ]
 
@@ -85,11 +79,7 @@ SHORT_MODULES = {
     "host/data.py": "one seam",
     "host/lm_eval.py": "one seam",
     "host/templates.py": "one seam",
-<<<<<<< HEAD
     "host/training.py": "one call of the host",
-    "hparams/masked_tokens.py": "the options that several stages share",
-=======
->>>>>>> board
     "hparams/mntp.py": "the options of one stage",
     "hparams/suggestion.py": "used by rooms that declare no options",
     "train/embed/losses/distillation.py": "the losses of one kind",
