@@ -81,6 +81,7 @@ SHORT_MODULES = {
     "hparams/mntp.py": "the options of one stage",
     "hparams/run.py": "the option that all stages share",
     "hparams/suggestion.py": "used by rooms that declare no options",
+    "train/embed/contrastive/guide.py": "one other model",
     "train/embed/losses/distillation.py": "the losses of one kind",
     "train/embed/losses/own_passages.py": "the losses of one kind",
     "train/embed/mntp/trainer.py": "one stage's trainer",

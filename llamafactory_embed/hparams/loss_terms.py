@@ -126,8 +126,8 @@ def refuse_contradictory_terms(options: Any) -> None:
     for name in unread_options(options):
         if name != "kl_weight":  # which has a sentence of its own
             raise ValueError(
-                f"`{name}` belongs to `contrastive_loss: {' or '.join(READ_BY[name])}`, not to {loss}: change the loss, "
-                f"or leave `{name}` out."
+                f"`{name}` belongs to `contrastive_loss: {' or '.join(READ_BY[name])}`, not to {loss}: change the "
+                f"loss, or leave `{name}` out."
             )
     if options.same_side_negatives and options.both_directions:
         raise ValueError(

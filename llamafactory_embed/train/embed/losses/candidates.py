@@ -68,7 +68,7 @@ class Goals:
             for each in (self.rows, self.similarities, self.ids, self.own_only, self.guide_similarities)
         ]
         for part in zip(*parts, strict=True):
-            yield Goals(*part)  # type: ignore[arg-type]
+            yield Goals(*part)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Anchors:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Rivals:
     """N texts of one kind."""
 
     embeddings: Tensor  # [N, d]
@@ -101,17 +101,17 @@ class Candidates:
     guide: Tensor | None = None  # [N, g]
     can_be_hard: bool = True  # whether `Rules.hardness` is about them
 
-    def split(self, size: int) -> Iterator[Candidates]:
+    def split(self, size: int) -> Iterator[Rivals]:
         """`size` candidates at a time; one split of the embeddings, whose gradient is put together once."""
         count = -(-len(self.rows) // size)
         ids = [None] * count if self.ids is None else self.ids.split(size)
         guides = [None] * count if self.guide is None else self.guide.split(size)
         parts = (self.embeddings.split(size), self.rows.split(size), self.not_for_own.split(size), ids, guides)
         for embeddings, rows, not_for_own, own_ids, guide in zip(*parts, strict=True):
-            yield Candidates(embeddings, rows, not_for_own, own_ids, guide, self.can_be_hard)
+            yield Rivals(embeddings, rows, not_for_own, own_ids, guide, self.can_be_hard)
 
 
-def log_sum(anchors: Anchors, candidates: Candidates, goals: Goals, rules: Rules) -> Tensor:
+def log_sum(anchors: Anchors, candidates: Rivals, goals: Goals, rules: Rules) -> Tensor:
     """log Σ exp(logit) over the candidates of each anchor, [B]; very low for anchors that have none."""
     if rules.tile is None:
         return log_sum_at_once(anchors, candidates, goals, rules)
@@ -119,16 +119,14 @@ def log_sum(anchors: Anchors, candidates: Candidates, goals: Goals, rules: Rules
     sums = []
     for some, their_goals in zip(anchors.split(rules.tile), goals.split(rules.tile), strict=True):
         parts = [
-            checkpoint(
-                log_sum_at_once, some, tile, their_goals, rules, use_reentrant=False, preserve_rng_state=False
-            )
+            checkpoint(log_sum_at_once, some, tile, their_goals, rules, use_reentrant=False, preserve_rng_state=False)
             for tile in tiles
         ]
         sums.append(torch.stack(parts, dim=1).logsumexp(dim=1))
     return torch.cat(sums)
 
 
-def log_sum_at_once(anchors: Anchors, candidates: Candidates, goals: Goals, rules: Rules) -> Tensor:
+def log_sum_at_once(anchors: Anchors, candidates: Rivals, goals: Goals, rules: Rules) -> Tensor:
     """The same over one matrix [B, N]."""
     with torch.autocast(device_type=anchors.embeddings.device.type, enabled=False):
         similarities = anchors.embeddings @ candidates.embeddings.T  # [B, N]
@@ -150,9 +148,9 @@ def log_sum_at_once(anchors: Anchors, candidates: Candidates, goals: Goals, rule
 
 
 def _too_similar(
-    similarities: Tensor, anchors: Anchors, candidates: Candidates, goals: Goals, rules: Rules
+    similarities: Tensor, anchors: Anchors, candidates: Rivals, goals: Goals, rules: Rules
 ) -> Tensor | None:
-    """Candidates that are probably right answers, by the model's own similarities or by the guide's, [B, N]."""
+    """Rivals that are probably right answers, by the model's own similarities or by the guide's, [B, N]."""
     found: Tensor | None = None
     if rules.margin is not None:
         found = similarities > (goals.similarities + rules.margin).unsqueeze(1)

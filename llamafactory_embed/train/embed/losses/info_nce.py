@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ....hparams.contrastive import ComparisonOptions, ContrastiveOptions
-from .candidates import Anchors, Candidates, Goals, Rules, log_sum, unit
+from .candidates import Anchors, Rivals, Goals, Rules, log_sum, unit
 from .mixing import with_mixed_negatives
 from .rows import EmbeddedRows, Similarity, for_similarity, own_similarities, rows_of_all_ranks
 
@@ -55,7 +55,7 @@ def find_positives(rows: EmbeddedRows, everyone: EmbeddedRows, options: Comparis
     return lose(kinds, goals_of(rows, everyone, options.similarity), Rules(options.loss_temperature))
 
 
-def lose(kinds: list[tuple[Anchors, Candidates]], goals: Goals, rules: Rules) -> Tensor:
+def lose(kinds: list[tuple[Anchors, Rivals]], goals: Goals, rules: Rules) -> Tensor:
     """Cross entropy of the text to find among it and all candidates of these kinds, [B]."""
     target = goals.similarities / rules.temperature
     rivals = torch.stack([log_sum(anchors, candidates, goals, rules) for anchors, candidates in kinds])
@@ -89,23 +89,23 @@ def goals_of(rows: EmbeddedRows, everyone: EmbeddedRows, similarity: Similarity)
 
 def queries_of(rows: EmbeddedRows, similarity: Similarity) -> Anchors:
     """The rows' queries as anchors."""
-    guide = rows.guide
-    return Anchors(for_similarity(rows.queries, similarity), None if guide is None else unit(guide.queries))
+    guide = None if rows.guide is None else unit(rows.guide.queries)
+    return Anchors(for_similarity(rows.queries, similarity), guide)
 
 
 def positives_of(rows: EmbeddedRows, similarity: Similarity) -> Anchors:
     """The rows' positives as anchors."""
-    guide = rows.guide
-    return Anchors(for_similarity(rows.passages[:, 0], similarity), None if guide is None else unit(guide.passages[:, 0]))
+    guide = None if rows.guide is None else unit(rows.guide.passages[:, 0])
+    return Anchors(for_similarity(rows.passages[:, 0], similarity), guide)
 
 
-def passages_of(everyone: EmbeddedRows, similarity: Similarity) -> Candidates:
+def passages_of(everyone: EmbeddedRows, similarity: Similarity) -> Rivals:
     """All passages; the first one of a query's own row is what it has to find."""
     rows, each, _ = everyone.passages.shape
     owners = torch.arange(rows, device=everyone.passages.device).repeat_interleave(each)  # [P * C]
     is_first = torch.arange(rows * each, device=owners.device) % each == 0
     guide = everyone.guide
-    return Candidates(
+    return Rivals(
         for_similarity(everyone.passages.flatten(0, 1), similarity),
         owners,
         not_for_own=is_first,
@@ -114,10 +114,10 @@ def passages_of(everyone: EmbeddedRows, similarity: Similarity) -> Candidates:
     )
 
 
-def other_passages(everyone: EmbeddedRows, similarity: Similarity) -> Candidates:
+def other_passages(everyone: EmbeddedRows, similarity: Similarity) -> Rivals:
     """All passages for a positive, which is compared with those of other rows."""
     all_of_them = passages_of(everyone, similarity)
-    return Candidates(
+    return Rivals(
         all_of_them.embeddings,
         all_of_them.rows,
         not_for_own=torch.ones_like(all_of_them.not_for_own),
@@ -127,11 +127,11 @@ def other_passages(everyone: EmbeddedRows, similarity: Similarity) -> Candidates
     )
 
 
-def other_queries(everyone: EmbeddedRows, similarity: Similarity) -> Candidates:
+def other_queries(everyone: EmbeddedRows, similarity: Similarity) -> Rivals:
     """All queries, for those of other rows; a query is known by its positive."""
     rows = torch.arange(len(everyone.queries), device=everyone.queries.device)
     guide = everyone.guide
-    return Candidates(
+    return Rivals(
         for_similarity(everyone.queries, similarity),
         rows,
         not_for_own=torch.ones_like(rows, dtype=torch.bool),

@@ -53,7 +53,7 @@ def _labels(scores: Tensor) -> Tensor:
     if not bool(((scores == 0) | (scores == 1)).all()):
         wrong = scores[(scores != 0) & (scores != 1)][0]
         raise ValueError(
-            f"`contrastive_loss: pairs` and `online_pairs` need the labels 0 and 1 as `score`, not {float(wrong)}: use "
-            "`mse` or `cosent` for other scores."
+            f"`contrastive_loss: pairs` and `online_pairs` need the labels 0 and 1 as `score`, not {float(wrong)}: "
+            "use `mse` or `cosent` for other scores."
         )
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
