@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ....hparams.contrastive import ComparisonOptions, ContrastiveOptions
-from .candidates import Anchors, Rivals, Goals, Rules, log_sum, unit
+from .candidates import Anchors, Goals, Rivals, Rules, log_sum, unit
 from .mixing import with_mixed_negatives
 from .rows import EmbeddedRows, Similarity, for_similarity, own_similarities, rows_of_all_ranks
 
