@@ -88,7 +88,7 @@ def test_options_without_effect_are_refused(options: dict[str, Any], sentence: s
 def test_one_batch_has_one_objective() -> None:
     mixed = ContrastiveOptions(task_batching="mixed")
     assert len(objectives_of_tasks(mixed, {"a": {}, "b": {"own_passages_only": True}})) == 2
-    with pytest.raises(ValueError, match="`task_batching: mixed` .* a and b differ: use `task_batching: homogeneous`"):
+    with pytest.raises(ValueError, match=r"`task_batching: mixed` .* a and b differ: use"):
         objectives_of_tasks(mixed, {"a": {}, "b": {"loss": "cosent"}})
 
 

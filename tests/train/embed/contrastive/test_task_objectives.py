@@ -210,5 +210,5 @@ def test_vectors_of_another_size_ask_for_the_map() -> None:
     projection = TeacherProjection(learning_rate=0.1)
     function = ContrastiveObjective(options, projection)
     function(random(TEXTS, SIZE), batch_with_teacher())
-    with pytest.raises(ValueError, match="learns one map, here from 8 to 5 .* brings vectors of 4"):
+    with pytest.raises(ValueError, match=r"learns one map, here from 8 to 5 .* brings vectors of 4"):
         function(random(TEXTS, SIZE), batch_with_teacher(4))
