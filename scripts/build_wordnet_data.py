@@ -271,6 +271,19 @@ def write_task(name: str, items: Iterator[Item]) -> tuple[int, int]:
     return len(rows), len(queries)
 
 
+def write_pairs() -> int:
+    """The nouns of `word_to_broader` once with a more general word, score 1, and once with another, score 0."""
+    rows = [json.loads(line) for line in (TARGET / "word_to_broader.jsonl").read_text(encoding="utf-8").splitlines()]
+    pairs = []
+    for row in rows:
+        for score, column in ((1, "positive"), (0, "negative")):
+            texts = row[column]
+            text = texts if isinstance(texts, str) else texts[0]
+            pairs.append({"sentence1": row["query"], "sentence2": text, "score": score})
+    write_lines(TARGET / "broader_pairs.jsonl", map(to_json, pairs))
+    return len(pairs)
+
+
 def shorten(texts: list[str]) -> str | list[str]:
     """A list of one text is written as that text."""
     return texts[0] if len(texts) == 1 else texts
@@ -305,6 +318,7 @@ def main() -> None:
     for name, items in build_tasks(net).items():
         rows, queries = write_task(name, items)
         print(f"{name}: {rows} rows, {queries} held-out queries")
+    print(f"broader_pairs: {write_pairs()} labelled pairs")
 
 
 if __name__ == "__main__":

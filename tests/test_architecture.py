@@ -82,6 +82,7 @@ SHORT_MODULES = {
     "host/training.py": "one call of the host",
     "hparams/mntp.py": "the options of one stage",
     "hparams/suggestion.py": "used by rooms that declare no options",
+    "train/embed/contrastive/guide.py": "one other model",
     "train/embed/losses/distillation.py": "the losses of one kind",
     "train/embed/losses/own_passages.py": "the losses of one kind",
     "train/embed/mntp/trainer.py": "one stage's trainer",

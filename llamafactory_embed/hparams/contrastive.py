@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .embedding import EmbeddingOptions
+from .loss_terms import CandidateOptions, TermOptions, check_matryoshka_weights, refuse_contradictory_terms
 from .option import option
 from .relevance import ON
 from .run import RunOptions
@@ -68,6 +69,9 @@ class LossFacts:
     needs_scores: bool = False
     """Whether every row must have scores: of each of its passages, or of the pair."""
 
+    needs_vectors: bool = False
+    """Whether every row must bring vectors of a teacher."""
+
     in_batch: bool = False
     """Whether other rows' passages are candidates, so that a row in a larger batch needs no negatives."""
 
@@ -82,18 +86,44 @@ LOSSES: dict[str, LossFacts] = {
     "margin_distillation": LossFacts(needs_negatives=True, needs_scores=True),
     "cosent": LossFacts(needs_scores=True, similarity="cosine"),
     "angle": LossFacts(needs_scores=True, similarity="cosine"),
+    "mse": LossFacts(needs_scores=True, similarity="cosine"),
+    "pairs": LossFacts(needs_scores=True, similarity="cosine"),
+    "online_pairs": LossFacts(needs_scores=True, similarity="cosine"),
+    "triplet": LossFacts(needs_negatives=True, similarity="cosine"),
+    "vector_distillation": LossFacts(needs_vectors=True),
 }
 
 
 @dataclass
-class ContrastiveOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, EmbeddingOptions):
+class ContrastiveOptions(
+    RunOptions, ComparisonOptions, RetrievalDataOptions, CandidateOptions, TermOptions, EmbeddingOptions
+):
     """Loss and negatives."""
 
     task_batching: Literal["homogeneous", "mixed"] = option(
         "homogeneous", "Whether a global batch holds rows of one task or of all tasks.", group="Data"
     )
-    contrastive_loss: Literal["info_nce", "repllama", "kl_distillation", "margin_distillation", "cosent", "angle"] = (
-        option("info_nce", "Loss; the distillations, cosent and angle need a `score` column.")
+    contrastive_loss: Literal[
+        "info_nce",
+        "repllama",
+        "kl_distillation",
+        "margin_distillation",
+        "cosent",
+        "angle",
+        "mse",
+        "pairs",
+        "online_pairs",
+        "triplet",
+        "vector_distillation",
+    ] = option(
+        "info_nce",
+        "Loss; cosent, angle, mse, the pairs and the distillations of scores need a `score` column, "
+        "vector_distillation a teacher's vectors.",
+    )
+    objectives: dict[str, Any] | None = option(
+        None,
+        "Task → what it is trained for instead: `loss`, `temperature`, `num_negatives`, `weight` and others "
+        "(docs/contrastive.md).",
     )
     kl_weight: float = option(
         0.0,
@@ -139,6 +169,9 @@ class ContrastiveOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Em
     matryoshka_dims: list[int] | None = option(
         None, "Sizes to which embeddings can be cut (Matryoshka); the loss is summed over all of them."
     )
+    matryoshka_weights: list[float] | None = option(
+        None, "Weights of the losses at `matryoshka_dims`, in their order; empty: 1 each."
+    )
     simcse_dropout: float | None = option(
         None,
         "Attention dropout that makes a second view of a text, its positive (SimCSE, for plain texts).",
@@ -154,6 +187,8 @@ class ContrastiveOptions(RunOptions, ComparisonOptions, RetrievalDataOptions, Em
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_contradictory_terms(self)
+        check_matryoshka_weights(self.matryoshka_dims, self.matryoshka_weights)
         if self.kl_weight and self.contrastive_loss != "info_nce":
             raise ValueError(
                 f"`kl_weight` adds a teacher's KL divergence to `contrastive_loss: info_nce`, not to "

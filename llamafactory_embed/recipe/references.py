@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..host.vocabulary import list_formats, list_templates
+from ..hparams.contrastive import ContrastiveOptions
+from ..hparams.objectives import check_objective, make_objective
+from ..hparams.option import make_options
 from ..hparams.suggestion import suggest
 from .report import Report
 
@@ -67,6 +71,35 @@ def check_datasets(report: Report, options: dict[str, Any]) -> None:
             report.problem(
                 option, f"`formatting: {formatting}` of {name} in {info_path} is not for this stage, which {reads}"
             )
+    if options.get("stage") == "contrastive":
+        trained = {name: entries[name] for option, name in names if option == "dataset" and name in entries}
+        check_objectives(report, options, trained)
+
+
+def check_objectives(report: Report, options: dict[str, Any], entries: dict[str, dict[str, Any]]) -> None:
+    """The recipe's `objectives` must name tasks, and those of data sets must suit the recipe. What is wrong with the
+    settings of `objectives` themselves is the stage's own complaint."""
+    of_recipe = options.get("objectives")
+    settings: dict[str, Any] = of_recipe if isinstance(of_recipe, dict) else {}
+    tasks = {name: entry.get("task") or name for name, entry in entries.items()}
+    for task in settings:
+        if tasks and task not in tasks.values():
+            report.problem(
+                "objectives",
+                f"`objectives` names {task}, which is no task of `dataset`{suggest(task, tasks.values())}",
+            )
+    own = {field.name for field in dataclasses.fields(ContrastiveOptions)} & options.keys()
+    try:
+        declared = make_options(ContrastiveOptions, {name: options[name] for name in own})
+    except ValueError:
+        return  # the options are wrong by themselves, which is reported elsewhere
+    for name, entry in entries.items():
+        source = f"Data set `{name}`: `objective`"
+        try:
+            given = check_objective(entry.get("objective", {}), source)
+            make_objective(declared, given, source)
+        except ValueError as error:
+            report.problem("dataset", str(error))
 
 
 def without_slices(report: Report, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

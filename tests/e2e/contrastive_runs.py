@@ -8,6 +8,7 @@ says beyond `recipe`), performs one run after the other, so that the host is imp
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,16 @@ WORDNET = Path(__file__).parents[2] / "data" / "wordnet"
 LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all"}
 LATENT = {"pooling": "latent", "latents": 6, "latent_heads": 4}
 DENSE = {"dense_sizes": [24, 16], "dense_activations": ["gelu", "identity"]}
+# Search, pairs with scores, and a teacher whose vectors are of another size.
+OBJECTIVES: dict[str, Any] = {
+    "dataset": "nouns,scored,taught",
+    "objectives": {
+        "nouns": {"same_side_negatives": True, "candidate_tile": 4, "num_negatives": 0, "spread_out_weight": 0.1},
+        "scored": {"loss": "cosent", "weight": 0.5},
+        "taught": {"vector_weight": 2.0},
+    },
+    "teacher_projection": True,
+}
 
 
 @dataclass
@@ -90,7 +101,8 @@ def difference_of_ranks(tensor: Tensor) -> float:
 
 
 def write_data(folder: Path) -> Path:
-    """A `dataset_dir`: two retrieval tasks, held-out rows of one of them, scored pairs, and texts that repeat."""
+    """A `dataset_dir`: two retrieval tasks, held-out rows of one of them, scored pairs, texts with vectors of a
+    teacher, and texts that repeat."""
     rows = {}
     for name, file in {"nouns": "gloss_to_noun", "words": "example_to_word"}.items():
         lines = (WORDNET / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -100,6 +112,10 @@ def write_data(folder: Path) -> Path:
     rows["scored"] = [
         {"query": query, "positive": other, "score": number % 7 / 7}
         for number, (query, other) in enumerate(zip(queries, reversed(queries), strict=True))
+    ]
+    rows["taught"] = [
+        {"query": query, "positive": f"answer {n}", "teacher_vectors": [math.sin(n + k) for k in range(6)]}
+        for n, query in enumerate(queries)
     ]
     rows["repeating"] = [{"query": query, "positive": f"answer {n % 9}"} for n, query in enumerate(queries)]
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import torch
 
 from llamafactory_embed import Encoder
 
-from .contrastive_runs import DENSE, LATENT, LORA, RunResult, perform, recipe, write_data
+from .contrastive_runs import DENSE, LATENT, LORA, OBJECTIVES, RunResult, perform, recipe, write_data
 from .two_ranks import assert_trained_alike, deepspeed_config, engine_runs, fsdp2_variables, run_on_two_ranks
 
 
@@ -35,6 +35,7 @@ DDP_RUNS: dict[str, dict[str, Any]] = {
     "own-negatives": {"cross_device_negatives": False, "num_negatives": 2, "contrastive_loss": "repllama"},
     "cosent": {"contrastive_loss": "cosent", "dataset": "scored", "num_negatives": 0},
     "cosent-cached": {"contrastive_loss": "cosent", "dataset": "scored", "num_negatives": 0, "grad_cache_tokens": 64},
+    "objectives": {**OBJECTIVES, "max_steps": 6},
 }  # fmt: skip
 
 # Compared with DDP: losses, metrics, and what the checkpoint embeds; then a checkpoint is resumed.
@@ -54,6 +55,7 @@ ENGINE_RUNS: dict[str, dict[str, Any]] = {
         "metric_for_best_model": "ndcg@10",
     },
     "lora-cached-accumulated": {**LORA, "grad_cache_tokens": 64, "gradient_accumulation_steps": 2},
+    "objectives-cached": {**OBJECTIVES, "grad_cache_tokens": 64, "max_steps": 6},
 }
 
 

@@ -15,7 +15,7 @@ from llamafactory_embed.data.retrieval.reader import load_tasks
 from llamafactory_embed.data.retrieval.rows import RetrievalDataset
 from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 
-from .contrastive_runs import DENSE, LATENT, LORA, RunResult, perform, recipe, write_data
+from .contrastive_runs import DENSE, LATENT, LORA, OBJECTIVES, RunResult, perform, recipe, write_data
 
 
 TEXTS = ["the study of stars", "a young horse", "to run away", "an instrument with strings", "blue"]
@@ -52,6 +52,7 @@ RESUMED_RUNS: dict[str, dict[str, Any]] = {
     "workers": {"max_steps": 22, "save_steps": 19, "dataloader_num_workers": 2},
     "accumulation": {"max_steps": 12, "save_steps": 10, "gradient_accumulation_steps": 2},
     "cached": {"max_steps": 22, "save_steps": 19, "grad_cache_tokens": 64},
+    "objectives": {**OBJECTIVES, "max_steps": 12, "save_steps": 7, "grad_cache_tokens": 64},
     "epochs-of-different-lengths": {
         "max_steps": 32, "save_steps": 28, "dataset": "repeating", "gradient_accumulation_steps": 2, "batch_size": 4
     },

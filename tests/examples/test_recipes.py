@@ -37,16 +37,19 @@ RECIPES = [
 ARCHITECTURES = {
     "dream": "dream",
     "qwen1.5": "qwen2",
+    "qwen2-": "qwen2",
     "qwen2.5": "qwen2",
     "qwen3": "qwen3",
     "mistral": "mistral",
     "llama": "llama",
     "smollm2": "llama",
+    "gemma-3": "gemma3",
+    "jina_v5": "qwen3",
 }
 # Two recipes are of one family when they have the same values of these options …
 TELLING_VALUES = ("attention", "pooling", "contrastive_loss", "finetuning_type", "skip_instruction")
 # … and both or neither of them set these.
-TELLING_KEYS = ("adapter_name_or_path", "simcse_dropout", "matryoshka_dims", "grad_cache_tokens")
+TELLING_KEYS = ("adapter_name_or_path", "simcse_dropout", "matryoshka_dims", "grad_cache_tokens", "objectives")
 # What a machine without GPUs has no use for.
 ENGINE_KEYS = (
     "deepspeed",
@@ -116,7 +119,8 @@ def test_recipe_says_how_to_run_it(recipe: Path) -> None:
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny models, adapters of theirs, and parts of the bundled data, with teacher scores for the distillations."""
+    """Tiny models, adapters of theirs, and parts of the bundled data, with scores and vectors of a teacher for the
+    distillations."""
     folder = tmp_path_factory.mktemp("material")
     for architecture in sorted(set(ARCHITECTURES.values())):
         save_tiny_model(folder / architecture, architecture)
@@ -131,7 +135,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         positives, negatives = (
             value if isinstance(value, list) else [value] for value in (row["positive"], row["negative"])
         )
-        scored.append({**row, "score": [draw.uniform(-5, 5) for _ in (*positives, *negatives)]})
+        scores = [draw.uniform(-5, 5) for _ in (*positives, *negatives)]
+        scored.append({**row, "score": scores, "teacher_vectors": [draw.gauss(0, 1) for _ in range(HIDDEN_SIZE)]})
     sets = {"rows": rows[:64], "heldout": rows[64:], "scored": scored, "texts": [json.loads(text) for text in texts]}
     entry = {"formatting": "retrieval", "instruction": "Given a definition, retrieve the noun that it defines"}
     for name, content in sets.items():
@@ -175,7 +180,8 @@ def tiny_variant(options: dict[str, Any], material: Path, output: Path) -> dict[
     tiny |= {key: min(128, options[key]) for key in options if key.endswith("_max_length") or key == "cutoff_len"}
     if "simcse_dropout" in options:
         tiny["dataset"] = "texts"
-    if options.get("contrastive_loss", "").endswith("_distillation"):
+    has_teacher = options.get("contrastive_loss", "").endswith("_distillation")
+    if has_teacher or {"kl_weight", "vector_weight"} & options.keys():
         tiny["dataset"] = "scored"
     if "adapter_name_or_path" in options:
         tiny["adapter_name_or_path"] = str(material / f"{architecture}_adapter")
@@ -183,6 +189,8 @@ def tiny_variant(options: dict[str, Any], material: Path, output: Path) -> dict[
         tiny["grad_cache_tokens"] = 128
     if "matryoshka_dims" in options:
         tiny["matryoshka_dims"] = [HIDDEN_SIZE // 4, HIDDEN_SIZE]
+    if "objectives" in options:
+        tiny["objectives"] = {"gloss_to_noun": next(iter(options["objectives"].values()))}
     if "latents" in options:
         tiny |= {"latents": 8, "latent_heads": 2, "latent_head_size": 4}
     return tiny
@@ -226,7 +234,7 @@ def trained_tensors(checkpoint: Path, material: Path) -> int:
     adapter = checkpoint / "adapter_model.safetensors"
     if adapter.is_file():
         return sum(bool(tensor.any()) for name, tensor in load_file(adapter).items() if "lora_B" in name)
-    architecture = json.loads((checkpoint / "config.json").read_text("utf-8"))["model_type"]
+    architecture = json.loads((checkpoint / "config.json").read_text("utf-8"))["model_type"].removesuffix("_text")
     before = load_file(material / architecture / "model.safetensors")
     after = load_file(checkpoint / "model.safetensors")
     return sum(not torch.equal(tensor, before[name]) for name, tensor in after.items())

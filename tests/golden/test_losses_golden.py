@@ -8,7 +8,7 @@ import torch
 
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.train.embed.losses.distillation import kl_distillation
-from llamafactory_embed.train.embed.losses.info_nce import find_own, info_nce
+from llamafactory_embed.train.embed.losses.info_nce import find_positives, info_nce
 from llamafactory_embed.train.embed.losses.own_passages import own_passages, repllama
 from llamafactory_embed.train.embed.losses.rows import EmbeddedRows
 from tests.embedders import make_rows
@@ -35,7 +35,8 @@ def test_hard_negative_nll(case: GoldenCase) -> None:
             options = ContrastiveOptions(loss_temperature=1 / expected["scale"])
             # There may be fewer negatives than rows: each passage is a row of its own here.
             passages = positives if negatives is None else torch.cat([positives, negatives])
-            loss = find_own(queries, passages.unsqueeze(1), torch.arange(len(queries)), options).mean()
+            everyone = EmbeddedRows(queries, passages.unsqueeze(1))
+            loss = find_positives(make_rows(queries, positives), everyone, options).mean()
             loss.backward()
             assert_golden(loss, expected["loss"], case)
             assert_golden(queries.grad, expected["grad_q"], case)

@@ -403,3 +403,23 @@ def test_the_first_rows_of_a_data_set_are_known_by_its_name(check: Check) -> Non
     assert any(
         f"{line_of('dataset', *lines)}: `dataset`: `vectors[:0]` takes no rows" in each for each in check(*lines)
     )
+
+
+def test_objectives_are_checked_with_the_data_sets_that_they_are_about(check: Check, folder: Path) -> None:
+    registry = folder / "sets" / "dataset_info.json"
+    pairs = {"file_name": "animals.jsonl", "formatting": "retrieval", "task": "sts", "objective": {"loss": "cosent"}}
+    registry.write_text(
+        json.dumps({"pairs": pairs, "rows": {"file_name": "animals.jsonl", "formatting": "retrieval"}})
+    )
+    retrieval = ("stage: contrastive", "dataset: pairs, rows")
+    assert check(*retrieval, "objectives: {sts: {weight: 2}, rows: {num_negatives: 0}}") == []
+    (unknown,) = check(*retrieval, "objectives: {row: {num_negatives: 0}}")
+    assert "`objectives` names row, which is no task of `dataset`; did you mean `rows`?" in unknown
+    (misspelt,) = check(*retrieval, "objectives: {sts: {wieght: 2}}")
+    assert "`objectives`: sts: `wieght` is not a setting of an objective; did you mean `weight`?" in misspelt
+    (no_effect,) = check(*retrieval, "objectives: {rows: {loss: repllama, num_negatives: 0}}")
+    assert "`objectives`: rows: `contrastive_loss: repllama` compares" in no_effect
+    registry.write_text(json.dumps({"pairs": pairs | {"objective": {"loss": "cosnet"}}}))
+    (wrong,) = check("stage: contrastive", "dataset: pairs")
+    assert "Data set `pairs`: `objective`: `loss` must be one of" in wrong
+    assert "did you mean `cosent`?" in wrong

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...hparams.objectives import check_objective
 from ...hparams.suggestion import suggest
 from ..files import registered_entries
 from ..problems import broken_character
@@ -29,7 +30,16 @@ HOST_KEYS = (
     "num_samples",
     "columns",
 )
-RETRIEVAL_KEYS = ("task", "instruction", "symmetric", "own_passages_only", "corpus", "queries")
+RETRIEVAL_KEYS = (
+    "task",
+    "instruction",
+    "symmetric",
+    "own_passages_only",
+    "corpus",
+    "queries",
+    "objective",
+    "teacher_vectors",
+)
 SOURCE_KEYS = ("file_name", "hf_hub_url", "subset", "split", "folder", "columns")
 SOURCE_COLUMNS = ("id", "text", "title")
 
@@ -75,6 +85,10 @@ class Entry:
     """The texts of `positive_ids` and `negative_ids`."""
     queries: TextSource | None = None
     """The texts of `query_id`."""
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    """What the task is trained for, where that is not what the recipe says (`hparams.objectives`)."""
+    teacher_vectors: str | None = None
+    """A `.npy` file with a teacher's vectors of every record."""
     first_rows: int | None = None
     """The recipe takes only so many of its first rows (`name[:3000]`)."""
 
@@ -132,6 +146,9 @@ def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entr
     for key in ("symmetric", "own_passages_only"):
         if not isinstance(settings.get(key, False), bool):
             raise ValueError(f"Data set `{name}`: `{key}` must be true or false, not {settings[key]!r}.")
+    vectors = settings.get("teacher_vectors")
+    if vectors is not None and not (isinstance(vectors, str) and vectors.endswith(".npy")):
+        raise ValueError(f"Data set `{name}`: `teacher_vectors` must be the path of a .npy file, not {vectors!r}.")
     location, on_hub = _find_location(name, settings, dataset_dir)
     return Entry(
         name=name,
@@ -149,6 +166,8 @@ def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entr
         num_samples=settings.get("num_samples"),
         corpus=_find_texts(name, "corpus", settings, dataset_dir),
         queries=_find_texts(name, "queries", settings, dataset_dir),
+        objective=check_objective(settings.get("objective", {}), f"Data set `{name}`: `objective`"),
+        teacher_vectors=vectors and os.path.normpath(os.path.join(dataset_dir, vectors)),
     )
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ...hparams.suggestion import suggest
 from ..files import HubOptions, LocatedRecord, load_from_hub, number_rows, read_records
 from ..problems import BadRowError, BadRows
 from . import beir
 from .entries import Entry, find_entries
 from .formats import KNOWN_COLUMNS, NliPair, Record, group_nli_pairs, parse_record
 from .references import References
-from .rows import Row, Task, sees_own_passages_only
+from .rows import Row, Task, negatives_in_batch, sees_own_passages_only
+from .teacher_vectors import TeacherVectors
 
 
 NO_NEGATIVES = "this row has no negatives but others of its task have, and `num_negatives` is not 0"
@@ -28,14 +30,19 @@ def load_tasks(
     num_negatives: int = 0,
     seed: int = 42,
     hub: HubOptions | None = None,
+    objectives: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Task]:
     """The tasks of a recipe, in its order, with all their rows; data sets of one `task` name are joined.
+
+    `objectives` is what the recipe sets for some of the tasks to train on. Where it is None nothing is trained, and
+    the objectives of data sets do not matter.
 
     `num_samples` of an entry and `max_samples` mean what they mean in the host's stages: a seeded sample of that
     many rows (with repetition where there are fewer), then at most the first `max_samples` of each data set.
     """
     entries = find_entries(dataset_names, dataset_dir)
-    return tasks_of_entries(entries, max_samples, skip_bad_rows, num_negatives, seed, hub or HubOptions())
+    hub = hub or HubOptions()
+    return tasks_of_entries(entries, max_samples, skip_bad_rows, num_negatives, seed, hub, objectives)
 
 
 def tasks_of_entries(
@@ -45,15 +52,20 @@ def tasks_of_entries(
     num_negatives: int,
     seed: int,
     hub: HubOptions,
+    objectives: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Task]:
     """`load_tasks` for entries that have been looked up."""
+    settings = task_objectives(entries, objectives)
     bad_rows = BadRows(skip_bad_rows, KNOWN_COLUMNS)
     parts: dict[str, list[Task]] = {}
     for entry in entries:
         if not bad_rows.full:
             part = _read_entry(entry, bad_rows, hub)
             parts.setdefault(part.name, []).append(_limit(part, entry, max_samples, seed))
-    tasks = [_refuse_uneven_negatives(_join(same), num_negatives, bad_rows) for same in parts.values()]
+    tasks = [
+        _refuse_uneven_negatives(_with_objective(_join(same), settings[name]), num_negatives, bad_rows)
+        for name, same in parts.items()
+    ]
     bad_rows.finish()
     for task in tasks:
         if not task.rows:
@@ -104,11 +116,13 @@ def parse_records(
     """Each record with the row it holds; bad ones are noted. Instructions take turns by the number of the record.
     Where rows name texts by id, the texts are read first."""
     references = References.read(entry, bad_rows, hub or HubOptions())
+    teacher, count = TeacherVectors.of(entry), 0
     for number, (file, line, record) in enumerate(records):
+        count = number + 1
         try:
             if isinstance(record, BadRowError):
                 raise record
-            parsed = parse_record(references.resolve(record), entry.columns, file, line)
+            parsed = teacher.give(parse_record(references.resolve(record), entry.columns, file, line), record, number)
         except BadRowError as problem:
             bad_rows.add(file, line, str(problem))
             if bad_rows.full:
@@ -118,6 +132,7 @@ def parse_records(
         if in_turn is not None and parsed.instruction is None:
             parsed = dataclasses.replace(parsed, instruction=in_turn)
         yield record, parsed
+    teacher.refuse_other_than(count)
 
 
 def instruction_in_turn(entry: Entry, number: int) -> str | None:
@@ -132,6 +147,8 @@ def is_beir(entry: Entry) -> bool:
 
 def open_collection(entry: Entry, bad_rows: BadRows) -> beir.Collection:
     """The BEIR folder of an entry, with the judgements of its split."""
+    if entry.teacher_vectors is not None:
+        raise ValueError(f"Data set `{entry.name}`: `teacher_vectors` belong to records, and a BEIR folder has none.")
     return beir.Collection(entry.location, entry.split or "test", bad_rows)
 
 
@@ -182,6 +199,30 @@ def task_instruction(entry: Entry) -> str:
 # ------------------------------------------------ whole tasks --------------------------------------------------
 
 
+def task_objectives(
+    entries: Sequence[Entry], of_recipe: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, Mapping[str, Any]]:
+    """Every task's settings: those of its data sets, which must agree, replaced by those of the recipe."""
+    tasks = dict.fromkeys(entry.task for entry in entries)
+    if of_recipe is None:
+        return {task: {} for task in tasks}
+    for name in of_recipe:
+        if name not in tasks:
+            raise ValueError(f"`objectives` names {name}, which is no task of `dataset`{suggest(name, tasks)}")
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry in entries:
+        if found.setdefault(entry.task, entry.objective) != entry.objective:
+            raise ValueError(
+                f"Task `{entry.task}` joins data sets whose `objective` differs; give all of them the same."
+            )
+    return {task: {**found[task], **of_recipe.get(task, {})} for task in tasks}
+
+
+def _with_objective(task: Task, settings: Mapping[str, Any]) -> Task:
+    own = settings.get("own_passages_only", task.own_passages_only)
+    return dataclasses.replace(task, objective=settings, own_passages_only=own)
+
+
 def _limit(task: Task, entry: Entry, max_samples: int | None, seed: int) -> Task:
     """The first rows that the recipe names, of these a sample of the entry's `num_samples`, of that the first
     `max_samples`."""
@@ -219,6 +260,7 @@ def refuse_different(task: str, key: str, values: Sequence[bool]) -> None:
 
 def _refuse_uneven_negatives(task: Task, num_negatives: int, bad_rows: BadRows) -> Task:
     """A batch needs the same number of negatives in every row: a task has them in all rows or in none."""
+    num_negatives = negatives_in_batch(task.objective, num_negatives)
     if num_negatives <= 0 or all(row.negatives for row in task.rows) or not any(row.negatives for row in task.rows):
         return task
     for row in task.rows:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import bisect
 import itertools
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 
@@ -30,6 +32,9 @@ class Row:
 
     file: str = ""
     line: int = 0
+
+    teacher_vectors: np.ndarray | None = field(default=None, compare=False)
+    """A teacher's vectors [T, d] of the query, of (query, *positives) or of (query, *positives, *negatives)."""
 
     @property
     def where(self) -> str:
@@ -55,6 +60,9 @@ class Task:
     corpus: tuple[str, ...] = ()
     """Every passage of a BEIR folder, which evaluation searches whatever rows are left; empty elsewhere."""
 
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    """What the task's data sets and the recipe's `objectives` set for it (`hparams.objectives`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -71,6 +79,8 @@ class Example:
     query_instruction: str
     passage_instruction: str
     own_passages_only: bool
+    teacher_vectors: np.ndarray | None = field(default=None, compare=False)
+    """[T, d] of the first T of (query, positive, *negatives)."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -81,6 +91,12 @@ class Example:
 def sees_own_passages_only(task_name: str) -> bool:
     """The naming rule of tDRO, which tells classification and clustering tasks by their names."""
     return "clustering" in task_name or "classification" in task_name
+
+
+def negatives_in_batch(objective: Mapping[str, Any], of_recipe: int) -> int:
+    """How many negatives a row of a task brings to its batch: what its objective says, or else the recipe."""
+    number: int = objective.get("num_negatives", of_recipe)
+    return number
 
 
 def choose_negatives(row: Row, count: int, rng: random.Random) -> tuple[int, ...]:
@@ -122,9 +138,13 @@ class RetrievalDataset(Dataset[Example]):
     def __getitem__(self, key: int | tuple[int, int]) -> Example:
         epoch, index = (0, key) if isinstance(key, int) else key
         task_index, row = self.locate(index)
-        return draw_example(
-            self.tasks[task_index], task_index, row, index, self.num_negatives, row_random(self.seed, epoch, index)
-        )
+        task = self.tasks[task_index]
+        count = self.num_negatives_of(task)
+        return draw_example(task, task_index, row, index, count, row_random(self.seed, epoch, index))
+
+    def num_negatives_of(self, task: Task) -> int:
+        """How many negatives a row of the task brings to its batch."""
+        return negatives_in_batch(task.objective, self.num_negatives)
 
     def locate(self, index: int) -> tuple[int, Row]:
         """The task's position and the row with this index."""
@@ -157,4 +177,19 @@ def draw_example(
         query_instruction=instruction,
         passage_instruction=instruction if task.symmetric else "",
         own_passages_only=task.own_passages_only,
+        teacher_vectors=drawn_vectors(row, positive, negatives),
     )
+
+
+def drawn_vectors(row: Row, positive: int, negatives: Sequence[int]) -> np.ndarray | None:
+    """The teacher's vectors of a row's query, of the positive and of the negatives that were drawn, [T, d], as far as
+    there are any."""
+    vectors = row.teacher_vectors
+    if vectors is None:
+        return None
+    places = [0]
+    if len(vectors) > 1:
+        places.append(1 + positive)
+    if len(vectors) > 1 + len(row.positives):
+        places += (1 + len(row.positives) + number for number in negatives)
+    return np.asarray(vectors[places], dtype=np.float32)

@@ -253,7 +253,7 @@ class GlobalBatchSampler:
 
     def _check(self) -> None:
         """Refuse what would train on nothing, and warn of what trains on less than the recipe says."""
-        if self.options.task_batching == "mixed" and self.dataset.num_negatives:
+        if self.options.task_batching == "mixed" and any(map(self.dataset.num_negatives_of, self.dataset.tasks)):
             refuse_mixing_uneven_tasks({task.name: bool(task.rows[0].negatives) for task in self.dataset.tasks})
         if self.options.task_batching == "homogeneous":
             for task, size, share in zip(self.dataset.tasks, self.sizes, self.shares or self.sizes, strict=True):

@@ -7,8 +7,8 @@ import dataclasses
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..files import HubOptions
@@ -23,8 +23,9 @@ from .reader import (
     refuse_different,
     rows_of_entry,
     task_instruction,
+    task_objectives,
 )
-from .rows import Example, Row, Task, draw_example, row_random
+from .rows import Example, Row, Task, draw_example, negatives_in_batch, row_random
 from .sampler import MOST_BATCHES_TRIED, BatchingOptions, refuse_mixing_uneven_tasks
 from .weights import PROPORTIONAL, task_shares
 
@@ -50,6 +51,8 @@ class StreamedTask:
     has_negatives: bool = False
     read_corpus: Callable[[], tuple[str, ...]] = tuple
     """Every passage of its BEIR folders, for evaluation."""
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    """As that of a `Task`."""
 
 
 def stream_tasks(
@@ -59,13 +62,16 @@ def stream_tasks(
     skip_bad_rows: bool = False,
     num_negatives: int = 0,
     hub: HubOptions | None = None,
+    objectives: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[StreamedTask]:
     """The tasks of a recipe as streams; the first thousand rows of each data set are checked at once."""
     hub = hub or HubOptions()
     bad_rows = BadRows(skip_bad_rows, KNOWN_COLUMNS)
     entries: dict[str, list[Entry]] = {}
     looked_at: dict[str, list[Row]] = {}
-    for entry in find_entries(dataset_names, dataset_dir):
+    found = find_entries(dataset_names, dataset_dir)
+    settings = task_objectives(found, objectives)
+    for entry in found:
         if entry.num_samples is not None:
             raise ValueError(
                 f"Data set `{entry.name}`: `num_samples` cannot be drawn from a stream; remove it from the entry, or "
@@ -79,17 +85,18 @@ def stream_tasks(
         looked_at.setdefault(entry.task, []).extend(rows)
     tasks = []
     for name, rows in looked_at.items():
-        has_negatives = num_negatives > 0 and any(row.negatives for row in rows)
+        count = negatives_in_batch(settings[name], num_negatives)
+        has_negatives = count > 0 and any(row.negatives for row in rows)
         for row in rows:
             if has_negatives and not row.negatives and not bad_rows.full:
                 bad_rows.add(row.file, row.line, NO_NEGATIVES)
-        reader = _StreamReader(tuple(entries[name]), skip_bad_rows, hub, has_negatives if num_negatives > 0 else None)
-        tasks.append(_streamed_task(reader))
+        reader = _StreamReader(tuple(entries[name]), skip_bad_rows, hub, has_negatives if count > 0 else None)
+        tasks.append(_streamed_task(reader, settings[name]))
     bad_rows.finish()
     return tasks
 
 
-def _streamed_task(reader: _StreamReader) -> StreamedTask:
+def _streamed_task(reader: _StreamReader, objective: Mapping[str, Any]) -> StreamedTask:
     first, name = reader.entries[0], reader.entries[0].task
     refuse_different(name, "symmetric", [entry.symmetric for entry in reader.entries])
     refuse_different(name, "own_passages_only", [own_passages_only(entry) for entry in reader.entries])
@@ -98,9 +105,10 @@ def _streamed_task(reader: _StreamReader) -> StreamedTask:
         reader.open_rows,
         task_instruction(first),
         first.symmetric,
-        own_passages_only(first),
+        objective.get("own_passages_only", own_passages_only(first)),
         bool(reader.has_negatives),
         reader.read_corpus,
+        objective,
     )
 
 
@@ -170,11 +178,13 @@ class StreamedBatches:
                 f"`dataset_weights: {self.options.task_weights}` needs the sizes of the tasks, which a stream does "
                 "not know; use `uniform` or give weights."
             )
-        if self.options.task_batching == "mixed" and num_negatives > 0:
+        counts = [negatives_in_batch(task.objective, num_negatives) for task in tasks]
+        if self.options.task_batching == "mixed" and any(counts):
             refuse_mixing_uneven_tasks({task.name: task.has_negatives for task in tasks})
         self.tasks = list(tasks)
         self.batch_size = batch_size
-        self.num_negatives = num_negatives
+        self.counts = counts
+        """Negatives of a row, for each task."""
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -234,7 +244,7 @@ class StreamedBatches:
             place = rng.randrange(len(buffer)) if self.options.shuffle_rows else 0
             index, row = buffer.pop(place)
             row_rng = row_random(self.seed, self.epoch, index)
-            yield draw_example(task, number, row, index, self.num_negatives, row_rng)
+            yield draw_example(task, number, row, index, self.counts[number], row_rng)
 
 
 class StreamedBatchSampler:

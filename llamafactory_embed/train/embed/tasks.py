@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...data.files import HubOptions
 from ...data.prompts import parse_template
@@ -32,12 +32,16 @@ def load_train_and_eval_tasks(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
+    objectives: Mapping[str, Mapping[str, Any]],
 ) -> tuple[Sequence[AnyTask], list[Task]]:
     """Rows of `dataset` and `eval_dataset`, or a part of each task (`val_size`), before any model is loaded. With
-    `streaming` the rows to train on are a stream; rows to evaluate on are held, as their texts are a corpus."""
+    `streaming` the rows to train on are a stream; rows to evaluate on are held, as their texts are a corpus. Tasks to
+    train on have the settings of `objectives` and of their data sets."""
     hub = HubOptions(model_args.cache_dir, model_args.hf_hub_token)
 
-    def load(names: list[str] | None, num_negatives: int) -> list[Task]:
+    def load(
+        names: list[str] | None, num_negatives: int, own: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> list[Task]:
         if not names:
             return []
         return load_tasks(
@@ -48,6 +52,7 @@ def load_train_and_eval_tasks(
             num_negatives=num_negatives,
             seed=training_args.seed,
             hub=hub,
+            objectives=own,
         )
 
     tasks: Sequence[AnyTask] = []
@@ -60,13 +65,14 @@ def load_train_and_eval_tasks(
                 skip_bad_rows=options.skip_bad_rows,
                 num_negatives=options.num_negatives,
                 hub=hub,
+                objectives=objectives,
             )
             if data_args.val_size > 0:
                 eval_tasks = [hold_out(task, int(data_args.val_size)) for task in streams]
                 streams = [skip_rows(task, int(data_args.val_size)) for task in streams]
             tasks = streams
         else:
-            held = load(data_args.dataset, options.num_negatives)
+            held = load(data_args.dataset, options.num_negatives, objectives)
             if data_args.val_size > 0:
                 held, eval_tasks = split_tasks(held, data_args.val_size, training_args.seed)
             tasks = held

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llamafactory.hparams import DataArguments, FinetuningArguments, ModelArguments, TrainingArguments
 
 
-PLOTTED = ("loss", "eval_ndcg@10")  # what `plot_loss` draws
+PLOTTED = ("loss", "eval_ndcg@10")  # what `plot_loss` draws, and the losses of tasks where there are any
 
 
 def make_retrieval_batches(

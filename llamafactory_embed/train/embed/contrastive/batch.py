@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,8 @@ class ContrastiveBatch:
     own_passages_only: Tensor  # [B] bool
     scores: Tensor | None  # [B, 1 + K] of a teacher, or [B, 1] of scored pairs
     task_indices: Tensor  # [B]
+    teacher_vectors: Tensor | None  # [B, T, d'] of the first T of (query, positive, *negatives)
+    examples: Sequence[Example] | None  # the texts themselves, where a guide has to read them
 
     @property
     def packed(self) -> list[PackedBatch]:
@@ -52,15 +55,17 @@ class ContrastiveBatch:
             scores=None if self.scores is None else self.scores.to(device),
             own_passages_only=self.own_passages_only.to(device),
             first_row=rank() * self.rows,
+            teacher_vectors=None if self.teacher_vectors is None else self.teacher_vectors.to(device),
         )
 
 
 class ContrastiveCollator:
     """Tokenizes and packs; runs in the data loader's workers."""
 
-    def __init__(self, tokenizer: EmbeddingTokenizer, max_tokens: int) -> None:
+    def __init__(self, tokenizer: EmbeddingTokenizer, max_tokens: int, keep_examples: bool = False) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.keep_examples = keep_examples
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         negatives_per_row = self._count_negatives(examples)
@@ -84,6 +89,8 @@ class ContrastiveCollator:
             own_passages_only=torch.tensor([example.own_passages_only for example in examples]),
             scores=self._scores(examples),
             task_indices=torch.tensor([example.task_index for example in examples]),
+            teacher_vectors=self._teacher_vectors(examples),
+            examples=tuple(examples) if self.keep_examples else None,
         )
         return {"input_ids": texts.token_ids, "batch": batch}  # `input_ids` is what the Trainer counts tokens by
 
@@ -104,6 +111,18 @@ class ContrastiveCollator:
         if len(present) < len(scores) or len({len(each) for each in present}) != 1:
             return None
         return torch.tensor(present, dtype=torch.float32)
+
+    @staticmethod
+    def _teacher_vectors(examples: Sequence[Example]) -> Tensor | None:
+        vectors = [each.teacher_vectors for each in examples]
+        present = [each for each in vectors if each is not None]
+        shapes = {each.shape for each in present}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"Rows of {', '.join(sorted({each.task for each in examples}))} bring teacher's vectors of different "
+                f"sizes or for different texts ({', '.join(map(str, sorted(shapes)))}): give all rows the same."
+            )
+        return torch.from_numpy(np.stack(present)) if len(present) == len(vectors) else None
 
 
 def text_id(text: str) -> int:

@@ -1,38 +1,68 @@
-"""The loss of a recipe as one function of a batch's embeddings."""
+"""The loss of a task as one function of a batch's embeddings, and of a run whose tasks have different ones."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ....hparams.contrastive import LOSSES, ContrastiveOptions
+from ....hparams.objectives import Objective
+from ..gather import gather
 from ..losses import FUNCTIONS
 from ..losses.distillation import kl_distillation
 from ..losses.rows import EmbeddedRows
+from ..losses.vectors import spread_out, vector_distillation
 from .batch import ContrastiveBatch
+from .guide import Guide
+from .projection import TeacherProjection
 
 
 class ContrastiveObjective:
     """Call it with embeddings [2B + B*K, d] in the order of `ContrastiveBatch`."""
 
-    def __init__(self, options: ContrastiveOptions) -> None:
+    def __init__(
+        self, options: ContrastiveOptions, projection: TeacherProjection | None = None, guide: Guide | None = None
+    ) -> None:
         self.options = options
         self.facts = LOSSES[options.contrastive_loss]
         self.function = FUNCTIONS[options.contrastive_loss]
+        self.projection = projection
+        self.guide = guide if options.guide_model is not None else None
 
     def __call__(self, embeddings: Tensor, batch: ContrastiveBatch) -> Tensor:
         self._check(batch)
         rows = batch.with_embeddings(embeddings.float())
-        return torch.stack([self._loss(prefix) for prefix in self._prefixes(rows)]).sum()
+        if self.guide is not None:
+            assert batch.examples is not None
+            rows = dataclasses.replace(rows, guide=self.guide.embed(batch.examples, rows.queries.device))
+        if self.facts.needs_vectors:
+            return self._distance_to_teacher(rows)
+        options = self.options
+        prefixes = self._prefixes(rows)
+        weights = options.matryoshka_weights or [1.0] * len(prefixes)
+        losses = [weight * self._loss(prefix) for weight, prefix in zip(weights, prefixes, strict=True)]
+        if options.vector_weight and rows.teacher_vectors is not None:
+            losses.append(options.vector_weight * self._distance_to_teacher(rows))
+        return torch.stack(losses).sum()
 
     def _loss(self, rows: EmbeddedRows) -> Tensor:
-        """The loss, and with `kl_weight` the divergence from the teacher if there is one for these rows."""
+        """The loss, with `kl_weight` the divergence from the teacher if there is one for these rows, and with
+        `spread_out_weight` the regularizer."""
         loss = self.function(rows, self.options).mean()
         if self.options.kl_weight and has_teacher(rows):
             loss = loss + self.options.kl_weight * kl_distillation(rows, self.options).mean()
+        if self.options.spread_out_weight:
+            loss = loss + self.options.spread_out_weight * spread_out(rows).mean()
         return loss
+
+    def _distance_to_teacher(self, rows: EmbeddedRows) -> Tensor:
+        """Of whole embeddings: their first numbers have no counterpart in a teacher's vector."""
+        if self.projection is not None:
+            return self.projection.distance(rows, self.options).mean()
+        return vector_distillation(rows, self.options).mean()
 
     def _prefixes(self, rows: EmbeddedRows) -> Sequence[EmbeddedRows]:
         """Matryoshka (Kusupati et al. 2022): the first numbers of an embedding must be a good embedding themselves.
@@ -53,6 +83,59 @@ class ContrastiveObjective:
             )
         if self.facts.needs_scores and batch.scores is None:
             raise ValueError(f"`contrastive_loss: {name}` needs data with a `score` column; these rows have none.")
+        if self.facts.needs_vectors and batch.teacher_vectors is None:
+            raise ValueError(
+                f"`contrastive_loss: {name}` needs data with `teacher_vectors` (docs/data.md); these rows have none."
+            )
+
+
+class TaskObjectives:
+    """The losses of a run: each batch is trained for what its task is trained for.
+
+    A homogeneous batch has one task; where tasks are mixed all have the same objective.
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        curves: LossCurves | None = None,
+        projection: TeacherProjection | None = None,
+        guide: Guide | None = None,
+    ) -> None:
+        """`objectives` are those of the tasks by their numbers."""
+        self.objectives = objectives
+        self.functions = [ContrastiveObjective(each.options, projection, guide) for each in objectives]
+        self.curves = curves
+
+    def __call__(self, embeddings: Tensor, batch: ContrastiveBatch) -> Tensor:
+        task = int(batch.task_indices[0])
+        loss = self.functions[task](embeddings, batch)
+        if self.curves is not None:
+            self.curves.add(task, loss)
+        return self.objectives[task].weight * loss
+
+
+class LossCurves:
+    """Collects the losses of the tasks, before their weights, and says their means since the log's entry before."""
+
+    def __init__(self, tasks: Sequence[str], device: torch.device) -> None:
+        self.names = [f"loss/{task}" for task in tasks]
+        self.device = device
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums, self._counts = torch.zeros(2, len(self.names), device=self.device)
+
+    def add(self, task: int, loss: Tensor) -> None:
+        """The loss of one micro-batch; nothing waits for its value."""
+        self._sums[task] += loss.detach()
+        self._counts[task] += 1
+
+    def take_means(self) -> dict[str, float]:
+        """The mean of every task that had a batch, over all ranks; all of them have to ask."""
+        sums, counts = gather(torch.stack([self._sums, self._counts]).unsqueeze(0)).sum(dim=0).tolist()
+        self._clear()
+        return {name: total / count for name, total, count in zip(self.names, sums, counts, strict=True) if count}
 
 
 def has_teacher(rows: EmbeddedRows) -> bool:

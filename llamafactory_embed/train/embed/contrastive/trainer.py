@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import DistributedType
@@ -18,7 +19,11 @@ from ....model.packed import PackedBatch
 from ..grad_cache import cached_backward, split_batches
 from ..trainer import EmbeddingTrainer
 from .batch import ContrastiveBatch
+from .objective import LossCurves
+from .projection import TeacherProjection
 
+
+PROJECTION_NAME = "teacher_projection.safetensors"
 
 Objective = Callable[[Tensor, ContrastiveBatch], Tensor]
 """The loss of one micro-batch as a function of its embeddings [2B + B*K, d]; called once in every micro-batch."""
@@ -33,10 +38,14 @@ class ContrastiveTrainer(EmbeddingTrainer):
         options: ComparisonOptions,
         objective: Objective,
         retrieval_evals: Sequence[RetrievalEval],
+        curves: LossCurves | None = None,
+        projection: TeacherProjection | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.options = options
+        self.curves = curves
+        self.projection = projection
         self.objective = objective
         self.retrieval_evals = retrieval_evals
 
@@ -75,6 +84,22 @@ class ContrastiveTrainer(EmbeddingTrainer):
         """nDCG@10, MRR@10 and recall of every held-out task and their mean."""
         encoder = Encoder(self.embedding_model, self.processing_class)
         return evaluate_retrieval(encoder, self.retrieval_evals, share_over_ranks=not self.is_sharded)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the loss of each task since the entry before."""
+        if "loss" in logs and self.curves is not None:
+            logs |= self.curves.take_means()
+        super().log(logs, start_time)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.projection is not None and self.is_world_process_zero():
+            self.projection.save(Path(output_dir, PROJECTION_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.projection is not None and checkpoint is not None:
+            self.projection.load(Path(checkpoint, PROJECTION_NAME), self.args.device)
 
     def _backward(self, loss: Tensor) -> None:
         kwargs = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}

@@ -10,9 +10,11 @@ from torch import Tensor
 from ....hparams.contrastive import ContrastiveOptions
 from .distillation import kl_distillation, margin_distillation
 from .info_nce import info_nce
+from .labelled_pairs import mse, online_pairs, pairs, triplet
 from .own_passages import repllama
 from .ranking import angle, cosent
 from .rows import EmbeddedRows
+from .vectors import vector_distillation
 
 
 LossFunction = Callable[[EmbeddedRows, ContrastiveOptions], Tensor]
@@ -25,4 +27,9 @@ FUNCTIONS: dict[str, LossFunction] = {
     "margin_distillation": margin_distillation,
     "cosent": cosent,
     "angle": angle,
+    "mse": mse,
+    "pairs": pairs,
+    "online_pairs": online_pairs,
+    "triplet": triplet,
+    "vector_distillation": vector_distillation,
 }

@@ -1,24 +1,31 @@
 """InfoNCE: find the query's positive among all positives and negatives of the batch.
 
 van den Oord et al. 2018; with in-batch and hard negatives as in Karpukhin et al. 2020 (DPR), LLM2Vec and tDRO. With
-two views of a text as query and positive it is SimCSE (Gao et al. 2021).
+two views of a text as query and positive it is SimCSE (Gao et al. 2021). Qwen3-Embedding adds queries and documents of
+other rows (`same_side_negatives`), GISTEmbed a guide, EmbeddingGemma hardness, KaLM-V2 focal weights and mixing.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ....hparams.contrastive import ComparisonOptions, ContrastiveOptions
-from .rows import EmbeddedRows, rows_of_all_ranks, similarity_matrix
+from .candidates import Anchors, Goals, Rivals, Rules, log_sum, unit
+from .mixing import with_mixed_negatives
+from .rows import EmbeddedRows, Similarity, for_similarity, own_similarities, rows_of_all_ranks
+
+
+# 1 - p of a row that has found its positive, whose power below 1 has no gradient at 0.
+SMALLEST_DOUBT = 1e-12
 
 
 def info_nce(rows: EmbeddedRows, options: ContrastiveOptions) -> Tensor:
     """Cross entropy of softmax(similarity / temperature) against each query's positive, [B]; candidates are the
     passages of all rows, with `cross_device_negatives` those of other ranks too."""
+    rows = with_mixed_negatives(rows, options.mixed_negatives)
     everyone = rows_of_all_ranks(rows) if options.cross_device_negatives else rows
-    return contrast(rows, everyone, options)
+    return focal(contrast(rows, everyone, options), options.focal_gamma)
 
 
 def contrast(rows: EmbeddedRows, everyone: EmbeddedRows, options: ContrastiveOptions) -> Tensor:
@@ -27,71 +34,108 @@ def contrast(rows: EmbeddedRows, everyone: EmbeddedRows, options: ContrastiveOpt
     With `both_directions` it is the mean of finding each query's positive and of finding each positive's query; rows
     that see only their own passages also ignore other rows' queries.
     """
-    margin = options.false_negative_margin
-    losses = find_positives(rows, everyone, options, margin)
+    similarity, rules = options.similarity, Rules.of(options)
+    goals = goals_of(rows, everyone, similarity)
+    kinds = [(queries_of(rows, similarity), passages_of(everyone, similarity))]
+    if options.same_side_negatives:
+        kinds.append((queries_of(rows, similarity), other_queries(everyone, similarity)))
+        kinds.append((positives_of(rows, similarity), other_passages(everyone, similarity)))
+    losses = lose(kinds, goals, rules)
     if not options.both_directions:
         return losses
 
-    queries = everyone.queries.unsqueeze(1)  # [P, 1, d]
-    ids = None if everyone.passage_ids is None else everyone.passage_ids[:, :1]  # a query is known by its positive
-    back = find_own(rows.passages[:, 0], queries, places_among(rows, everyone), options, ids=ids, margin=margin)
+    back = lose([(positives_of(rows, similarity), other_queries(everyone, similarity))], goals, rules)
     both = (losses + back) / 2
     return both if rows.own_passages_only is None else torch.where(rows.own_passages_only, losses, both)
 
 
-def find_positives(
-    rows: EmbeddedRows, everyone: EmbeddedRows, options: ComparisonOptions, margin: float | None = None
-) -> Tensor:
+def find_positives(rows: EmbeddedRows, everyone: EmbeddedRows, options: ComparisonOptions) -> Tensor:
     """Cross entropy of finding each query's positive among the passages of `everyone`, who include `rows` [B], [B]."""
-    return find_own(
-        rows.queries,
-        everyone.passages,
-        places_among(rows, everyone),
-        options,
-        ids=everyone.passage_ids,
+    kinds = [(queries_of(rows, options.similarity), passages_of(everyone, options.similarity))]
+    return lose(kinds, goals_of(rows, everyone, options.similarity), Rules(options.loss_temperature))
+
+
+def lose(kinds: list[tuple[Anchors, Rivals]], goals: Goals, rules: Rules) -> Tensor:
+    """Cross entropy of the text to find among it and all candidates of these kinds, [B]."""
+    target = goals.similarities / rules.temperature
+    rivals = torch.stack([log_sum(anchors, candidates, goals, rules) for anchors, candidates in kinds])
+    return torch.logaddexp(rivals.logsumexp(dim=0), target) - target
+
+
+def focal(losses: Tensor, gamma: float) -> Tensor:
+    """Losses times (1 - p)^gamma, where p = exp(-loss) is the probability of the positive (Lin et al. 2017)."""
+    if not gamma:
+        return losses
+    return losses * (-torch.expm1(-losses)).clamp_min(SMALLEST_DOUBT) ** gamma
+
+
+# ------------------------------------------- who is compared with whom -------------------------------------------
+
+
+def goals_of(rows: EmbeddedRows, everyone: EmbeddedRows, similarity: Similarity) -> Goals:
+    """Each row's query has to find the row's positive, or the positive the query."""
+    places = torch.arange(len(rows.queries), device=rows.queries.device) + rows.first_row - everyone.first_row
+    guide = rows.guide
+    return Goals(
+        rows=places,
+        similarities=own_similarities(rows.queries, rows.passages[:, :1], similarity).squeeze(1),
+        ids=None if rows.passage_ids is None else rows.passage_ids[:, 0],
         own_only=rows.own_passages_only,
-        margin=margin,
+        guide_similarities=None
+        if guide is None
+        else own_similarities(guide.queries, guide.passages[:, :1], "cosine").squeeze(1),
     )
 
 
-def places_among(rows: EmbeddedRows, everyone: EmbeddedRows) -> Tensor:
-    """Where the rows are among `everyone`, [B]."""
-    return torch.arange(len(rows.queries), device=rows.queries.device) + rows.first_row - everyone.first_row
+def queries_of(rows: EmbeddedRows, similarity: Similarity) -> Anchors:
+    """The rows' queries as anchors."""
+    guide = None if rows.guide is None else unit(rows.guide.queries)
+    return Anchors(for_similarity(rows.queries, similarity), guide)
 
 
-def find_own(
-    anchors: Tensor,
-    candidates: Tensor,
-    own_row: Tensor,
-    options: ComparisonOptions,
-    *,
-    ids: Tensor | None = None,
-    own_only: Tensor | None = None,
-    margin: float | None = None,
-) -> Tensor:
-    """Cross entropy of finding, for each anchor [B, d], the first candidate of its row `own_row` [B] among the
-    candidates [P, C, d] of P rows, [B]. Some candidates are left out, never the one to find:
+def positives_of(rows: EmbeddedRows, similarity: Similarity) -> Anchors:
+    """The rows' positives as anchors."""
+    guide = None if rows.guide is None else unit(rows.guide.passages[:, 0])
+    return Anchors(for_similarity(rows.passages[:, 0], similarity), guide)
 
-    - those whose text, by their `ids` [P, C], is that of the one to find;
-    - all of other rows, for anchors marked in `own_only` [B]. tDRO does this for classification and clustering, where
-      another row's passage is often as right as the own one;
-    - those of other rows that are more similar than the one to find by more than `margin`, unless it is None. Hard
-      negatives of the own row stay: they were chosen to be hard.
-    """
-    rows, each, _ = candidates.shape
-    owners = torch.arange(rows, device=anchors.device).repeat_interleave(each)  # [P * C]
-    others = owners != own_row.unsqueeze(1)  # [B, P * C]
-    targets = own_row * each  # [B]
-    similarities = similarity_matrix(anchors, candidates.flatten(0, 1), options.similarity)  # [B, P * C]
 
-    left_out = torch.zeros_like(others)
-    if ids is not None:
-        left_out |= ids.flatten() == ids[own_row, :1]
-    if own_only is not None:
-        left_out |= others & own_only.unsqueeze(1)
-    if margin is not None:
-        limits = similarities.gather(1, targets.unsqueeze(1)) + margin
-        left_out |= others & (similarities > limits)
-    left_out = left_out.scatter(1, targets.unsqueeze(1), False)
-    scores = (similarities / options.loss_temperature).masked_fill(left_out, -torch.inf)
-    return F.cross_entropy(scores, targets, reduction="none")
+def passages_of(everyone: EmbeddedRows, similarity: Similarity) -> Rivals:
+    """All passages; the first one of a query's own row is what it has to find."""
+    rows, each, _ = everyone.passages.shape
+    owners = torch.arange(rows, device=everyone.passages.device).repeat_interleave(each)  # [P * C]
+    is_first = torch.arange(rows * each, device=owners.device) % each == 0
+    guide = everyone.guide
+    return Rivals(
+        for_similarity(everyone.passages.flatten(0, 1), similarity),
+        owners,
+        not_for_own=is_first,
+        ids=None if everyone.passage_ids is None else everyone.passage_ids.flatten(),
+        guide=None if guide is None else unit(guide.passages.flatten(0, 1)),
+    )
+
+
+def other_passages(everyone: EmbeddedRows, similarity: Similarity) -> Rivals:
+    """All passages for a positive, which is compared with those of other rows."""
+    all_of_them = passages_of(everyone, similarity)
+    return Rivals(
+        all_of_them.embeddings,
+        all_of_them.rows,
+        not_for_own=torch.ones_like(all_of_them.not_for_own),
+        ids=all_of_them.ids,
+        guide=all_of_them.guide,
+        can_be_hard=False,
+    )
+
+
+def other_queries(everyone: EmbeddedRows, similarity: Similarity) -> Rivals:
+    """All queries, for those of other rows; a query is known by its positive."""
+    rows = torch.arange(len(everyone.queries), device=everyone.queries.device)
+    guide = everyone.guide
+    return Rivals(
+        for_similarity(everyone.queries, similarity),
+        rows,
+        not_for_own=torch.ones_like(rows, dtype=torch.bool),
+        ids=None if everyone.passage_ids is None else everyone.passage_ids[:, 0],
+        guide=None if guide is None else unit(guide.queries),
+        can_be_hard=False,
+    )

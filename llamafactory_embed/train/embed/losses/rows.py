@@ -26,6 +26,8 @@ class EmbeddedRows:
     scores: Tensor | None = None  # [B, 1 + K] of a teacher, or [B, 1] of scored pairs
     own_passages_only: Tensor | None = None  # [B] bool, rows that are never compared with others; None: no row
     first_row: int = 0  # the number of the first row among those of all ranks
+    teacher_vectors: Tensor | None = None  # [B, T, d'] of the query and of the first T - 1 passages
+    guide: EmbeddedRows | None = None  # the same texts as a guide embeds them
 
     def prefix(self, size: int) -> EmbeddedRows:
         """The same rows with embeddings cut to their first numbers."""
@@ -36,7 +38,8 @@ def rows_of_all_ranks(rows: EmbeddedRows) -> EmbeddedRows:
     """The texts of all ranks' rows, in rank order, without scores, which some rank may not have. Gradients flow back
     to the rank that embedded a text."""
     passage_ids = None if rows.passage_ids is None else gather(rows.passage_ids)
-    return EmbeddedRows(gather(rows.queries), gather(rows.passages), passage_ids)
+    guide = None if rows.guide is None else rows_of_all_ranks(rows.guide)
+    return EmbeddedRows(gather(rows.queries), gather(rows.passages), passage_ids, guide=guide)
 
 
 def similarity_matrix(queries: Tensor, candidates: Tensor, similarity: Similarity) -> Tensor:

@@ -50,7 +50,7 @@ def run_tdro(
     """Find the weights of the tasks with a proxy model; called by the host's tuner."""
     options: TdroOptions = finetuning_args.stage_options
     check_arguments(options, data_args, training_args, finetuning_args)
-    loaded, eval_tasks = load_train_and_eval_tasks(options, model_args, data_args, training_args)
+    loaded, eval_tasks = load_train_and_eval_tasks(options, model_args, data_args, training_args, objectives={})
     tasks = [task for task in loaded if isinstance(task, Task)]
     check_tasks(options, tasks)
     names, sizes = [task.name for task in tasks], [len(task.rows) for task in tasks]
@@ -136,6 +136,12 @@ def check_tasks(options: TdroOptions, tasks: Sequence[Task]) -> None:
             f"`dataset` holds one task, `{tasks[0].name}`, which would keep all the weight: name at least two."
         )
     for task in tasks:
+        if task.objective:
+            raise ValueError(
+                f"`stage: tdro` compares the losses of tasks, which must be the same, and `{task.name}` has an "
+                "`objective` of its own in `dataset_info.json`: give this run an entry without, and set it under "
+                "`objectives` of the contrastive stage."
+            )
         if len(task.rows) < options.num_negatives:
             raise ValueError(
                 f"`dataset`: task `{task.name}` has {len(task.rows)} rows, fewer than `num_negatives: "

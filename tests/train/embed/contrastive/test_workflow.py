@@ -249,11 +249,11 @@ def test_pictures_of_what_people_look_at(finished: tuple[dict[str, Any], RunResu
         assert Path(finished[0]["output_dir"], name).read_bytes().startswith(PNG)
 
 
-def test_without_an_evaluation_only_the_loss_is_drawn(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_evaluation_only_losses_are_drawn(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
     monkeypatch.setattr(train_workflow, "plot_loss", lambda folder, keys: drawn.extend(keys))
     run("alone", plot_loss=True, max_steps=1)
-    assert drawn == ["loss"]
+    assert drawn == ["loss", "loss/words"]  # of the step's task
 
 
 @pytest.mark.parametrize(
