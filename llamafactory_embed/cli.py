@@ -25,7 +25,7 @@ COMMANDS = {
     "demo": Command("llamafactory_embed.demo.run", "train, evaluate and query a small embedder on this machine"),
     "eval": Command("llamafactory_embed.evaluation.command", "evaluate checkpoints with mteb and on your data"),
     "export": Command("llamafactory_embed.export.command", "write a checkpoint for sentence-transformers and servers"),
-    "recipe": Command("llamafactory_embed.recipe", "check recipes without running them"),
+    "recipe": Command("llamafactory_embed.recipe.command", "find, write, check, compare, pack and convert recipes"),
     "mine": Command("llamafactory_embed.mining.command", "mine hard negatives for a data set"),
     "sample": Command("llamafactory_embed.sampling.command", "write texts with a diffusion language model"),
     "dedup": Command("llamafactory_embed.mining.dedup.command", "remove test queries from training data"),
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 when all is well, 1 for a problem, 2 for wrong usage."""
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = build_parser(words[0] if words else None).parse_args(words)
+    arguments.is_own_process = argv is None  # nobody goes on working in a process that the shell started for a command
     try:
         return importlib.import_module(COMMANDS[arguments.command].module).run(arguments)
     except ValueError as error:

@@ -12,7 +12,7 @@ CONTRASTIVE = Stage(
     name="contrastive",
     options=ContrastiveOptions,
     run="llamafactory_embed.train.embed.contrastive.workflow:run_contrastive",
-    check="llamafactory_embed.train.embed.contrastive.workflow:check_contrastive",
+    check="llamafactory_embed.train.checks:check_contrastive",
     label="Contrastive Embedding",
     formats=("retrieval",),
 )
@@ -20,7 +20,7 @@ TDRO = Stage(
     name="tdro",
     options=TdroOptions,
     run="llamafactory_embed.train.embed.tdro.workflow:run_tdro",
-    check="llamafactory_embed.train.embed.tdro.workflow:check_tdro",
+    check="llamafactory_embed.train.checks:check_tdro",
     label="Task-Robust Weights (tDRO)",
     formats=("retrieval",),
 )
@@ -34,7 +34,7 @@ WORD_TASK = Stage(
     name="word-task",
     options=WordTaskOptions,
     run="llamafactory_embed.train.embed.word_task.workflow:run_word_task",
-    check="llamafactory_embed.train.embed.word_task.workflow:check_word_task",
+    check="llamafactory_embed.train.checks:check_word_task",
     label="Word-Level Task",
     formats=("words",),
 )
@@ -42,7 +42,7 @@ DDM = Stage(
     name="ddm",
     options=DiffusionOptions,
     run="llamafactory_embed.train.ddm.workflow:run_ddm",
-    check="llamafactory_embed.train.ddm.workflow:check_ddm",
+    check="llamafactory_embed.train.checks:check_ddm",
     label="Diffusion Pre-Training",
     engine="llamafactory_embed.serve.chat:DiffusionEngine",
 )
@@ -50,7 +50,7 @@ DDM_SFT = Stage(
     name="ddm-sft",
     options=DiffusionTuningOptions,
     run="llamafactory_embed.train.ddm.workflow:run_ddm_sft",
-    check="llamafactory_embed.train.ddm.workflow:check_ddm",
+    check="llamafactory_embed.train.checks:check_ddm",
     label="Diffusion Fine-Tuning",
     engine="llamafactory_embed.serve.chat:DiffusionEngine",
 )

@@ -14,7 +14,7 @@ from ....loading.embedder import load_embedding_model_for_training
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
 from ..eval_tasks import find_eval_tasks, judge_finished_model
-from ..tasks import AnyTask, check_templates, embedding_config, first_rows, load_train_and_eval_tasks
+from ..tasks import AnyTask, embedding_config, first_rows, load_train_and_eval_tasks
 from ..workflow import PLOTTED, evaluate_and_publish, make_retrieval_batches
 from .batch import ContrastiveCollator
 from .objective import ContrastiveObjective
@@ -128,14 +128,3 @@ def check_contrast(options: ContrastiveOptions, tasks: Sequence[AnyTask], traini
         )
     if options.simcse_dropout is None:
         refuse_equal_views([row for rows in looked_at for row in rows])
-
-
-def check_contrastive(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    finetuning_args: FinetuningArguments,
-    generating_args: GeneratingArguments,
-) -> None:
-    """Refuse recipes that cannot work whatever the data are."""
-    check_templates(finetuning_args.stage_options)
