@@ -7,33 +7,23 @@ checks run on a stand-in for its training arguments that never looks for a devic
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..host.argument_check import list_argument_classes, quiet, sets_training_options
-from ..host.light_imports import StandInUsedError, are_stand_ins_enough, stand_ins
 from .complaints import run_host_checks
 from .machine import remark_on_machine
 from .names import check_option_values
+from .pack import check_packed
 from .reading import read_recipe_file
 from .references import check_datasets, check_files, check_template
 from .report import Problem, Report
 
 
-def check_files_of_command(paths: Sequence[Path], is_own_process: bool) -> int:
-    """Print a line for each problem, or one that says that the recipe is fine; 1 when any has a problem. A process
-    that is here for nothing else does not import what a check does not use."""
-    is_light = is_own_process and are_stand_ins_enough()
-    try:
-        with stand_ins() if is_light else contextlib.nullcontext():
-            reports = [inspect_recipe(path) for path in paths]
-    except StandInUsedError:
-        again = "import sys; from llamafactory_embed.cli import main; sys.exit(main(sys.argv[1:]))"
-        return subprocess.run([sys.executable, "-c", again, "recipe", "check", *map(str, paths)]).returncode
+def print_reports(paths: Sequence[Path]) -> int:
+    """Print a line for each problem, or one that says that the recipe is fine; 1 when any has a problem."""
+    reports = [inspect_recipe(path) for path in paths]
     for report in reports:
         for problem in sorted(report.problems + report.remarks, key=lambda each: each.line or 0):
             print(problem)
@@ -62,6 +52,7 @@ def inspect_recipe(path: str | os.PathLike[str]) -> Report:
         check_template(report, options)
         check_datasets(report, options)
         options = check_files(report, options)
+        check_packed(report, options)
         remark_on_machine(report, options)
         run_host_checks(report, options, is_training, is_stage_known=options.get("stage") == stage)
     return report
