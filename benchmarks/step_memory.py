@@ -1,8 +1,8 @@
 """The memory of a training step as torch allocates it, beside the estimate of `llamafactory-embed recipe new`.
 
 A real recipe runs two steps on a CPU, in float32. What the model and the optimizer keep is counted tensor by tensor;
-what the second step takes above it, activations, gradients and everything in between, is the peak of torch's own record
-of allocations. `python -m benchmarks.step_memory` writes `benchmarks/results/step_memory.json`.
+what the second step takes above it, activations, gradients and everything in between, is the peak of torch's own
+record of allocations. `python -m benchmarks.step_memory` writes `benchmarks/results/step_memory.json`.
 """
 
 from __future__ import annotations

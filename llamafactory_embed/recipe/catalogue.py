@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,23 +63,23 @@ def read_example(path: Path, root: Path) -> Example:
     """What a recipe is for."""
     text = path.read_text(encoding="utf-8")
     options: dict[str, Any] = yaml.safe_load(text)
-    in_header = re.match(r"(?:#.*\n)+", text)
-    header = " ".join(line.lstrip("# ") for line in (in_header[0] if in_header else "").splitlines())
+    header = re.match(r"(?:#.*\n)*", text)
     stage = options.get("stage") or ("export" if "export_dir" in options else "eval" if "tasks" in options else "chat")
     model = options.get("model_name_or_path") or options.get("checkpoints") or ""
     return Example(
         path.relative_to(root).with_suffix("").as_posix(),
         stage,
-        model if isinstance(model, str) else ", ".join(map(str, model)),
-        first_sentence(header),
+        model if isinstance(model, str) else str(model[0]) + ", …" * (len(model) > 1),
+        first_sentence(header[0] if header else ""),
         path,
     )
 
 
-def first_sentence(text: str) -> str:
-    """Up to the first full stop or colon that ends a clause."""
-    found = re.match(r"(.+?[^A-Z])(?:[.:](?=\s+[^a-z\s])|[.:]?$|\s{2,})", " ".join(text.split(" ")) + " ")
-    return (found[1] if found else text).strip()
+def first_sentence(header: str) -> str:
+    """The first sentence of a header whose lines begin with `#`; an empty line ends it, too."""
+    lines = [line.lstrip("#").strip() for line in header.splitlines()]
+    paragraph = " ".join(lines[: lines.index("")] if "" in lines else lines)
+    return re.split(r"(?<=[a-z)])\.\s", paragraph, maxsplit=1)[0].rstrip(".")
 
 
 def find_recipe(name: str) -> Path:
@@ -101,8 +102,10 @@ def format_examples(examples: Sequence[Example], as_json: bool) -> str:
     if as_json:
         rows = [asdict(each) | {"path": str(each.path)} for each in examples]
         return json.dumps(rows, indent=2, ensure_ascii=False)
-    widths = [max((len(getattr(each, name)) for each in examples), default=0) for name in ("name", "stage", "model")]
-    return "\n".join(
-        f"{each.name:<{widths[0]}}  {each.stage:<{widths[1]}}  {each.model:<{widths[2]}}  {each.purpose}"
-        for each in examples
-    )
+    columns = [(each.name, each.stage, each.model) for each in examples]
+    widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
+    lines = []
+    for example, cells in zip(examples, columns, strict=True):
+        padded = [f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join([*padded, textwrap.shorten(example.purpose, 110, placeholder=" …")]))
+    return "\n".join(lines)

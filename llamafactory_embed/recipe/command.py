@@ -8,6 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..hparams.command_line import add_options, read_options
+from .new import NewRecipeOptions
+
+
+# The tools of `conversions`, whose tables need not be imported for a help text.
+TOOL_NAMES = ("llm2vec", "tdro", "tevatron", "flagembedding", "sentence-transformers", "ms-swift", "diffullama")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every action."""
@@ -20,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="print a recipe; values that run as others are marked")
     show.add_argument("name", metavar="NAME", help="a name of `recipe list`, or a file")
     show.add_argument("--full", action="store_true", help="also print the options that it leaves to their defaults")
+
+    new = actions.add_parser("new", help="write a commented recipe that fits the memory you have")
+    add_options(new, NewRecipeOptions)
+    add_output(new)
 
     check = actions.add_parser("check", help="list all problems of recipes, with their lines")
     check.add_argument("files", nargs="+", metavar="FILE", type=Path, help="a recipe (YAML)")
@@ -34,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     convert = actions.add_parser("convert", help="write a recipe from what another tool was told")
     convert.add_argument("file", metavar="OLD_FILE", type=Path, help="a JSON or YAML file, or a script with a command")
-    tools = ("llm2vec", "tdro", "tevatron", "flagembedding", "sentence-transformers", "ms-swift", "diffullama")
-    convert.add_argument("--from", dest="tool", choices=tools, help="the tool, if its flags leave a doubt")
+    convert.add_argument("--from", dest="tool", choices=TOOL_NAMES, help="the tool, if its flags leave a doubt")
     add_output(convert)
 
 
@@ -72,6 +82,11 @@ def act(arguments: argparse.Namespace) -> int:
             from .comparison import show_recipe
 
             print(show_recipe(find_recipe(arguments.name), arguments.full))
+            return 0
+        case "new":
+            from .new import new_recipe
+
+            write_or_print(new_recipe(read_options(arguments, NewRecipeOptions)), arguments.output)
             return 0
         case "diff":
             from .catalogue import find_recipe

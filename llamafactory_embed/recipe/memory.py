@@ -186,9 +186,7 @@ def logits_bytes(shape: ModelShape, settings: StepSettings) -> float:
     return COPIES_OF_LOGITS * 4.0 * rows * shape.vocabulary + head
 
 
-def step_peak(
-    shape: ModelShape, settings: StepSettings, gradients: float, activations: float, logits: float
-) -> float:
+def step_peak(shape: ModelShape, settings: StepSettings, gradients: float, activations: float, logits: float) -> float:
     """Activations shrink while gradients grow. A batch of several forwards has all gradients after the first of them,
     and still holds the activations of the others."""
     forwards = -(-settings.tokens // settings.tokens_of_forward)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 
-_ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
+_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}|\$(\w+)|\$\(\(([^()]+)\)\)")
 _FLAG = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
 # Words at which a command ends or another begins.
@@ -52,7 +52,7 @@ def read_shell(text: str) -> dict[str, Any]:
             value = _expand(value, variables)
             variables[name] = variables.get(name, "") + value if plus else value
             if "--" in value:
-                settings |= _flags(shlex.split(value, comments=True))
+                settings |= _flags(shlex.split(value))
             elif name.isupper() and not plus:
                 settings[name] = parse_value(value)
             words = words[1:]
@@ -86,9 +86,21 @@ def _logical_lines(text: str) -> Iterator[list[str]]:
     """The words of each line, continued lines joined, without comments."""
     for line in re.sub(r"\\\r?\n", " ", text).splitlines():
         try:
-            yield shlex.split(line, comments=True)
+            words = shlex.split(_without_comment(line))
         except ValueError:  # a quote that goes on in the next line: nothing that sets a flag
             continue
+        yield words[1:] if words[:1] == ["export"] else words
+
+
+def _without_comment(line: str) -> str:
+    """A comment begins with a `#` that begins a word and stands in no quotes."""
+    quote = ""
+    for position, character in enumerate(line):
+        if character in "\"'" and quote in ("", character):
+            quote = "" if quote else character
+        elif character == "#" and not quote and (position == 0 or line[position - 1].isspace()):
+            return line[:position]
+    return line
 
 
 def _split_expanded(word: str, variables: dict[str, str]) -> list[str]:

@@ -15,7 +15,7 @@ _LISTED = ("dataset", "eval_dataset")
 
 def comment_lines(*sentences: str) -> list[str]:
     """Sentences as comments, a new line for each, wrapped."""
-    wrapped = [textwrap.wrap(" ".join(sentence.split()), WIDTH - 2) or [""] for sentence in sentences]
+    wrapped = [textwrap.wrap(sentence.replace("\n", "\\n"), WIDTH - 2) or [""] for sentence in sentences]
     return [f"# {line}".rstrip() for lines in wrapped for line in lines]
 
 
