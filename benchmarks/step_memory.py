@@ -9,20 +9,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from llamafactory_embed.files import write_json
+from llamafactory_embed.recipe.memory import ModelShape, StepMemory, StepSettings, estimate_step
+from llamafactory_embed.recipe.planning import FORWARD_TOKENS_ON_CPU
+
 from .inputs import ModelSize, save_model, texts_of_lengths, train_tokenizer
+from .processes import ROOT
 from .training import write_dataset
 
 
 MIB = 2**20
 SMOLLM2_135M = ModelSize(30, 576, 1536, 9, 3, 49152, 1024)
 SMALL = ModelSize(6, 384, 1024, 6, 2, 8192, 1024)
+# Shape, and rows of a batch.
+MODELS = {"6 layers of 384": (SMALL, 16), "SmolLM2-135M's shape": (SMOLLM2_135M, 4)}
+RESULTS = ROOT / "benchmarks" / "step_memory.json"
+MARK = "<!-- step memory -->"
+HIDDEN_SHARE = {"mntp": 0.2, "ddm": 0.5}
 TEXT_TOKENS = 48
 LORA = {"finetuning_type": "lora", "lora_rank": 16, "lora_target": "all"}
 FULL = {"finetuning_type": "full"}
@@ -119,7 +130,7 @@ def make_material(folder: Path, size: ModelSize, rows: int) -> dict[str, str]:
     texts = texts_of_lengths(tokenizer, [TEXT_TOKENS] * (6 * rows))
     triplets = [{"query": a, "positive": b, "negative": c} for a, b, c in zip(*[iter(texts)] * 3, strict=True)]
     data = write_dataset(folder / "data", triplets)
-    documents = texts_of_lengths(tokenizer, [3 * TEXT_TOKENS] * (2 * rows), seed=1)
+    documents = texts_of_lengths(tokenizer, [3 * TEXT_TOKENS - 1] * (2 * rows), seed=1)  # and EOS
     (data / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), "utf-8")
     info = json.loads((data / "dataset_info.json").read_text("utf-8"))
     info["documents"] = {"file_name": "documents.jsonl", "columns": {"prompt": "text"}}
@@ -138,11 +149,11 @@ def enlarge_vocabulary(folder: Path, vocabulary: int) -> None:
     model.save_pretrained(folder)
 
 
-def measure_sizes(sizes: Mapping[str, tuple[ModelSize, int]]) -> list[dict[str, Any]]:
-    """All cases of all models (shape, rows of a batch), one after another in this process: torch's own record of
-    allocations knows nothing of what other runs have left."""
+def measure_models() -> list[dict[str, Any]]:
+    """All cases of all models, one after another in this process: torch's own record of allocations knows nothing of
+    what other runs have left."""
     measured = []
-    for name, (size, rows) in sizes.items():
+    for name, (size, rows) in MODELS.items():
         with tempfile.TemporaryDirectory() as folder:
             material = make_material(Path(folder), size, rows)
             for case, options in CASES.items():
@@ -151,6 +162,55 @@ def measure_sizes(sizes: Mapping[str, tuple[ModelSize, int]]) -> list[dict[str, 
     return measured
 
 
+def estimate_of(run: Mapping[str, Any]) -> StepMemory:
+    """The estimate for a recorded run."""
+    return estimate_case(MODELS[run["model"]][0], run["case"], run["rows"])
+
+
+def estimate_case(size: ModelSize, case: str, rows: int) -> StepMemory:
+    """The estimate of a case, from the shape and the recipe alone."""
+    options = CASES[case]
+    shape = ModelShape(
+        size.hidden_size,
+        size.layers,
+        size.intermediate_size,
+        size.heads,
+        size.key_value_heads,
+        size.hidden_size // size.heads,
+        size.vocabulary,
+        tied=True,
+    )
+    predicts = options["stage"] != "contrastive"
+    settings = StepSettings(
+        options["finetuning_type"],
+        tokens=3 * TEXT_TOKENS * rows,
+        tokens_of_forward=options.get("grad_cache_tokens", FORWARD_TOKENS_ON_CPU),
+        rank=options.get("lora_rank", 0),
+        half_precision=False,
+        checkpointing="disable_gradient_checkpointing" not in options,
+        grad_cache="grad_cache_tokens" in options,
+        predicts_tokens=predicts,
+        hidden_share=HIDDEN_SHARE.get(options["stage"], 0.0),
+        uses_head=predicts,
+    )
+    return estimate_step(shape, settings)
+
+
+def write_table(page: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Measured and estimated, between the marks of docs/recipes.md."""
+    lines = ["| model | recipe | kept, MiB | step, MiB | estimated step | ratio |", "|---|---|---|---|---|---|"]
+    for run in runs:
+        estimate = estimate_of(run).step_peak
+        cells = [f"{run['kept'] / MIB:.0f}", f"{run['step'] / MIB:.0f}", f"{estimate / MIB:.0f}"]
+        lines.append(f"| {run['model']} | {run['case']} | {' | '.join(cells)} | {estimate / run['step']:.2f} |")
+    text = page.read_text(encoding="utf-8")
+    start, end = text.index(MARK) + len(MARK), text.index("<!-- end -->", text.index(MARK))
+    page.write_text(f"{text[:start]}\n" + "\n".join(lines) + f"\n{text[end:]}", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    out = measure_sizes({"6 layers of 384": (SMALL, 16), "SmolLM2-135M's shape": (SMOLLM2_135M, 4)})
-    Path("/tmp/step_memory.json").write_text(json.dumps(out, indent=1))
+    if "--only-docs" not in sys.argv:
+        write_json(
+            RESULTS, {"machine": "2 AMD EPYC cores, busy", "text_tokens": TEXT_TOKENS, "runs": measure_models()}
+        )
+    write_table(ROOT / "docs" / "recipes.md", json.loads(RESULTS.read_text("utf-8"))["runs"])

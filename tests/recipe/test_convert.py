@@ -19,6 +19,7 @@ from llamafactory_embed.recipe import check_recipe
 from llamafactory_embed.recipe.command import TOOL_NAMES
 from llamafactory_embed.recipe.conversions import TOOLS
 from llamafactory_embed.recipe.conversions.markdown import render_tool, render_trainer
+from llamafactory_embed.recipe.conversions.table import words
 from llamafactory_embed.recipe.conversions.training_arguments import TRAINING_ARGUMENTS
 from llamafactory_embed.recipe.convert import convert_settings, find_tool
 from llamafactory_embed.recipe.old_files import read_shell
@@ -35,8 +36,13 @@ TOOL_OF = {
 CONVERTED = [row for row in ROWS if row.original.partition("/")[0] in TOOL_OF]
 
 
-OF_ENGINES = set(
-    ["batch", "gradient", "learning", "max", "output", "seq", "nv", "bind", "compute_environment", "debug", "deepspeed_config", "distributed_type", "downcast_bf16", "main_training_function", "same_network", "tpu_env", "tpu_use_cluster", "tpu_use_sudo", "fp16", "gradient_clipping", "optimizer", "scheduler", "steps_per_print", "train_batch_size", "zero_optimization", "train_micro_batch_size_per_gpu", "wall_clock_breakdown"]
+OF_ENGINES = words(
+    """
+    batch gradient learning max output seq nv bind compute_environment debug deepspeed_config distributed_type
+    downcast_bf16 main_training_function same_network tpu_env tpu_use_cluster tpu_use_sudo fp16 gradient_clipping
+    optimizer scheduler steps_per_print train_batch_size zero_optimization train_micro_batch_size_per_gpu
+    wall_clock_breakdown
+    """
 )
 
 
@@ -89,7 +95,7 @@ def test_the_table_is_complete_for_the_originals(family: str) -> None:
     # The facts' flags of DiffuLLaMA's program are cut at hyphens; files of engines and weights are no recipes.
     known = {flag.name for flag in TOOLS[TOOL_OF[family]].flags}
     others = {"diffullama": OF_ENGINES, "tdro": {"domain_ids", "size", "category_list"}}
-    assert used - known - others.get(family, set()) == set()
+    assert used - known - set(others.get(family, ())) == set()
 
 
 def test_every_flag_of_the_trainer_has_a_row() -> None:
@@ -162,7 +168,8 @@ COMMANDS = {
     "diffullama": (
         "accelerate launch --config_file zero3.yaml train.py --batch-size 60 --gradient-accumulate-every 4 \\\n"
         "  --output-dir ./output --seed 2829 --max-train-steps 20000 --learning-rate 1.5e-5 \\\n"
-        "  --model meta-llama/Llama-2-7b-hf --dataset slim --seq-length 2048 --parallel_mode data_parallel --wandb Diffusion\n",
+        "  --model meta-llama/Llama-2-7b-hf --dataset slim --seq-length 2048 \\\n"
+        "  --parallel_mode data_parallel --wandb Diffusion\n",
         {"stage": "ddm", "per_device_train_batch_size": 60, "gradient_accumulation_steps": 4, "cutoff_len": 2048,
          "max_steps": 20000, "learning_rate": 1.5e-5, "shift": True},
         "# parallel_mode: data_parallel  has no counterpart: data parallel",
@@ -209,10 +216,10 @@ def test_every_flag_is_in_the_recipe(tmp_path: Path) -> None:
 
 def test_a_file_of_nobody_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = tmp_path / "a.json"
-    for text, words in (("[1]", "holds no settings"), ("{", "is not what its name says"), ('{"zzz": 1}', "--from")):
+    for text, said in (("[1]", "holds no settings"), ("{", "is not what its name says"), ('{"zzz": 1}', "--from")):
         old.write_text(text)
         assert main(["recipe", "convert", str(old)]) == 1
-        assert words in capsys.readouterr().err
+        assert said in capsys.readouterr().err
 
 
 def test_the_tool_is_found_by_its_own_flags() -> None:
