@@ -21,7 +21,7 @@ ENGINE_FOLDERS = ("accelerate", "deepspeed")
 
 
 @dataclass(frozen=True)
-class Example:
+class ListedRecipe:
     """A recipe, in one line."""
 
     name: str
@@ -46,7 +46,7 @@ def find_examples() -> Path:
     raise ValueError(f"This installation has no recipes: neither {places[0]} nor {places[1]} holds them.")
 
 
-def list_examples(words: Sequence[str] = ()) -> list[Example]:
+def list_examples(words: Sequence[str] = ()) -> list[ListedRecipe]:
     """All recipes in which each of the words stands: in name, stage, model or purpose."""
     root = find_examples()
     paths = [path for path in sorted(root.rglob("*.yaml")) if path.relative_to(root).parts[0] not in ENGINE_FOLDERS]
@@ -59,14 +59,14 @@ def list_examples(words: Sequence[str] = ()) -> list[Example]:
     ]
 
 
-def read_example(path: Path, root: Path) -> Example:
+def read_example(path: Path, root: Path) -> ListedRecipe:
     """What a recipe is for."""
     text = path.read_text(encoding="utf-8")
     options: dict[str, Any] = yaml.safe_load(text)
     header = re.match(r"(?:#.*\n)*", text)
     stage = options.get("stage") or ("export" if "export_dir" in options else "eval" if "tasks" in options else "chat")
     model = options.get("model_name_or_path") or options.get("checkpoints") or ""
-    return Example(
+    return ListedRecipe(
         path.relative_to(root).with_suffix("").as_posix(),
         stage,
         model if isinstance(model, str) else str(model[0]) + ", …" * (len(model) > 1),
@@ -97,7 +97,7 @@ def find_recipe(name: str) -> Path:
     raise ValueError(f"There is no recipe {name}{suggest(name, names)} `llamafactory-embed recipe list` names all.")
 
 
-def format_examples(examples: Sequence[Example], as_json: bool) -> str:
+def format_examples(examples: Sequence[ListedRecipe], as_json: bool) -> str:
     """A table, or JSON."""
     if as_json:
         rows = [asdict(each) | {"path": str(each.path)} for each in examples]

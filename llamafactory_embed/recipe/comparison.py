@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from .effective import effective_values, read_options, same_value
+from .effective import effective_values, read_recipe_options, same_value
 from .reading import read_recipe_file
 from .report import Report
 from .writing import option_lines, yaml_value
@@ -21,7 +21,7 @@ def show_recipe(path: Path, is_full: bool) -> str:
     options = read_recipe_file(report)
     if options is None or "tasks" in options:  # for another command, which has no parser of the host's
         return text
-    values = effective_values(read_options(path))
+    values = effective_values(read_recipe_options(path))
     marks = {
         report.lines[name]: f"  # runs as {yaml_value(values[name])}"
         for name, value in options.items()
@@ -37,7 +37,7 @@ def show_recipe(path: Path, is_full: bool) -> str:
 
 def compare_recipes(first: Path, second: Path) -> list[str]:
     """A line for each option whose effect differs; none when both recipes run alike."""
-    given = [read_options(path) for path in (first, second)]
+    given = [read_recipe_options(path) for path in (first, second)]
     if any("tasks" in options for options in given):  # of `llamafactory-embed eval`: what is written counts
         values: list[dict[str, Any]] = given
     else:

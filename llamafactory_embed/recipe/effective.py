@@ -20,7 +20,7 @@ from .reading import read_recipe_file
 from .report import Report
 
 
-def read_options(path: Path) -> dict[str, Any]:
+def read_recipe_options(path: Path) -> dict[str, Any]:
     """The options that a file sets; a ValueError for a file that is no recipe."""
     report = Report(path)
     options = read_recipe_file(report)

@@ -207,6 +207,6 @@ def backward_transient(shape: ModelShape, settings: StepSettings) -> float:
     return widest + (4.0 * shape.embedding_weights if is_added else 0.0)
 
 
-def fits(shape: ModelShape, settings: StepSettings, memory: float) -> bool:
+def fits_into(shape: ModelShape, settings: StepSettings, memory: float) -> bool:
     """Whether a step fits into a GPU of that many bytes."""
     return estimate_step(shape, settings).total * ALLOCATOR_LOSS + GPU_OVERHEAD <= memory

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..hparams.option import option
 from .memory import GIB, ModelShape
-from .planning import Method, Plan, Wish, plan_run
+from .planning import Method, RunPlan, Wish, plan_run
 from .writing import comment_lines, option_lines
 
 
@@ -90,7 +90,7 @@ def parse_memory(text: str) -> float:
     return float(found[1]) * (GIB / 1024 if found[2].startswith("m") else GIB)
 
 
-def write_recipe(options: NewRecipeOptions, shape: ModelShape, wish: Wish, plan: Plan) -> str:
+def write_recipe(options: NewRecipeOptions, shape: ModelShape, wish: Wish, plan: RunPlan) -> str:
     """The lines, section by section."""
     name = options.model.rstrip("/").rpartition("/")[2].lower()
     output = options.output_dir or f"saves/{name}_{options.stage}"
@@ -113,7 +113,7 @@ def write_recipe(options: NewRecipeOptions, shape: ModelShape, wish: Wish, plan:
     return "\n".join([*lines, *training_lines(options.stage, wish, plan)]) + "\n"
 
 
-def header(options: NewRecipeOptions, shape: ModelShape, wish: Wish, plan: Plan) -> list[str]:
+def header(options: NewRecipeOptions, shape: ModelShape, wish: Wish, plan: RunPlan) -> list[str]:
     """What it is, how it is run, and the estimate."""
     estimate = plan.estimate
     parts = [("weights", estimate.weights), ("optimizer", estimate.optimizer), ("gradients", estimate.gradients)]
@@ -135,7 +135,7 @@ def header(options: NewRecipeOptions, shape: ModelShape, wish: Wish, plan: Plan)
     ]
 
 
-def method_lines(plan: Plan) -> list[str]:
+def method_lines(plan: RunPlan) -> list[str]:
     """What learns, and how it is spread over GPUs."""
     if plan.method == "full":
         lines = option_lines("finetuning_type", "full")
@@ -147,7 +147,7 @@ def method_lines(plan: Plan) -> list[str]:
     return lines + option_lines("lora_target", "all")
 
 
-def stage_lines(stage: str, plan: Plan) -> list[str]:
+def stage_lines(stage: str, plan: RunPlan) -> list[str]:
     """The options of the stage that one would want to see."""
     if stage == "contrastive":
         lines = option_lines("attention", "bidirectional") + option_lines("pooling", "mean")
@@ -164,7 +164,7 @@ def stage_lines(stage: str, plan: Plan) -> list[str]:
     return option_lines("mask_token", "mask", "a new token, unless the model has one")
 
 
-def training_lines(stage: str, wish: Wish, plan: Plan) -> list[str]:
+def training_lines(stage: str, wish: Wish, plan: RunPlan) -> list[str]:
     """Batch, rate and precision."""
     rates: dict[tuple[str, bool], Any] = {
         ("contrastive", True): 2e-5, ("contrastive", False): 1e-4, ("mntp", True): 2e-5, ("mntp", False): 5e-5,

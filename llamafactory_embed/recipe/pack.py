@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from ..hparams.secrets import is_secret_name, secrets_of, without_secrets
-from .effective import read_options
+from .effective import read_recipe_options
 from .reading import replace_options
 from .references import FILE_SOURCES, TEXT_SOURCES, split_commas
 from .report import Report
@@ -48,7 +48,7 @@ PATH_OPTIONS = (
 
 def pack_recipe(path: Path) -> str:
     """The text of the packed file."""
-    options = read_options(path)
+    options = read_recipe_options(path)
     changes: dict[str, str | None] = {}
     for name, value in options.items():
         if is_secret_name(name):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from .memory import GIB, ModelShape, StepMemory, StepSettings, estimate_step, fits
+from .memory import GIB, ModelShape, StepMemory, StepSettings, estimate_step, fits_into
 
 
 Method = Literal["auto", "full", "lora", "qlora"]
@@ -40,7 +40,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What fits."""
 
     method: Literal["full", "lora", "qlora"]
@@ -52,10 +52,10 @@ class Plan:
     estimate: StepMemory
 
 
-def plan_run(shape: ModelShape, wish: Wish) -> Plan:
+def plan_run(shape: ModelShape, wish: Wish) -> RunPlan:
     """The first of the candidates that fits: the method that changes most, the largest batch, the fastest step."""
     for settings, plan in candidates(shape, wish):
-        if wish.gpus and fits(shape, settings, wish.memory):
+        if wish.gpus and fits_into(shape, settings, wish.memory):
             return plan
         if not wish.gpus and estimate_step(shape, settings).total <= 0.85 * wish.memory:
             return plan
@@ -66,7 +66,7 @@ def plan_run(shape: ModelShape, wish: Wish) -> Plan:
     )
 
 
-def candidates(shape: ModelShape, wish: Wish) -> Iterator[tuple[StepSettings, Plan]]:
+def candidates(shape: ModelShape, wish: Wish) -> Iterator[tuple[StepSettings, RunPlan]]:
     """Settings in the order in which one would want them."""
     for method in methods(wish):
         for zero_stage in (0, 2, 3) if wish.gpus > 1 and method == "full" else (0,):
@@ -74,7 +74,7 @@ def candidates(shape: ModelShape, wish: Wish) -> Iterator[tuple[StepSettings, Pl
                 for checkpointing, chunk in steps(wish, rows):
                     settings = step_settings(wish, method, rows, checkpointing, chunk, zero_stage)
                     estimate = estimate_step(shape, settings)
-                    yield settings, Plan(method, rows, accumulation, checkpointing, chunk, zero_stage, estimate)
+                    yield settings, RunPlan(method, rows, accumulation, checkpointing, chunk, zero_stage, estimate)
 
 
 def methods(wish: Wish) -> tuple[Literal["full", "lora", "qlora"], ...]:

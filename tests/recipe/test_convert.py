@@ -17,9 +17,8 @@ from transformers import TrainingArguments
 from llamafactory_embed.cli import main
 from llamafactory_embed.recipe import check_recipe
 from llamafactory_embed.recipe.command import TOOL_NAMES
-from llamafactory_embed.recipe.conversions import TOOLS
-from llamafactory_embed.recipe.conversions.markdown import render_tool, render_trainer
-from llamafactory_embed.recipe.conversions.table import words
+from llamafactory_embed.recipe.conversions import TOOLS, render_tool, render_trainer
+from llamafactory_embed.recipe.conversions.table import names_in
 from llamafactory_embed.recipe.conversions.training_arguments import TRAINING_ARGUMENTS
 from llamafactory_embed.recipe.convert import convert_settings, find_tool
 from llamafactory_embed.recipe.old_files import read_shell
@@ -36,7 +35,7 @@ TOOL_OF = {
 CONVERTED = [row for row in ROWS if row.original.partition("/")[0] in TOOL_OF]
 
 
-OF_ENGINES = words(
+OF_ENGINES = names_in(
     """
     batch gradient learning max output seq nv bind compute_environment debug deepspeed_config distributed_type
     downcast_bf16 main_training_function same_network tpu_env tpu_use_cluster tpu_use_sudo fp16 gradient_clipping

@@ -14,7 +14,7 @@ from benchmarks import step_memory
 from benchmarks.inputs import ModelSize
 from llamafactory_embed.cli import main
 from llamafactory_embed.recipe import check_recipe
-from llamafactory_embed.recipe.memory import GIB, ModelShape, estimate_step, fits
+from llamafactory_embed.recipe.memory import GIB, ModelShape, estimate_step, fits_into
 from llamafactory_embed.recipe.new import NewRecipeOptions, parse_memory, with_answers
 from llamafactory_embed.recipe.planning import Wish, candidates, plan_run
 from llamafactory_embed.recipe.shapes import shape_of_configuration
@@ -27,7 +27,7 @@ SEVEN_BILLION = ModelShape(4096, 32, 14336, 32, 8, 128, 32000)
 SMALL = ModelShape(1024, 28, 3072, 16, 8, 128, 151936, tied=True)
 
 
-# ---------------------------------------------------- the estimate ----------------------------------------------------
+# --------------------------------------------------- the estimate ---------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
@@ -109,7 +109,7 @@ def test_what_changes_the_estimate() -> None:
     )
 
 
-# -------------------------------------------------------- plans -------------------------------------------------------
+# ------------------------------------------------------- plans ------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", ["contrastive", "mntp", "ddm-sft"])
@@ -122,7 +122,7 @@ def test_a_plan_fits_and_more_memory_never_gives_less(stage: str, shape: ModelSh
         wish = Wish(stage, "auto", 64, 512, memory * GIB, gpus)
         plan = plan_run(shape, wish)
         settings = next(settings for settings, each in candidates(shape, wish) if each == plan)
-        assert fits(shape, settings, wish.memory)
+        assert fits_into(shape, settings, wish.memory)
         assert plan.rows * plan.accumulation == 64
         places.append(order.index(plan))
     assert places == sorted(places, reverse=True)

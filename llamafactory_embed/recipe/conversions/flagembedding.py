@@ -9,13 +9,13 @@ from .tevatron import DESCRIBED, data_name
 from .training_arguments import TRAINING_ARGUMENTS
 
 
-def data_sets(value: Any, settings: Settings) -> Values:
+def _data_sets(value: Any, settings: Settings) -> Values:
     """One or several files or folders."""
     paths = value if isinstance(value, list) else str(value).split()
     return {"dataset": ", ".join(data_name(path) for path in paths)}
 
 
-def template(option: str) -> Any:
+def _template(option: str) -> Any:
     """From "<instruct>{}\\n<query>{}" to a template: the instruction stands for its own place."""
 
     def convert(value: Any, settings: Settings) -> Values:
@@ -29,17 +29,17 @@ def template(option: str) -> Any:
     return convert
 
 
-def similarity(value: Any, settings: Settings) -> Values:
+def _similarity(value: Any, settings: Settings) -> Values:
     """Normalized embeddings are compared by their cosine."""
     return {"similarity": "cosine"} if value else {"similarity": "dot", "normalize_embeddings": False}
 
 
-def distillation(value: Any, settings: Settings) -> Values:
+def _distillation(value: Any, settings: Settings) -> Values:
     """The teacher's scores are the `score` column."""
     return {"contrastive_loss": "kl_distillation"} if value else {}
 
 
-def implied(settings: Settings) -> Values:
+def _implied(settings: Settings) -> Values:
     """What the program does without being asked."""
     values: Values = {"stage": "contrastive", "do_train": True, "attention": "causal", "contrastive_loss": "info_nce"}
     values |= {"dataset_dir": "data", "loss_temperature": 0.02, "num_negatives": 7, "cross_device_negatives": False}
@@ -68,24 +68,24 @@ FLAG_EMBEDDING = Tool(
         mapped("use_flash_attn", "flash_attn", {True: "fa2"}),
         mapped("use_slow_tokenizer", "use_fast_tokenizer", {True: False, False: True}),
         renamed("additional_special_tokens", "add_special_tokens"),
-        computed("train_data", ["dataset"], data_sets, "names in `data/dataset_info.json`"),
+        computed("train_data", ["dataset"], _data_sets, "names in `data/dataset_info.json`"),
         computed("train_group_size", ["num_negatives"], lambda value, settings: {"num_negatives": value - 1},
                  "one less: the positive is not counted"),
         renamed("query_max_len", "query_max_length"),
         renamed("passage_max_len", "document_max_length", "also `cutoff_len`"),
         renamed("max_example_num_per_dataset", "max_samples"),
-        computed("query_instruction_format", ["query_template"], template("query_template"),
+        computed("query_instruction_format", ["query_template"], _template("query_template"),
                  "`{}` → `{instruction}`, then `{text}`"),
         computed("passage_instruction_format", ["document_template"], lambda value, settings:
-                 template("document_template")(value, settings) if settings.get("passage_instruction_for_retrieval")
+                 _template("document_template")(value, settings) if settings.get("passage_instruction_for_retrieval")
                  else {}, "`{}` → `{instruction}`, then `{text}`"),
-        computed("knowledge_distillation", ["contrastive_loss"], distillation, "true: `kl_distillation`"),
+        computed("knowledge_distillation", ["contrastive_loss"], _distillation, "true: `kl_distillation`"),
         computed("same_dataset_within_batch", ["task_batching"], lambda value, settings:
                  {"task_batching": "homogeneous" if value else "mixed"}, "true: `homogeneous`, false: `mixed`"),
         renamed("negatives_cross_device", "cross_device_negatives"),
         renamed("temperature", "loss_temperature"),
         mapped("sentence_pooling_method", "pooling", {"cls": "bos", "mean": "mean", "last_token": "last"}),
-        computed("normalize_embeddings", ["similarity", "normalize_embeddings"], similarity,
+        computed("normalize_embeddings", ["similarity", "normalize_embeddings"], _similarity,
                  "true: `cosine`, false: `dot`"),
         computed("sub_batch_size", ["max_tokens_per_batch"], lambda value, settings:
                  {"max_tokens_per_batch": value * settings.get("passage_max_len", 128)}, "texts × `passage_max_len`"),
@@ -102,6 +102,6 @@ FLAG_EMBEDDING = Tool(
         *nothing("one vector a text: neither sparse nor multi-vector embeddings", "unified_finetuning",
                  "use_self_distill", "fix_encoder", "self_distill_start_step", "colbert_dim"),
     ),
-    implied=implied,
+    implied=_implied,
     remarks=("The data are described in `data/dataset_info.json`: docs/data.md.",),
 )  # fmt: skip

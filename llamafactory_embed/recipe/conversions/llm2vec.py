@@ -46,14 +46,14 @@ KINDS = {
 }
 
 
-def kind_of(settings: Settings) -> str:
+def _kind_of(settings: Settings) -> str:
     """Which of the four programs reads these settings."""
     if "domain" in settings or "aug_file_path" in settings:  # of the Diffusion Embedder, whose `task` is another
         return "supervised"
     return next((kind for kind, names in KINDS.items() if any(name in settings for name in names)), "supervised")
 
 
-def model_and_adapters(settings: Settings) -> Values:
+def _model_and_adapters(settings: Settings) -> Values:
     """The base model and the adapters on it: the first one is merged, a second one goes on training."""
     name = settings.get("model_name_or_path", "")
     adapters = [name] if name in BASES else []
@@ -63,26 +63,26 @@ def model_and_adapters(settings: Settings) -> Values:
         return values  # starts from whole weights: the adapters have to be merged before
     if adapters:
         values["adapter_name_or_path"] = ",".join(adapters)
-        if kind_of(settings) in ("simcse", "supervised") and len(adapters) == 1:
+        if _kind_of(settings) in ("simcse", "supervised") and len(adapters) == 1:
             values["create_new_adapter"] = True
     return values
 
 
-def adapter(value: Any, settings: Settings) -> Values:
+def _adapter(value: Any, settings: Settings) -> Values:
     """The adapters, where they can be loaded."""
-    return {name: each for name, each in model_and_adapters(settings).items() if name != "model_name_or_path"}
+    return {name: each for name, each in _model_and_adapters(settings).items() if name != "model_name_or_path"}
 
 
-def templates(settings: Settings) -> Values:
+def _templates(settings: Settings) -> Values:
     """How texts are written. SimCSE's texts have no instruction."""
-    model = str(model_and_adapters(settings)["model_name_or_path"])
+    model = str(_model_and_adapters(settings)["model_name_or_path"])
     query, document = next((pair for part, pair in WRAPPED.items() if part in model), PLAIN)
-    if kind_of(settings) == "simcse":
+    if _kind_of(settings) == "simcse":
         query = document
     return {"query_template": query, "document_template": document}
 
 
-def longest_text(value: Any, settings: Settings) -> Values:
+def _longest_text(value: Any, settings: Settings) -> Values:
     """Queries and documents of supervised training have lengths of their own."""
     values: Values = {"cutoff_len": value}
     if "doc_max_length" in settings:
@@ -90,7 +90,7 @@ def longest_text(value: Any, settings: Settings) -> Values:
     return values
 
 
-def data_sets(value: Any, settings: Settings) -> Values:
+def _data_sets(value: Any, settings: Settings) -> Values:
     """Our names of the authors' data, with the rows that their loaders take."""
     is_diffusion_embedder = "doc_max_length" in settings or "loss_class" in settings
     match value:
@@ -118,36 +118,36 @@ def data_sets(value: Any, settings: Settings) -> Values:
     return {"dataset": value}
 
 
-def word_column(value: Any, settings: Settings) -> Values:
+def _word_column(value: Any, settings: Settings) -> Values:
     """The column of labels; the Diffusion Embedder has a flag of the same name for its data."""
-    if kind_of(settings) != "word-task":
+    if _kind_of(settings) != "word-task":
         return {}
     is_ewt = settings.get("dataset_config_name") == "en_ewt"
     return {"word_task": "xpos" if is_ewt and value == "pos_tags" else WORD_COLUMNS.get(value, value)}
 
 
-def attention(value: Any, settings: Settings) -> Values:
+def _attention(value: Any, settings: Settings) -> Values:
     """An encoder has its own attention."""
     if settings.get("model_class") == "auto":
         return {}
     return {"attention": "bidirectional" if value else "causal"}
 
 
-def place_of_words(value: Any, settings: Settings) -> Values:
+def _place_of_words(value: Any, settings: Settings) -> Values:
     """An encoder's words are read where they stand."""
     return {} if settings.get("model_class") == "auto" else {"retroactive_labels": value}
 
 
-def loss(value: Any, settings: Settings) -> Values:
+def _loss(value: Any, settings: Settings) -> Values:
     """RepLLaMA's has 15 negatives and no temperature."""
     if value == "RepllamaLoss":
         return {"contrastive_loss": "repllama", "num_negatives": 15}
     return {"contrastive_loss": "info_nce"}
 
 
-def implied(settings: Settings) -> Values:
+def _implied(settings: Settings) -> Values:
     """What the four programs do without being asked."""
-    kind = kind_of(settings)
+    kind = _kind_of(settings)
     stage = "contrastive" if kind in ("simcse", "supervised") else kind
     values: Values = {"stage": stage, "do_train": True, "dataset_dir": "data"}
     if kind == "word-task":
@@ -155,7 +155,7 @@ def implied(settings: Settings) -> Values:
         values["train_backbone"] = "full" if is_full else "frozen"
         values |= {"finetuning_type": "full"} if is_full else {}
         if settings.get("model_class") != "auto":
-            values |= attention(settings.get("bidirectional", False), settings)
+            values |= _attention(settings.get("bidirectional", False), settings)
         return values
     rank = settings.get("lora_r", 8)
     values |= {"finetuning_type": "lora", "lora_rank": rank, "lora_alpha": 2 * rank}
@@ -163,7 +163,7 @@ def implied(settings: Settings) -> Values:
     if kind == "mntp":
         return values
     is_repllama = settings.get("loss_class") == "RepllamaLoss"
-    values |= {"attention": "bidirectional", "pooling": "mean"} | templates(settings)
+    values |= {"attention": "bidirectional", "pooling": "mean"} | _templates(settings)
     values |= {} if is_repllama else {"contrastive_loss": "info_nce", "loss_temperature": 1 / 50}
     if kind == "supervised":
         values["skip_instruction"] = True
@@ -179,11 +179,11 @@ LLM2VEC = Tool(
     flags=(
         *TRAINING_ARGUMENTS,
         computed("model_name_or_path", ["model_name_or_path", "adapter_name_or_path", "create_new_adapter"],
-                 lambda value, settings: model_and_adapters(settings),
+                 lambda value, settings: _model_and_adapters(settings),
                  "as it is; a repository of an mntp adapter becomes its base model and the adapter"),
-        computed("peft_model_name_or_path", ["adapter_name_or_path", "create_new_adapter"], adapter,
+        computed("peft_model_name_or_path", ["adapter_name_or_path", "create_new_adapter"], _adapter,
                  "merged, and a new adapter trained; after an mntp repository it goes on training"),
-        computed("peft_addr", ["adapter_name_or_path"], adapter,
+        computed("peft_addr", ["adapter_name_or_path"], _adapter,
                  "as it is; under `full_fine_tune` merge it into the model first"),
         mapped("torch_dtype", "bf16", {"bfloat16": True}),
         mapped("attn_implementation", "flash_attn",
@@ -197,23 +197,23 @@ LLM2VEC = Tool(
         renamed("mask_token_type", "mask_token"),
         mapped("data_collator_type", "masking",
                {"default": "bert", "all_mask": "all_mask", "custom_no_random": "all_mask"}),
-        computed("bidirectional", ["attention"], attention, "true: `bidirectional`, false: `causal`"),
+        computed("bidirectional", ["attention"], _attention, "true: `bidirectional`, false: `causal`"),
         mapped("pooling_mode", "pooling",
                {"mean": "mean", "weighted_mean": "weighted_mean", "eos_token": "eos", "bos_token": "bos",
                 "last_token": "last"}),
         computed("loss_scale", ["loss_temperature"], lambda value, settings: {"loss_temperature": 1 / value},
                  "1 / scale"),
-        computed("loss_class", ["contrastive_loss"], loss,
+        computed("loss_class", ["contrastive_loss"], _loss,
                  "`HardNegativeNLLLoss` → `info_nce`, `RepllamaLoss` → `repllama`"),
-        computed("max_seq_length", ["cutoff_len", "query_max_length"], longest_text,
+        computed("max_seq_length", ["cutoff_len", "query_max_length"], _longest_text,
                  "of queries, where documents have a length of their own"),
         renamed("doc_max_length", "document_max_length"),
-        computed("dataset_name", ["dataset", "eval_dataset", "max_samples", "num_negatives"], data_sets,
+        computed("dataset_name", ["dataset", "eval_dataset", "max_samples", "num_negatives"], _data_sets,
                  "our names of the same data, with the rows that the original's loader takes"),
         renamed("max_train_samples", "max_samples"),
-        computed("task", ["word_task"], word_column, "`pos_tags` → `pos` (English Web Treebank: `xpos`), `ner_tags` → "
-                 "`ner`, `chunk_tags` → `chunk`"),
-        computed("retroactive_labels", ["retroactive_labels"], place_of_words, "as it is"),
+        computed("task", ["word_task"], _word_column,
+                 "`pos_tags` → `pos` (English Web Treebank: `xpos`), `ner_tags` → `ner`, `chunk_tags` → `chunk`"),
+        computed("retroactive_labels", ["retroactive_labels"], _place_of_words, "as it is"),
         computed("full_fine_tune", ["train_backbone", "finetuning_type"], lambda value, settings: {},
                  "`train_backbone: full` and `finetuning_type: full`"),
         computed("unfrozen", ["train_backbone", "finetuning_type"], lambda value, settings: {},
@@ -230,7 +230,7 @@ LLM2VEC = Tool(
         *nothing("`run_name` names a run", "experiment_id"),
         *nothing("`do_predict: true` in the recipe that trains, with `classifier_path`", "cls_addr", "batch_size"),
     ),
-    implied=implied,
+    implied=_implied,
     remarks=(
         "Ranks average their gradients, and a global batch holds rows of one task.",
         "Padding never counts in a mean.",

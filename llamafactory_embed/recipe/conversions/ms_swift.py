@@ -14,17 +14,17 @@ TUNERS = ("train_type", "tuner_type", "sft_type")
 LOSSES = {"infonce": "info_nce"}
 
 
-def names(value: Any) -> list[str]:
+def _names(value: Any) -> list[str]:
     """Values of a flag that takes several."""
     return [str(each) for each in value] if isinstance(value, list) else str(value).split()
 
 
-def data_sets(option: str) -> Any:
+def _data_sets(option: str) -> Any:
     """Names, and counts of rows as parts of data sets: `path#1000` is `name[:1000]`."""
 
     def convert(value: Any, settings: Settings) -> Values:
         shown = []
-        for each in names(value):
+        for each in _names(value):
             path, _, count = each.partition("#")
             shown.append(data_name(path.partition(":")[0]) + (f"[:{count}]" if count else ""))
         return {option: ", ".join(shown)}
@@ -32,28 +32,28 @@ def data_sets(option: str) -> Any:
     return convert
 
 
-def engine(value: Any, settings: Settings) -> Values:
+def _engine(value: Any, settings: Settings) -> Values:
     """DeepSpeed's files, which ms-swift names by their stage."""
     files = {"zero2": "examples/deepspeed/ds_z2_config.json", "zero3": "examples/deepspeed/ds_z3_config.json"}
     return {"deepspeed": files.get(value, value)}
 
 
-def in_order(value: Any, settings: Settings) -> Values:
+def _in_order(value: Any, settings: Settings) -> Values:
     """Rows are shuffled unless a recipe says otherwise."""
     return {} if value else {"disable_shuffling": True}
 
 
-def margin(value: Any, settings: Settings) -> Values:
+def _margin(value: Any, settings: Settings) -> Values:
     """Negatives that are too similar are left out if asked."""
     return {"false_negative_margin": settings.get("INFONCE_FAKE_NEG_MARGIN", 0.1)} if value else {}
 
 
-def targets(value: Any, settings: Settings) -> Values:
+def _targets(value: Any, settings: Settings) -> Values:
     """Names with commas."""
-    return {"lora_target": ",".join("all" if name == "all-linear" else name for name in names(value))}
+    return {"lora_target": ",".join("all" if name == "all-linear" else name for name in _names(value))}
 
 
-def implied(settings: Settings) -> Values:
+def _implied(settings: Settings) -> Values:
     """What `swift sft` does without being asked."""
     if settings.get("task_type", "embedding") != "embedding":
         raise ValueError(
@@ -79,15 +79,15 @@ MS_SWIFT = Tool(
         *TRAINING_ARGUMENTS,
         renamed("model", "model_name_or_path"),
         computed("adapters", ["adapter_name_or_path"],
-                 lambda value, settings: {"adapter_name_or_path": ",".join(names(value))}, "with commas"),
+                 lambda value, settings: {"adapter_name_or_path": ",".join(_names(value))}, "with commas"),
         *(mapped(name, "finetuning_type", {"lora": "lora", "full": "full"}) for name in TUNERS),
         mapped("loss_type", "contrastive_loss", LOSSES, "`infonce` → `info_nce`"),
         *same("model_revision", "rope_scaling", "streaming", "lora_rank", "lora_alpha", "lora_dropout", "use_dora",
               "use_rslora", "use_galore", "galore_rank"),
         renamed("lorap_lr_ratio", "loraplus_lr_ratio"),
-        computed("target_modules", ["lora_target"], targets, "with commas; `all-linear` → `all`"),
+        computed("target_modules", ["lora_target"], _targets, "with commas; `all-linear` → `all`"),
         computed("modules_to_save", ["additional_target"],
-                 lambda value, settings: {"additional_target": ",".join(names(value))}, "with commas"),
+                 lambda value, settings: {"additional_target": ",".join(_names(value))}, "with commas"),
         mapped("torch_dtype", "bf16", {"bfloat16": True}),
         mapped("attn_impl", "flash_attn", {"sdpa": "sdpa", "eager": "disabled", "flash_attn": "fa2",
                                            "flash_attention_2": "fa2"}),
@@ -95,20 +95,20 @@ MS_SWIFT = Tool(
         mapped("quant_method", "quantization_method", {"bnb": "bnb", "hqq": "hqq", "eetq": "eetq"}),
         renamed("bnb_4bit_quant_type", "quantization_type"),
         renamed("bnb_4bit_use_double_quant", "double_quantization"),
-        computed("dataset", ["dataset"], data_sets("dataset"), "names; `path#1000` → `name[:1000]`"),
-        computed("val_dataset", ["eval_dataset"], data_sets("eval_dataset"), "names; `path#1000` → `name[:1000]`"),
+        computed("dataset", ["dataset"], _data_sets("dataset"), "names; `path#1000` → `name[:1000]`"),
+        computed("val_dataset", ["eval_dataset"], _data_sets("eval_dataset"), "names; `path#1000` → `name[:1000]`"),
         renamed("split_dataset_ratio", "val_size"),
         renamed("dataset_num_proc", "preprocessing_num_workers"),
         renamed("max_length", "cutoff_len"),
-        computed("deepspeed", ["deepspeed"], engine, "`zero2`, `zero3` → files of `examples/deepspeed`"),
+        computed("deepspeed", ["deepspeed"], _engine, "`zero2`, `zero3` → files of `examples/deepspeed`"),
         computed("train_dataloader_shuffle", ["disable_shuffling"],
-                 in_order, "false: `disable_shuffling: true`"),
+                 _in_order, "false: `disable_shuffling: true`"),
         computed("dataset_shuffle", ["disable_shuffling"],
-                 in_order, "false: `disable_shuffling: true`"),
+                 _in_order, "false: `disable_shuffling: true`"),
         computed("strict", ["skip_bad_rows"], lambda value, settings: {"skip_bad_rows": not value}, "its contrary"),
         renamed("INFONCE_TEMPERATURE", "loss_temperature"),
         renamed("INFONCE_HARD_NEGATIVES", "num_negatives"),
-        computed("INFONCE_MASK_FAKE_NEGATIVE", ["false_negative_margin"], margin, "the margin, where it is on"),
+        computed("INFONCE_MASK_FAKE_NEGATIVE", ["false_negative_margin"], _margin, "the margin, where it is on"),
         *nothing("`false_negative_margin`, where the mask is on", "INFONCE_FAKE_NEG_MARGIN"),
         *nothing("other rows are negatives under info_nce", "INFONCE_USE_BATCH"),
         *nothing("queries among themselves, and documents, are no candidates", "INFONCE_INCLUDE_QQ",
@@ -141,7 +141,7 @@ MS_SWIFT = Tool(
         *nothing("how many processes: torchrun's, `FORCE_TORCHRUN=1`", "NPROC_PER_NODE", "NNODES", "NODE_RANK",
                  "CUDA_VISIBLE_DEVICES", "MASTER_ADDR", "MASTER_PORT"),
     ),
-    implied=implied,
+    implied=_implied,
     remarks=(
         "ms-swift chooses `gradient_accumulation_steps` so that an update has 16 rows, unless the command says it.",
         "The data are described in `data/dataset_info.json`: docs/data.md.",

@@ -8,7 +8,7 @@ from .table import Settings, Tool, Values, computed, mapped, nothing
 from .training_arguments import TRAINING_ARGUMENTS
 
 
-def prompts(value: Any, settings: Settings) -> Values:
+def _prompts(value: Any, settings: Settings) -> Values:
     """One prompt for all texts, or one for each column."""
     if isinstance(value, str):
         return {"query_template": f"{value}{{text}}", "document_template": f"{value}{{text}}"}
@@ -23,7 +23,7 @@ def prompts(value: Any, settings: Settings) -> Values:
     return {option: f"{prefix}{{text}}" for option, prefix in found.items() if prefix is not None}
 
 
-def implied(settings: Settings) -> Values:
+def _implied(settings: Settings) -> Values:
     """What the file leaves to the program: the most usual of it."""
     values: Values = {"model_name_or_path": "your/model", "stage": "contrastive", "do_train": True}
     values |= {"finetuning_type": "full", "attention": "causal", "pooling": "mean", "contrastive_loss": "info_nce"}
@@ -36,7 +36,7 @@ SENTENCE_TRANSFORMERS = Tool(
     title="sentence-transformers",
     flags=(
         *TRAINING_ARGUMENTS,
-        computed("prompts", ["query_template", "document_template"], prompts, "the prompt and `{text}`"),
+        computed("prompts", ["query_template", "document_template"], _prompts, "the prompt and `{text}`"),
         mapped("multi_dataset_batch_sampler", "dataset_weights",
                {"proportional": "proportional", "round_robin": "uniform",
                 "MultiDatasetBatchSamplers.PROPORTIONAL": "proportional",
@@ -46,7 +46,7 @@ SENTENCE_TRANSFORMERS = Tool(
         *nothing("a batch holds rows of one task, each with its own template", "router_mapping"),
         *nothing("one learning rate for all weights", "learning_rate_mapping"),
     ),
-    implied=implied,
+    implied=_implied,
     remarks=(
         "Model, loss, pooling and data stand in a program, not in this file: fill in what is marked.",
         "`MultipleNegativesRankingLoss(scale=20)` is `info_nce` with `loss_temperature: 0.05`; its Cached form is",

@@ -1,6 +1,6 @@
 """What a table of flags is: one row for each flag of another tool, with our option or the reason why there is none.
 
-The tables are data: `convert.py` applies them, `markdown.py` prints them for the pages about moving here.
+The tables are data: `convert.py` applies them, `render_tool` prints them for the pages about moving here.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Tool:
         return {flag.name: flag for flag in self.flags}.get(name)
 
 
-def words(text: str) -> tuple[str, ...]:
+def names_in(text: str) -> tuple[str, ...]:
     """Names that are written one after another."""
     return tuple(text.split())
 

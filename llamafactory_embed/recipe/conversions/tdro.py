@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .table import Settings, Tool, Values, computed, mapped, nothing, renamed, same, words
+from .table import Settings, Tool, Values, computed, mapped, names_in, nothing, renamed, same
 from .training_arguments import TRAINING_ARGUMENTS
 
 
-TASKS = words(
+TASKS = names_in(
     """
     agnews AllNLI altlex amazon_review_2018_1m cnn_dailymail codesearchnet dureader eli5_question_answer gooaq_pairs
     hotpotqa medmcqa miracl mr_tydi_combined msmarco nq quora_duplicates_triplets searchQA_top5_snippets
@@ -17,7 +17,7 @@ TASKS = words(
     """
 )
 POOLINGS = {"lasttoken": "eos", "mean": "mean", "cls": "bos"}
-SPARSE = words(
+SPARSE = names_in(
     """
     hybrid_use_dense_vector hybrid_use_sparse_vector sparse_use_relu sparse_use_log_saturation sparse_use_logsumexp
     sparse_use_mean_aggregation sparse_min_tokens_to_keep sparse_top_p_qry sparse_top_p_psg sparse_top_k_qry
@@ -28,17 +28,17 @@ SPARSE = words(
 )
 
 
-def finds_weights(settings: Settings) -> bool:
+def _finds_weights(settings: Settings) -> bool:
     """Whether the script is the one that learns the weights of the tasks."""
     return any(name.startswith("dro_") or name == "reweight_eta" for name in settings)
 
 
-def weights(value: Any, settings: Settings) -> Values:
+def _weights(value: Any, settings: Settings) -> Values:
     """The authors' uniform weights are a word here; their other files are read as they are."""
     return {"dataset_weights": "uniform" if "uniform" in str(value) else value}
 
 
-def schedule(value: Any, settings: Settings) -> Values:
+def _schedule(value: Any, settings: Settings) -> Values:
     """A cosine that ends above 0."""
     if value == "cosine" and settings.get("min_lr_ratio"):
         rate = {"min_lr_rate": settings["min_lr_ratio"]}
@@ -46,22 +46,22 @@ def schedule(value: Any, settings: Settings) -> Values:
     return {"lr_scheduler_type": value}
 
 
-def chunk(value: Any, settings: Settings) -> Values:
+def _chunk(value: Any, settings: Settings) -> Values:
     """Passages of a chunk, in tokens."""
     return {"grad_cache_tokens": value * settings.get("p_max_len", 512)} if settings.get("grad_cache") else {}
 
 
-def batching(value: Any, settings: Settings) -> Values:
+def _batching(value: Any, settings: Settings) -> Values:
     """The script that learns weights mixes tasks by nature."""
-    return {} if finds_weights(settings) else {"task_batching": "homogeneous" if value else "mixed"}
+    return {} if _finds_weights(settings) else {"task_batching": "homogeneous" if value else "mixed"}
 
 
-def across_devices(value: Any, settings: Settings) -> Values:
+def _across_devices(value: Any, settings: Settings) -> Values:
     """tDRO's proxy compares within a process."""
-    return {} if finds_weights(settings) else {"cross_device_negatives": bool(value)}
+    return {} if _finds_weights(settings) else {"cross_device_negatives": bool(value)}
 
 
-def share_of_updates(name: str) -> Any:
+def _share_of_updates(name: str) -> Any:
     """A constant schedule of the weights takes neither warm-up nor minimum."""
 
     def convert(value: Any, settings: Settings) -> Values:
@@ -70,19 +70,19 @@ def share_of_updates(name: str) -> Any:
     return convert
 
 
-def prompt(value: Any, settings: Settings) -> Values:
+def _prompt(value: Any, settings: Settings) -> Values:
     """Whether queries are written with their instruction."""
     return {"query_template": settings.get("prompt_type", "e5") if value else "{text}"}
 
 
-def implied(settings: Settings) -> Values:
+def _implied(settings: Settings) -> Values:
     """What the programs do without being asked."""
-    values: Values = {"stage": "tdro" if finds_weights(settings) else "contrastive", "do_train": True}
+    values: Values = {"stage": "tdro" if _finds_weights(settings) else "contrastive", "do_train": True}
     values |= {"finetuning_type": "lora" if settings.get("lora") else "full", "attention": "causal"}
     values |= {"similarity": "cosine", "query_template": "{text}", "loss_temperature": 1.0, "num_negatives": 7}
     values |= {"dataset_dir": "data", "dataset": ", ".join(f"tdro_{task}" for task in TASKS)}
-    if not finds_weights(settings):
-        return values | batching(False, settings) | across_devices(False, settings)
+    if not _finds_weights(settings):
+        return values | _batching(False, settings) | _across_devices(False, settings)
     minus, ratio = map(settings.get, ("group_loss_minus_ref_loss", "normalize_group_loss_scale_with_ref_loss"))
     measure = {(True, True): "relative_difference", (True, False): "difference", (False, True): "ratio"}
     values["tdro_measure"] = measure.get((bool(minus), bool(ratio)), "loss")
@@ -102,7 +102,7 @@ TDRO = Tool(
     title="tDRO",
     flags=(
         *TRAINING_ARGUMENTS,
-        computed("lr_scheduler_type", ["lr_scheduler_type", "lr_scheduler_kwargs"], schedule,
+        computed("lr_scheduler_type", ["lr_scheduler_type", "lr_scheduler_kwargs"], _schedule,
                  "a cosine with `min_lr_ratio` → `cosine_with_min_lr`"),
         computed("min_lr_ratio", ["lr_scheduler_kwargs"], lambda value, settings: {}, "`{min_lr_rate: …}`"),
         *same("model_name_or_path", "cache_dir", "use_fast_tokenizer", "overwrite_cache", "lora_dropout",
@@ -119,12 +119,12 @@ TDRO = Tool(
         mapped("pooling_strategy", "pooling", POOLINGS),
         mapped("score_function", "similarity", {"cos_sim": "cosine", "dot": "dot"}),
         renamed("temperature", "loss_temperature"),
-        computed("add_prompt", ["query_template"], prompt, "`query_template: e5`"),
+        computed("add_prompt", ["query_template"], _prompt, "`query_template: e5`"),
         computed("prompt_type", ["query_template"], lambda value, settings: {}, "the template's name, or its text"),
-        computed("domain_config_path", ["dataset_weights"], weights, "`uniform`, or the file as it is"),
-        computed("homogenous_batch", ["task_batching"], batching, "true: `homogeneous`, else `mixed`"),
-        computed("negatives_x_device", ["cross_device_negatives"], across_devices, "as it is"),
-        computed("gc_p_chunk_size", ["grad_cache_tokens"], chunk, "passages × `p_max_len`, under `grad_cache`"),
+        computed("domain_config_path", ["dataset_weights"], _weights, "`uniform`, or the file as it is"),
+        computed("homogenous_batch", ["task_batching"], _batching, "true: `homogeneous`, else `mixed`"),
+        computed("negatives_x_device", ["cross_device_negatives"], _across_devices, "as it is"),
+        computed("gc_p_chunk_size", ["grad_cache_tokens"], _chunk, "passages × `p_max_len`, under `grad_cache`"),
         *nothing("`grad_cache_tokens` switches it on and sizes its chunks", "grad_cache", "gc_q_chunk_size",
                  "grad_cache_ac", "no_sync_except_last", "dynamic_subbatch_forward"),
         renamed("ref_model_name_or_path", "ref_model"),
@@ -141,11 +141,11 @@ TDRO = Tool(
                  {"tdro_beta2": value} if settings.get("dro_optimizer") == "adamw" else {}, "of adamw"),
         renamed("dro_max_grad_norm", "tdro_max_grad"),
         renamed("dro_lr_scheduler_type", "tdro_scheduler"),
-        computed("dro_warmup_ratio", ["tdro_warmup_ratio"], share_of_updates("tdro_warmup_ratio"),
+        computed("dro_warmup_ratio", ["tdro_warmup_ratio"], _share_of_updates("tdro_warmup_ratio"),
                  "a constant schedule takes none"),
-        computed("dro_warmup_steps", ["tdro_warmup_steps"], share_of_updates("tdro_warmup_steps"),
+        computed("dro_warmup_steps", ["tdro_warmup_steps"], _share_of_updates("tdro_warmup_steps"),
                  "a constant schedule takes none"),
-        computed("dro_min_lr_ratio", ["tdro_min_lr_ratio"], share_of_updates("tdro_min_lr_ratio"),
+        computed("dro_min_lr_ratio", ["tdro_min_lr_ratio"], _share_of_updates("tdro_min_lr_ratio"),
                  "a constant schedule takes none"),
         renamed("dro_save_top_percent_uniform_weights", "tdro_top_percents"),
         *nothing(CODE, "dro_type", "group_loss_minus_ref_loss", "normalize_group_loss_scale_with_ref_loss",
@@ -176,5 +176,5 @@ TDRO = Tool(
                  "master_addr", "master_port", "nnodes", "node_rank", "nproc_per_node"),
         *nothing("accelerate's: `deepspeed: examples/deepspeed/…`, or docs/recipes.md for FSDP", "config_file"),
     ),
-    implied=implied,
+    implied=_implied,
 )  # fmt: skip

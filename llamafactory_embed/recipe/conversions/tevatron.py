@@ -16,32 +16,32 @@ def data_name(value: Any) -> str:
     return str(value).rstrip("/").rpartition("/")[2].removesuffix(".jsonl").removesuffix(".json")
 
 
-def data_set(value: Any, settings: Settings) -> Values:
+def _data_set(value: Any, settings: Settings) -> Values:
     """The data set; `json` is the loader of a local file, which `dataset_path` names."""
     return {} if value == "json" else {"dataset": data_name(value)}
 
 
-def pooling(value: Any, settings: Settings) -> Values:
+def _pooling(value: Any, settings: Settings) -> Values:
     """With `append_eos_token` the last token is EOS."""
     is_eos = settings.get("append_eos_token") and value in ("last", "eos")
     return {"pooling": "eos"} if is_eos else {"pooling": POOLINGS[value]} if value in POOLINGS else {}
 
 
-def similarity(value: Any, settings: Settings) -> Values:
+def _similarity(value: Any, settings: Settings) -> Values:
     """Normalized representations are compared by their cosine."""
     return {"similarity": "cosine"} if value else {"similarity": "dot", "normalize_embeddings": False}
 
 
-def chunk(value: Any, settings: Settings) -> Values:
+def _chunk(value: Any, settings: Settings) -> Values:
     """Passages of a chunk, in tokens."""
     return {"grad_cache_tokens": value * settings.get("passage_max_len", 128)} if settings.get("grad_cache") else {}
 
 
-def implied(settings: Settings) -> Values:
+def _implied(settings: Settings) -> Values:
     """What the program does without being asked."""
     values: Values = {"stage": "contrastive", "do_train": True, "attention": "causal", "contrastive_loss": "info_nce"}
     values |= {"cross_device_negatives": True, "dataset_dir": "data", "query_template": "{text}"}
-    values |= similarity(False, settings) | {"loss_temperature": 1.0, "num_negatives": 7, "pooling": "bos"}
+    values |= _similarity(False, settings) | {"loss_temperature": 1.0, "num_negatives": 7, "pooling": "bos"}
     values |= {"query_max_length": 32, "document_max_length": 128, "cutoff_len": settings.get("passage_max_len", 128)}
     if not settings.get("lora"):
         return values | {"finetuning_type": "full"}
@@ -62,9 +62,9 @@ TEVATRON = Tool(
         renamed("lora_name_or_path", "adapter_name_or_path"),
         renamed("lora_r", "lora_rank"),
         renamed("lora_target_modules", "lora_target"),
-        computed("pooling", ["pooling"], pooling, "`cls` → `bos`, `last` with `append_eos_token` → `eos`"),
+        computed("pooling", ["pooling"], _pooling, "`cls` → `bos`, `last` with `append_eos_token` → `eos`"),
         computed("append_eos_token", ["pooling"], lambda value, settings: {}, "`pooling: eos` appends it"),
-        computed("normalize", ["similarity", "normalize_embeddings"], similarity, "true: `cosine`, false: `dot`"),
+        computed("normalize", ["similarity", "normalize_embeddings"], _similarity, "true: `cosine`, false: `dot`"),
         renamed("temperature", "loss_temperature"),
         renamed("distil_temperature", "teacher_temperature"),
         mapped("attn_implementation", "flash_attn",
@@ -82,11 +82,11 @@ TEVATRON = Tool(
                  "the prefix and `{text}`"),
         computed("passage_prefix", ["document_template"],
                  lambda value, settings: {"document_template": f"{value}{{text}}"}, "the prefix and `{text}`"),
-        computed("dataset_name", ["dataset"], data_set, "a name in `data/dataset_info.json`"),
+        computed("dataset_name", ["dataset"], _data_set, "a name in `data/dataset_info.json`"),
         computed("dataset_path", ["dataset"], lambda value, settings: {"dataset": data_name(value)},
                  "a name in `data/dataset_info.json`, whose `file_name` is the path"),
         renamed("num_proc", "preprocessing_num_workers"),
-        computed("gc_p_chunk_size", ["grad_cache_tokens"], chunk, "passages × `passage_max_len`, under `grad_cache`"),
+        computed("gc_p_chunk_size", ["grad_cache_tokens"], _chunk, "passages × `passage_max_len`, under `grad_cache`"),
         *nothing("`grad_cache_tokens` switches it on and sizes its chunks", "grad_cache", "gc_q_chunk_size"),
         *nothing("negatives cross devices unless `cross_device_negatives: false`", "negatives_x_device"),
         *nothing(DESCRIBED, "dataset_config", "dataset_split", "dataset_cache_dir", "corpus_name", "corpus_config",
@@ -104,6 +104,6 @@ TEVATRON = Tool(
         *nothing("there is no layer after the pooling", "add_pooler", "projection_in_dim", "projection_out_dim"),
         *nothing("the model's configuration says what it is", "config_name", "tokenizer_name"),
     ),
-    implied=implied,
+    implied=_implied,
     remarks=("The data are described in `data/dataset_info.json`: docs/data.md.",),
 )  # fmt: skip

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .table import Flag, Settings, Values, computed, mapped, nothing, renamed, same, words
+from .table import Flag, Settings, Values, computed, mapped, names_in, nothing, renamed, same
 
 
 # Names and meanings are those of transformers 5.5, which the host reads.
-SAME = words(
+SAME = names_in(
     """
     output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_kwargs optim
     optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon optim_target_modules gradient_accumulation_steps
@@ -32,17 +32,17 @@ OWN_EVALUATION = "the stages evaluate by ranking, or by the loss of hidden token
 GONE = "gone from transformers 5"
 
 
-def checkpointing(value: Any, settings: Settings) -> Values:
+def _checkpointing(value: Any, settings: Settings) -> Values:
     """LLaMA-Factory checkpoints activations unless told not to."""
     return {} if value else {"disable_gradient_checkpointing": True}
 
 
-def warmup(value: Any, settings: Settings) -> Values:
+def _warmup(value: Any, settings: Settings) -> Values:
     """A number of steps, which a schedule without warm-up does not take."""
     return {} if settings.get("lr_scheduler_type") == "constant" else {"warmup_steps": value}
 
 
-def warmup_share(value: Any, settings: Settings) -> Values:
+def _warmup_share(value: Any, settings: Settings) -> Values:
     """transformers 5 reads a share of all steps in the same option; a number of steps wins over it."""
     is_used = value and not settings.get("warmup_steps") and settings.get("lr_scheduler_type") != "constant"
     return {"warmup_steps": value} if is_used else {}
@@ -61,11 +61,11 @@ TRAINING_ARGUMENTS: tuple[Flag, ...] = (
     computed(
         "gradient_checkpointing",
         ["disable_gradient_checkpointing"],
-        checkpointing,
+        _checkpointing,
         "on unless `disable_gradient_checkpointing: true`",
     ),
-    computed("warmup_steps", ["warmup_steps"], warmup, "as it is; a constant schedule takes none"),
-    computed("warmup_ratio", ["warmup_steps"], warmup_share, "a `warmup_steps` below 1 is a share of all steps"),
+    computed("warmup_steps", ["warmup_steps"], _warmup, "as it is; a constant schedule takes none"),
+    computed("warmup_ratio", ["warmup_steps"], _warmup_share, "a `warmup_steps` below 1 is a share of all steps"),
     *nothing("the loss of a step is the same on any number of devices", "average_tokens_across_devices"),
     *nothing("the columns of the rows are those of the stage", "remove_unused_columns", "label_names"),
     *nothing(PLANNED, "auto_find_batch_size", "group_by_length", "length_column_name", "train_sampling_strategy"),
