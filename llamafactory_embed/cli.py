@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = str(error)
     except ImportError as error:
         sentence = f"{error}: run `llamafactory-embed doctor`."
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return 130
     print(f"llamafactory-embed: {sentence}", file=sys.stderr)

@@ -227,6 +227,11 @@ def test_the_tool_is_found_by_its_own_flags() -> None:
     assert find_tool({"learning_rate": 1}, Path("a")).key == "sentence-transformers"
 
 
+def test_the_tool_of_every_original_is_found() -> None:
+    for row in CONVERTED:
+        assert find_tool(original_settings(row), Path(row.original)).key == TOOL_OF[family_of(row)], row.original
+
+
 def test_shell_scripts() -> None:
     text = """
     # ARGS+=" --commented 1 "

@@ -34,9 +34,23 @@ print([name for name in {HEAVY!r} if name in sys.modules])
     assert done.stdout == "[]\n", done.stderr
 
 
+def test_a_reader_may_stop_early() -> None:
+    """As in `recipe list | head`."""
+    code = "import sys; from llamafactory_embed.cli import main; sys.exit(main(['recipe', 'list', '--json']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
 @pytest.mark.process
-def test_a_check_in_its_own_process_imports_less_and_says_the_same(tmp_path: Path) -> None:
+def test_a_check_in_its_own_process_imports_less_and_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the console script runs it: `sys.argv` is the command."""
+    monkeypatch.chdir(ROOT)
     recipes = ["quickstart/wordnet_lora", "quickstart/sorting_ddm-sft", "quickstart/tdro_s1", "quickstart/words"]
     paths = [f"examples/{name}.yaml" for name in recipes]
     bad = tmp_path / "bad.yaml"
