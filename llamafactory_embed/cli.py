@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -28,10 +29,11 @@ COMMANDS = {
     "encode": Command("llamafactory_embed.encoding.command", "write the vectors of a file of texts"),
     "export": Command("llamafactory_embed.export.command", "write a checkpoint for sentence-transformers and servers"),
     "merge": Command("llamafactory_embed.merging.command", "average checkpoints, or interpolate between two"),
+    "chain": Command("llamafactory_embed.chain.command", "run recipes, merges, evaluations and exports in order"),
     "inspect": Command("llamafactory_embed.encoder.inspection", "say what a checkpoint is and what it is good for"),
     "verify": Command("llamafactory_embed.export.server.command", "compare a running server with its checkpoint"),
     "serve": Command("llamafactory_embed.serve.embeddings.command", "serve embeddings in OpenAI's format"),
-    "recipe": Command("llamafactory_embed.recipe", "check recipes without running them"),
+    "recipe": Command("llamafactory_embed.recipe.command", "find, write, check, compare, pack and convert recipes"),
     "mine": Command("llamafactory_embed.mining.command", "mine hard negatives for a data set"),
     "sample": Command("llamafactory_embed.sampling.command", "write texts with a diffusion language model"),
     "dedup": Command("llamafactory_embed.mining.dedup.command", "remove test queries from training data"),
@@ -48,12 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 when all is well, 1 for a problem, 2 for wrong usage."""
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = build_parser(words[0] if words else None).parse_args(words)
+    arguments.is_own_process = argv is None  # nobody goes on working in a process that the shell started for a command
     try:
         return importlib.import_module(COMMANDS[arguments.command].module).run(arguments)
     except ValueError as error:
         sentence = str(error)
     except ImportError as error:
         sentence = f"{error}: run `llamafactory-embed doctor`."
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return 130
     print(f"llamafactory-embed: {sentence}", file=sys.stderr)

@@ -95,7 +95,16 @@ def build_arguments(argument_class: type, options: dict[str, Any]) -> Any:
 
 def compare_arguments(options: dict[str, Any], is_training: bool) -> list[str]:
     """The checks of arguments against each other, the host's and the stage's; returned are the packages that the host
-    would demand. Its parser is handed instances that are built here."""
+    would demand."""
+    parsed, demanded = parse_arguments(options, is_training)
+    if is_training:
+        _check_stage(parsed)
+    return demanded
+
+
+def parse_arguments(options: dict[str, Any], is_training: bool) -> tuple[tuple[Any, ...], list[str]]:
+    """The host's argument objects after its own checks, in its order, and the packages that it would demand. Its
+    parser is handed instances that are built here."""
     import torch
     import transformers
     from llamafactory.hparams import parser
@@ -124,12 +133,8 @@ def compare_arguments(options: dict[str, Any], is_training: bool) -> list[str]:
         ),
         mock.patch.object(transformers, "set_seed"),
     ):
-        if is_training:
-            _check_stage(parser.get_train_args(options))
-        else:
-            parser.get_infer_args(options)
-
-    return [Requirement(requirement).name for requirement in demanded]
+        parsed = parser.get_train_args(options) if is_training else parser.get_infer_args(options)
+    return parsed, [Requirement(requirement).name for requirement in demanded]
 
 
 def _check_stage(parsed: tuple[Any, ...]) -> None:

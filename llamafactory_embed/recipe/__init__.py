@@ -1,69 +1,7 @@
-"""`llamafactory-embed recipe check`: read a recipe as the run would, and list everything that is wrong with it.
+"""Recipes as things to share: found, shown, written, checked, compared, packed, and converted from other tools."""
 
-No model is loaded, no data read, no folder made and no process group started: the host's own argument classes and
-checks run on a stand-in for its training arguments that never looks for a device. What depends on the machine, such as
-`bf16` without a GPU, is a remark that begins with "here:" and not a problem.
-"""
-
-from __future__ import annotations
-
-import argparse
-import os
-from pathlib import Path
-
-from ..host.argument_check import list_argument_classes, quiet, sets_training_options
-from .complaints import run_host_checks
-from .machine import remark_on_machine
-from .names import check_option_values
-from .reading import read_recipe_file
-from .references import check_datasets, check_files, check_template
+from .check import check_recipe, inspect_recipe
 from .report import Problem, Report
 
 
-__all__ = ["Problem", "Report", "add_arguments", "check_recipe", "inspect_recipe", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`recipe check FILE…`."""
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-    check = actions.add_parser("check", help="list all problems of recipes, with their lines")
-    check.add_argument("files", nargs="+", metavar="FILE", type=Path, help="a recipe (YAML)")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Print a line for each problem, or one that says that the recipe is fine; 1 when any has a problem."""
-    faulty = 0
-    for path in arguments.files:
-        report = inspect_recipe(path)
-        for problem in sorted(report.problems + report.remarks, key=lambda each: each.line or 0):
-            print(problem)
-        if report.problems:
-            faulty += 1
-        else:
-            print(f"{path}: fine")
-    return 1 if faulty else 0
-
-
-def check_recipe(path: str | os.PathLike[str]) -> list[Problem]:
-    """All problems of a recipe in the order of its lines; none when the run would accept it."""
-    return sorted(inspect_recipe(path).problems, key=lambda problem: problem.line or 0)
-
-
-def inspect_recipe(path: str | os.PathLike[str]) -> Report:
-    """Problems of a recipe, and remarks about this machine."""
-    report = Report(Path(path))
-    options = read_recipe_file(report)
-    if options is None:
-        return report
-
-    with quiet():
-        is_training = "export_dir" not in options and sets_training_options(options)
-        argument_classes = list_argument_classes(is_training)
-        stage = options.get("stage")
-        options = check_option_values(report, options, argument_classes)
-        check_template(report, options)
-        check_datasets(report, options)
-        options = check_files(report, options)
-        remark_on_machine(report, options)
-        run_host_checks(report, options, is_training, is_stage_known=options.get("stage") == stage)
-    return report
+__all__ = ["Problem", "Report", "check_recipe", "inspect_recipe"]

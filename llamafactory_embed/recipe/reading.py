@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -54,4 +55,22 @@ def note_lines(report: Report, text: str, root: yaml.MappingNode) -> str:
         spans[name] = (key.start_mark.index, value.end_mark.index)
         if isinstance(value, yaml.ScalarNode) and value.style is None:
             report.unquoted[name] = value.value
+    return text
+
+
+def replace_options(text: str, changes: Mapping[str, str | None]) -> str:
+    """The text of a recipe with other values of some options; an option without a value is taken out, and the comment
+    that stays says so."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    spans = [
+        (key.start_mark.index, value.end_mark.index, key.value)
+        for key, value in root.value
+        if isinstance(key, yaml.ScalarNode) and key.value in changes
+    ]
+    for start, end, name in reversed(spans):
+        old = text[start:end]
+        kept = old[len(old.rstrip()) :]  # a block of lines ends with its last line's break
+        value = changes[name]
+        new = f"# {name}: left out" if value is None else f"{name}: {value}"
+        text = text[:start] + new + kept + text[end:]
     return text

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..hparams.sampling import ALGORITHMS_WITH_PROBABILITY, SamplingOptions
-from ..model.families import Family
 
 
 if TYPE_CHECKING:
     from llamafactory.hparams import GeneratingArguments
+
+    from ..model.families import Family
 
 
 DEFAULT_ALGORITHM = "low_confidence"

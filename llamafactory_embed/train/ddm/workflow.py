@@ -28,6 +28,7 @@ from ...sampling.predict import predict
 from ...sampling.rows import PredictionRow
 from ...sampling.settings import SamplingSettings
 from ..card import RunFacts, write_predictor_card
+from ..checks import check_blocks
 from ..masked_trainer import eval_sets_of, plotted_metrics
 from ..workflow import make_batches, train_and_evaluate
 from .answers import answer_texts, load_answers
@@ -266,15 +267,6 @@ def only_predicts(training_args: TrainingArguments) -> bool:
     return training_args.do_predict and not (training_args.do_train or training_args.do_eval)
 
 
-def check_blocks(options: DiffusionOptions, cutoff_len: int) -> None:
-    """Require whole rows to be whole blocks: otherwise the last one would have another size than in generation."""
-    size = options.block_size
-    if size is not None and cutoff_len % size:
-        raise ValueError(
-            f"`block_size: {size}` does not divide `cutoff_len: {cutoff_len}`: make `cutoff_len` a multiple of it."
-        )
-
-
 def check_windows(options: DiffusionOptions, config: PretrainedConfig, cutoff_len: int) -> None:
     """Refuse a sliding window that cuts a row of blocks: tokens stand there twice, so distances in the row are not
     those in the text."""
@@ -284,20 +276,3 @@ def check_windows(options: DiffusionOptions, config: PretrainedConfig, cutoff_le
             f"`block_size` cannot keep this model's sliding window of {window} tokens at `cutoff_len: {cutoff_len}`: "
             f"set `sliding_window: ignore`, or a `cutoff_len` of at most {window // 2}."
         )
-
-
-def check_ddm(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    finetuning_args: FinetuningArguments,
-    generating_args: GeneratingArguments,
-) -> None:
-    """Refuse recipes that cannot work, whatever the model's family and the checkpoint bring."""
-    options: DiffusionOptions = finetuning_args.stage_options
-    if options.block_size and (training_args.do_train or training_args.do_eval):
-        check_blocks(options, data_args.cutoff_len)
-    if training_args.do_predict:
-        if options.sampling_algorithm is None or options.block_size is None:  # then they may bring the blocks
-            options = dataclasses.replace(options, sampling_cache="none", cache_refresh_steps=None)
-        SamplingSettings.from_options(options, generating_args, block_size=options.block_size or None)

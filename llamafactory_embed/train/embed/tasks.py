@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...data.files import HubOptions
-from ...data.prompts import parse_template
 from ...data.retrieval.reader import load_tasks
 from ...data.retrieval.rows import Row, Task
 from ...data.retrieval.stream import StreamedTask, stream_tasks
 from ...hparams.contrastive import ContrastiveOptions, RetrievalDataOptions
-from ...hparams.embedding import EmbeddingOptions
 from ...hparams.tdro import TdroOptions
 from ...model.embedding_config import EmbeddingConfig
 from .losses.rows import Similarity
@@ -145,9 +143,3 @@ def embedding_config(
         similarity=similarity,
         matryoshka_dims=matryoshka_dims,
     )
-
-
-def check_templates(options: EmbeddingOptions) -> None:
-    """Refuse templates that have no place for the text."""
-    parse_template(options.query_template, "query_template")
-    parse_template(options.document_template, "document_template")

@@ -14,7 +14,7 @@ from ....loading.embedder import load_embedding_model_for_training
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
 from ..eval_tasks import find_eval_tasks, judge_finished_model
-from ..tasks import check_templates, embedding_config, load_train_and_eval_tasks
+from ..tasks import embedding_config, load_train_and_eval_tasks
 from ..workflow import PLOTTED, evaluate_and_publish, make_retrieval_batches
 from .batch import ContrastiveCollator
 from .checks import check_contrast, check_taught, check_teacher
@@ -110,15 +110,3 @@ def run_contrastive(
         works=["infonce"],
         more_metrics=lambda: judge_finished_model(trainer, mteb_tasks, training_args),
     )
-
-
-def check_contrastive(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    finetuning_args: FinetuningArguments,
-    generating_args: GeneratingArguments,
-) -> None:
-    """Refuse recipes that cannot work whatever the data are."""
-    check_templates(finetuning_args.stage_options)
-    read_objectives(finetuning_args.stage_options)

@@ -15,8 +15,9 @@ from ....data.retrieval.rows import RetrievalDataset, Task
 from ....data.retrieval.sampler import GlobalBatchSampler
 from ....hparams.tdro import TdroOptions
 from ....model.packed import tokens_per_batch
+from ...checks import check_tdro_arguments
 from ...workflow import train_and_save
-from ..tasks import check_templates, embedding_config, load_train_and_eval_tasks
+from ..tasks import embedding_config, load_train_and_eval_tasks
 from ..workflow import PLOTTED, evaluate_and_publish, make_retrieval_batches
 from .batch import TdroCollator
 from .history import PICTURE_NAME, closing_table, draw_weights
@@ -49,7 +50,7 @@ def run_tdro(
 ) -> None:
     """Find the weights of the tasks with a proxy model; called by the host's tuner."""
     options: TdroOptions = finetuning_args.stage_options
-    check_arguments(options, data_args, training_args, finetuning_args)
+    check_tdro_arguments(options, data_args, training_args, finetuning_args)
     loaded, eval_tasks = load_train_and_eval_tasks(options, model_args, data_args, training_args, objectives={})
     tasks = [task for task in loaded if isinstance(task, Task)]
     check_tasks(options, tasks)
@@ -98,37 +99,6 @@ def run_tdro(
     evaluate_and_publish(trainer, tasks, model_args, data_args, training_args, works=["tdro"])
 
 
-def check_arguments(
-    options: TdroOptions,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    finetuning_args: FinetuningArguments,
-) -> None:
-    """Refuse recipes that could not end with task weights."""
-    if not training_args.do_train:
-        raise ValueError(
-            "`stage: tdro` finds weights by training: set `do_train: true`, or evaluate its checkpoint with "
-            "`stage: contrastive`."
-        )
-    if data_args.streaming:
-        raise ValueError(
-            "`streaming`: a stream does not tell the size of its task, which `stage: tdro` needs: leave it out."
-        )
-    if finetuning_args.ref_model_adapters and not finetuning_args.ref_model:
-        raise ValueError("`ref_model_adapters` needs `ref_model`: name the model that these adapters belong to.")
-    if options.num_negatives < 1 and not options.tdro_in_batch_negatives:
-        raise ValueError(
-            "`stage: tdro` compares a query with its own hard negatives only: set `num_negatives` to at least 1 "
-            "(tDRO uses 7), or `tdro_in_batch_negatives: true`."
-        )
-    rows = training_args.per_device_train_batch_size * training_args.world_size
-    if options.num_negatives < 1 and rows == 1:
-        raise ValueError(
-            "`per_device_train_batch_size: 1` without negatives leaves a query nothing to be compared with, and a "
-            "loss of 0: raise it, or set `num_negatives` to at least 1."
-        )
-
-
 def check_tasks(options: TdroOptions, tasks: Sequence[Task]) -> None:
     """Refuse tasks that cannot be weighed against one another."""
     if len(tasks) == 1:
@@ -158,16 +128,3 @@ def check_tasks(options: TdroOptions, tasks: Sequence[Task]) -> None:
             f"`tdro_top_percents`: {', '.join(map(str, empty))} percent of {len(tasks)} tasks is less than one task; "
             "these files are not written."
         )
-
-
-def check_tdro(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    finetuning_args: FinetuningArguments,
-    generating_args: GeneratingArguments,
-) -> None:
-    """Refuse recipes that cannot work whatever the data are."""
-    options: TdroOptions = finetuning_args.stage_options
-    check_arguments(options, data_args, training_args, finetuning_args)
-    check_templates(options)

@@ -18,6 +18,7 @@ from ....files import write_text
 from ....hparams.word_task import WordTaskOptions
 from ....loading.backbone import adapter_folders
 from ...card import RunFacts, write_card
+from ...checks import check_what_learns
 from ...workflow import train_and_evaluate
 from .data import SentenceBatches, WordDataset, WordExample, collate_words, examples_of, load_splits
 from .record import WordTaskRecord, find_classifier
@@ -89,15 +90,6 @@ def run_word_task(
         report(trainer, Path(training_args.output_dir), training_args.do_predict)
     if training_args.do_train:
         trainer.publish(lambda: write_word_card(trainer, options, model_args, data_args, metrics))
-
-
-def check_what_learns(options: WordTaskOptions, finetuning_args: FinetuningArguments) -> None:
-    """`train_backbone` and the host's `finetuning_type` must not contradict each other."""
-    learns, kind = options.train_backbone, finetuning_args.finetuning_type
-    if learns != "frozen" and learns != kind:
-        raise ValueError(
-            f"`train_backbone: {learns}` and `finetuning_type: {kind}` contradict each other: set both to {learns}."
-        )
 
 
 def choose_labels(labels: list[str], trained: Path | None, options: WordTaskOptions) -> list[str]:
@@ -185,14 +177,3 @@ def write_word_card(
         metrics,
         task="token-classification",
     )
-
-
-def check_word_task(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    finetuning_args: FinetuningArguments,
-    generating_args: GeneratingArguments,
-) -> None:
-    """Refuse recipes that cannot work whatever the data are."""
-    check_what_learns(finetuning_args.stage_options, finetuning_args)
