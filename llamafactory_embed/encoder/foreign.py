@@ -131,5 +131,6 @@ class SentenceTransformersEncoder:
             prompt = self.prompts[task] if role == "query" else None
         if prompt is None:
             names = ("query",) if role == "query" else DOCUMENT_PROMPTS
+            names = (*names, self.model.default_prompt_name)
             prompt = next((self.prompts[name] for name in names if self.prompts.get(name)), "")
         return [prompt] * count

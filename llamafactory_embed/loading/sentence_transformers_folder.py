@@ -78,7 +78,7 @@ def read_sentence_transformers_folder(
     folder = Path(folder)
     settings = dict(settings or {})
     transformer, pooling, dense, normalize = _sort_modules(folder)
-    model = AutoConfig.from_pretrained(folder)
+    model = read_architecture(folder)
     attention = settings.get("attention") or find_attention(folder, model)
     saved = _read_json(folder / MODEL_SETTINGS)
     if saved.get("truncate_dim"):
@@ -133,6 +133,14 @@ def load_dense_modules(model: EmbeddingModel, folder: str | Path) -> None:
     model.dense.load_state_dict({name: each.float() for name, each in weights.items()})
 
 
+def read_architecture(folder: Path) -> PretrainedConfig:
+    """The language model's configuration; code beside it is neither run nor asked for."""
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        raise _unknown(folder, "transformers does not know its architecture") from error
+
+
 def find_attention(folder: str | Path, config: PretrainedConfig) -> Attention:
     """How transformers lets the tokens of this model attend: decoders only back, unless the configuration says
     otherwise."""
@@ -142,7 +150,7 @@ def find_attention(folder: str | Path, config: PretrainedConfig) -> Attention:
         )
     try:
         with torch.device("meta"):
-            encoder = is_encoder(AutoModel.from_config(config))
+            encoder = is_encoder(AutoModel.from_config(config, trust_remote_code=False))
     except ValueError as error:
         raise _unknown(Path(folder), str(error)) from error
     if not encoder:
@@ -274,15 +282,15 @@ def _prompt_fields(folder: Path, saved: Mapping[str, Any], pooling: Module) -> d
     prompts = read_saved_prompts(folder)
     if any(prompts.values()) and not pooling.settings.get("include_prompt", True):
         raise _unknown(folder, "its pooling leaves the prompt out, counted as sentence-transformers counts it")
-    document = next((prompts[name] for name in DOCUMENT_PROMPTS if prompts.get(name)), "")
+    otherwise = saved.get("default_prompt_name")
+    document = next((prompts[name] for name in (*DOCUMENT_PROMPTS, otherwise) if prompts.get(name)), "")
     if "{" in document:
         raise _unknown(folder, f"its prompt for documents holds a brace: {document!r}")
-    default = "query" if prompts.get("query") else saved.get("default_prompt_name")
     return {
         "instructions": {"query": "", "document": ""} | prompts,
         "query_template": "verbatim",
         "document_template": f"{document}{{text}}",
-        "default_task": default,
+        "default_task": otherwise if otherwise in prompts and not prompts.get("query") else "query",
     }
 
 
