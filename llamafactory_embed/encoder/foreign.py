@@ -131,6 +131,6 @@ class SentenceTransformersEncoder:
             prompt = self.prompts[task] if role == "query" else None
         if prompt is None:
             names = ("query",) if role == "query" else DOCUMENT_PROMPTS
-            names = (*names, self.model.default_prompt_name)
-            prompt = next((self.prompts[name] for name in names if self.prompts.get(name)), "")
-        return [prompt] * count
+            known = [self.prompts.get(name or "", "") for name in (*names, self.model.default_prompt_name)]
+            prompt = next((each for each in known if each), "")
+        return [str(prompt)] * count

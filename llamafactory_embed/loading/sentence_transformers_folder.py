@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from attention_patch import Backend, is_encoder
@@ -125,7 +126,7 @@ def read_dense_layers(folder: str | Path) -> list[DenseLayer]:
 
 def load_dense_modules(model: EmbeddingModel, folder: str | Path) -> None:
     """Put the weights of the folder's Dense modules into the layers behind the pooling."""
-    weights = {}
+    weights: dict[str, Tensor] = {}
     modules = [module for module in _read_modules(Path(folder)) if module.kind == "Dense"]
     for index, module in enumerate(modules):
         for file in find_weight_files(module.folder):
@@ -295,7 +296,7 @@ def _prompt_fields(folder: Path, saved: Mapping[str, Any], pooling: Module) -> d
 
 
 def _read_similarity(folder: Path, saved: Mapping[str, Any]) -> Literal["cosine", "dot"]:
-    name = saved.get("similarity_fn_name") or "cosine"
+    name: Any = saved.get("similarity_fn_name") or "cosine"
     if name not in ("cosine", "dot"):
         raise _unknown(folder, f"it compares vectors by {name}")
     return name
