@@ -133,4 +133,4 @@ class SentenceTransformersEncoder:
             names = ("query",) if role == "query" else DOCUMENT_PROMPTS
             known = [self.prompts.get(name or "", "") for name in (*names, self.model.default_prompt_name)]
             prompt = next((each for each in known if each), "")
-        return [str(prompt)] * count
+        return [prompt] * count

@@ -288,7 +288,7 @@ def _prompt_fields(folder: Path, saved: Mapping[str, Any], pooling: Module) -> d
     if "{" in document:
         raise _unknown(folder, f"its prompt for documents holds a brace: {document!r}")
     return {
-        "instructions": {"query": "", "document": ""} | prompts,
+        "instructions": {"query": ""} | prompts | {"document": document},
         "query_template": "verbatim",
         "document_template": f"{document}{{text}}",
         "default_task": otherwise if otherwise in prompts and not prompts.get("query") else "query",

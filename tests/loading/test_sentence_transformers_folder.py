@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.export.export import export_checkpoint
+from llamafactory_embed.export.serving import plan_serving
 from llamafactory_embed.loading.embedder import continue_pooler
 from llamafactory_embed.loading.sentence_transformers_folder import (
     UnknownModules,
@@ -189,7 +190,7 @@ def test_what_does_not_change_a_vector_is_read(written: Path, tmp_path: Path) ->
     assert (config.query_max_length, config.document_max_length) == (8, 16)
     assert config.document_template == "P: {text}"
     assert config.default_task == "sts"
-    assert config.instructions == {"query": "", "document": "", "passage": "P: ", "sts": "S: "}
+    assert config.instructions == {"query": "", "document": "P: ", "passage": "P: ", "sts": "S: "}
     assert config.matryoshka_dims == [4, 16]
 
 
@@ -203,6 +204,10 @@ def test_weights_of_a_dense_layer_may_be_pickled_tensors_and_nothing_else(writte
     torch.save(saved | {"linear.bias": Path()}, folder / "2_Dense" / "pytorch_model.bin")
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         load_dense_modules(model, folder)
+
+
+def test_prompts_are_exported_as_they_were(written: Path) -> None:
+    assert plan_serving(read_sentence_transformers_folder(written), 16).prompts == PROMPTS
 
 
 def test_what_the_caller_knows_better(written: Path, tmp_path: Path) -> None:
