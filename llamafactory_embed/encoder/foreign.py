@@ -131,6 +131,6 @@ class SentenceTransformersEncoder:
             prompt = self.prompts[task] if role == "query" else None
         if prompt is None:
             names = ("query",) if role == "query" else DOCUMENT_PROMPTS
-            known = [self.prompts.get(name or "", "") for name in (*names, self.model.default_prompt_name)]
-            prompt = next((each for each in known if each), "")
+            fitting = [self.prompts.get(name or "", "") for name in (*names, self.model.default_prompt_name)]
+            prompt = next((each for each in fitting if each), "")
         return [prompt] * count

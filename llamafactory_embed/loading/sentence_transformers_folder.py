@@ -283,7 +283,7 @@ def _prompt_fields(folder: Path, saved: Mapping[str, Any], pooling: Module) -> d
     prompts = read_saved_prompts(folder)
     if any(prompts.values()) and not pooling.settings.get("include_prompt", True):
         raise _unknown(folder, "its pooling leaves the prompt out, counted as sentence-transformers counts it")
-    otherwise = saved.get("default_prompt_name")
+    otherwise: str = saved.get("default_prompt_name") or ""
     document = next((prompts[name] for name in (*DOCUMENT_PROMPTS, otherwise) if prompts.get(name)), "")
     if "{" in document:
         raise _unknown(folder, f"its prompt for documents holds a brace: {document!r}")
