@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from .attention_pool import ATTENTION_POOL_NAME
 from .weights import ADAPTER_CONFIG_NAME
 
 
@@ -19,7 +20,7 @@ MODULES = "[0-9]*_*"  # the folders of sentence-transformers' modules
 SMALL = ("*.json", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*")
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 WEIGHTS = ("*.safetensors",)
-OLD_WEIGHTS = ("*.bin", "*.pt")  # where there are no others; `attn_pool.pt` stands beside them
+OLD_WEIGHTS = ("*.bin",)  # where there are no others
 
 
 def split_revision(name: str | Path) -> tuple[str, str | None]:
@@ -52,7 +53,8 @@ class Repository:
             return cls(plain, Path(plain))
         if os.path.exists(plain):
             raise ValueError(f"{plain} is a file: name the folder of a checkpoint.")
-        patterns = [*SMALL, *(f"{MODULES}/{each}" for each in SMALL)]
+        # The pooler of Pooling-and-Attention tells by its shapes what it is; no other repository has the file.
+        patterns = [*SMALL, *(f"{MODULES}/{each}" for each in SMALL), ATTENTION_POOL_NAME]
         return cls(plain, download(plain, revision, patterns, hub), revision, hub)
 
     @property
@@ -84,10 +86,10 @@ class Repository:
             return self.folder
         small = [*SMALL, *(f"{MODULES}/{each}" for each in SMALL)]
         safe = [*WEIGHTS, *(f"{MODULES}/{each}" for each in WEIGHTS)]
-        folder = download(self.name, self.revision, [*small, *safe, "attn_pool.pt"], self.hub)
+        folder = download(self.name, self.revision, [*small, *safe, ATTENTION_POOL_NAME], self.hub)
         if not any(folder.glob("*.safetensors")):
             old = [*OLD_WEIGHTS, *(f"{MODULES}/{each}" for each in OLD_WEIGHTS)]
-            folder = download(self.name, self.revision, [*small, *old], self.hub)
+            folder = download(self.name, self.revision, [*small, *old, ATTENTION_POOL_NAME], self.hub)
         return folder
 
 

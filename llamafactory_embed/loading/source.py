@@ -187,7 +187,7 @@ def configure(kind: Kind, own: Repository, chain: list[Repository], given: Mappi
         config = EmbeddingConfig.load(own.folder)
         check_record(config, own)
         return dataclasses.replace(config, **given)
-    names = {"base_model": chain[0].name, "merged_adapters": [each.name for each in chain[1:-1]]}
+    names: dict[str, Any] = {"base_model": chain[0].name, "merged_adapters": [each.name for each in chain[1:-1]]}
     preset = find_preset(own.name, own.folder) if kind in ("sentence-transformers", "model") else None
     if kind == "sentence-transformers":
         known = {} if preset is None else preset.settings(own.folder)
