@@ -21,7 +21,7 @@ SERVED = (
     *(CONFIG_NAME, RANGES_NAME, ADAPTER_CONFIG_NAME, "config.json", "generation_config.json", "README.md"),
     *("*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab*", "merges.txt", "chat_template*", "*.model", "modules.json", "*sentence*transformers.json"),
-    *("sentence_bert_config.json", "[0-9]*_*/*"),
+    *("sentence_bert_config.json", "[0-9]*_*/*", "*.py"),
 )
 
 

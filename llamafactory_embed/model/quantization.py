@@ -128,7 +128,7 @@ class QuantizationRanges(CheckpointRecord):
                 f"There are no ranges for {dimensions} dimensions, only for {', '.join(self.ranges)}: measure them "
                 f"again, {HOW_TO_CALIBRATE}."
             )
-        ends = [np.broadcast_to(np.float32(end), dimensions) for end in self.ranges[str(dimensions)]]
+        ends = [np.broadcast_to(np.asarray(end, np.float32), dimensions) for end in self.ranges[str(dimensions)]]
         return np.stack(ends).astype(np.float32)
 
 
