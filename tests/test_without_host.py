@@ -26,10 +26,12 @@ FREE_OF_HOST = (
     "llamafactory_embed.diffusion",
     "llamafactory_embed.encoder",
     "llamafactory_embed.evaluation",
+    "llamafactory_embed.export.server",
     "llamafactory_embed.hparams",
     "llamafactory_embed.mining",
     "llamafactory_embed.model",
     "llamafactory_embed.sampling",
+    "llamafactory_embed.serve.embeddings",
     "llamafactory_embed.stages",
     "llamafactory_embed.train.embed.losses",
 )

@@ -15,14 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import uvicorn
 import yaml
 from llamafactory.api import app as host_app
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.cli import main
 from llamafactory_embed.hparams.serving import ServingOptions
+from llamafactory_embed.model.packed import TOKENS_PER_BATCH_ON_CPU
 from llamafactory_embed.recipe import check_recipe
 from llamafactory_embed.serve.embeddings import run
+from llamafactory_embed.serve.embeddings.app import EmbeddingServer
 from tests.embedders import PROSE
 from tests.export.checkpoints import train
 from tests.patience import PATIENCE
@@ -95,6 +99,27 @@ def test_what_cannot_be_served_gets_one_sentence(
     monkeypatch.setattr(sys, "argv", ["llamafactory-cli", str(write(tmp_path, recipe))])
     with pytest.raises(ValueError, match=sentence):
         host_app.run_api()
+
+
+def test_options_and_variables_reach_the_server(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[EmbeddingServer, dict[str, Any]]] = []
+    monkeypatch.setattr(EmbeddingServer, "make_app", lambda self: self)
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: started.append((app, options)))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name in ("API_HOST", "API_PORT", "API_MODEL_NAME", "API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    run.serve(trained / "checkpoint", ServingOptions(), device="cpu")
+    for name, value in {"HOST": "::1", "PORT": "81", "MODEL_NAME": "other", "KEY": "secret"}.items():
+        monkeypatch.setenv(f"API_{name}", value)
+    run.serve(trained / "checkpoint", ServingOptions(), device="cpu")
+    options = ServingOptions("localhost", 0, "mine", batch_tokens=77, drain_timeout=7)
+    run.serve(trained / "checkpoint", options, device="cpu", dtype=torch.bfloat16)
+    addresses = [(options["host"], options["port"], server.name) for server, options in started]
+    assert addresses == [("0.0.0.0", 8000, "checkpoint"), ("::1", 81, "other"), ("localhost", 0, "mine")]
+    assert [server._authorization for server, _ in started] == [None, b"Bearer secret", b"Bearer secret"]
+    assert [server.waiting.batch_tokens for server, _ in started] == [TOKENS_PER_BATCH_ON_CPU] * 2 + [77]
+    assert started[2][1]["timeout_graceful_shutdown"] == 7
+    assert started[2][0].encoder.model.decoder.dtype == torch.bfloat16
 
 
 def test_our_command_has_the_same_options(trained: Path, served: list[Any]) -> None:
