@@ -292,6 +292,10 @@ def test_an_embedder_is_trained_and_looked_at(page: Any, tiny_llama: Path, words
     type_into(page, "Model path", str(Path(model).resolve() if PICTURES and model else tiny_llama))
     type_into(page, "Data dir", str(words_data))
 
+    # the stage's name has room
+    choose(page, "Stage", "Masked Next-Token Prediction")
+    assert field(page, "Stage").evaluate("input => input.scrollWidth <= input.clientWidth")
+
     # six options are seen, and what the others have no use for is hidden
     choose(page, "Stage", "Contrastive Embedding")
     panel = page.locator("#stage-contrastive")
