@@ -43,7 +43,7 @@ WIDGETS = "stage"
 
 # The widgets of the host's train tab that our stages have to do with.
 TRAIN_WIDGETS = ("training_stage", "dataset", "packing", "compute_type")
-ROOM_FOR_THE_STAGE = 2
+ROOM_FOR_THE_STAGE = 320  # pixels, for the longest of our labels
 
 
 def apply(interface: ModuleType) -> None:
@@ -144,7 +144,7 @@ def _apply_page(
 
         stage_list, dataset, packing, compute_type = (train_widgets[name] for name in TRAIN_WIDGETS)
         connect_panels(panels, stage_names, training_stage=stage_list, dataset=dataset, packing=packing)
-        stage_list.scale = ROOM_FOR_THE_STAGE  # beside its neighbours, which have 1 and 4
+        stage_list.min_width = ROOM_FOR_THE_STAGE  # its neighbours would leave it half of that
         from llamafactory.extras.misc import is_accelerator_available
 
         if not is_accelerator_available():

@@ -82,7 +82,11 @@ class _Hashable:
 
 @functools.lru_cache(maxsize=MODELS_IN_MEMORY)
 def _open_base(name: str, key: _Hashable, device: str | None) -> Encoder:
-    model = EmbeddingModel(load_language_model(name, None, [], dtype="auto", with_head=False), key.config)
+    try:
+        backbone = load_language_model(name, None, [], dtype="auto", with_head=False)
+    except OSError as error:
+        raise ValueError(f"The base model {name} cannot be loaded: {error}") from error
+    model = EmbeddingModel(backbone, key.config)
     model.requires_grad_(False).eval().to(device or default_device())
     return Encoder(model, AutoTokenizer.from_pretrained(name))
 

@@ -23,6 +23,7 @@ from .tables import metrics_table, side_by_side
 
 DEPTH = 10  # documents that are shown for a query, and neighbours for a text
 AUTO = "auto"
+MOST_QUERIES, MOST_DOCUMENTS = 50, 500
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def create_embeddings_tab(page: BoardPage) -> dict[str, Block]:
             part("device", gr.Dropdown, value=AUTO, choices=[AUTO, "cpu"], scale=1)
         with gr.Row():
             part("sets", gr.Dropdown, multiselect=True, allow_custom_value=True, scale=3)
-            part("most_queries", gr.Number, value=50, minimum=1, precision=0, scale=1)
-            part("most_documents", gr.Number, value=500, minimum=1, precision=0, scale=1)
+            part("most_queries", gr.Number, value=MOST_QUERIES, minimum=1, precision=0, scale=1)
+            part("most_documents", gr.Number, value=MOST_DOCUMENTS, minimum=1, precision=0, scale=1)
         with part("typed", gr.Accordion, open=False):
             part("instruction", gr.Textbox)
             with gr.Row():
@@ -142,8 +143,8 @@ def look_at_choices(
     trained: str,
     device: str,
     sets: list[str],
-    most_queries: int,
-    most_documents: int,
+    most_queries: int | None,
+    most_documents: int | None,
     queries: str,
     documents: str,
     instruction: str,
@@ -153,7 +154,9 @@ def look_at_choices(
 ) -> Looked:
     """Open both models and embed the texts."""
     texts = typed_task(queries, documents, instruction)
-    tasks = ([] if texts is None else [texts]) + chosen_tasks(sets or [], dataset_dir, most_queries, most_documents)
+    tasks = ([] if texts is None else [texts]) + chosen_tasks(
+        sets or [], dataset_dir, int(most_queries or MOST_QUERIES), int(most_documents or MOST_DOCUMENTS)
+    )
     if not tasks:
         raise ValueError("There is nothing to look at: choose an evaluation set, or type queries and documents.")
     where = None if device == AUTO else device

@@ -2,7 +2,7 @@
 embedder is trained and looked at; a diffusion model chats.
 
 `BOARD_PICTURES=docs/pictures BOARD_MODEL=models/smollm2-6-layers` makes the pictures of docs/board.md, light and dark,
-with that model and the bundled data."""
+with that model."""
 
 from __future__ import annotations
 
@@ -250,12 +250,14 @@ def test_choose_set_preview_run_and_see(page: Any, tiny_llama: Path, prose_data:
 @pytest.fixture(scope="module")
 def words_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `dataset_dir` with a retrieval task and a held-out part of it."""
-    if PICTURES:
-        return REPOSITORY / "data"
     folder = tmp_path_factory.mktemp("words")
     rows = (REPOSITORY / "data/wordnet/gloss_to_noun.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     entries = {}
-    for name, part in (("wordnet_gloss_to_noun", rows[:40]), ("wordnet_gloss_to_noun_heldout", rows[40:60])):
+    size = 320 if PICTURES else 40
+    for name, part in (
+        ("wordnet_gloss_to_noun", rows[:size]),
+        ("wordnet_gloss_to_noun_heldout", rows[size : size + 60]),
+    ):
         (folder / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
         entries[name] = {"file_name": f"{name}.jsonl", "formatting": "retrieval"}
     (folder / "dataset_info.json").write_text(json.dumps(entries), encoding="utf-8")
@@ -290,6 +292,10 @@ def test_an_embedder_is_trained_and_looked_at(page: Any, tiny_llama: Path, words
     type_into(page, "Model path", str(Path(model).resolve() if PICTURES and model else tiny_llama))
     type_into(page, "Data dir", str(words_data))
 
+    # the stage's name has room
+    choose(page, "Stage", "Masked Next-Token Prediction")
+    assert field(page, "Stage").evaluate("input => input.scrollWidth <= input.clientWidth")
+
     # six options are seen, and what the others have no use for is hidden
     choose(page, "Stage", "Contrastive Embedding")
     panel = page.locator("#stage-contrastive")
@@ -315,13 +321,13 @@ def test_an_embedder_is_trained_and_looked_at(page: Any, tiny_llama: Path, words
     choose(page, "Dataset", "wordnet_gloss_to_noun")
     page.keyboard.press("Escape")
     page.get_by_text("Extra configurations").click()
-    steps = {"max_steps": 40, "save_steps": 20, "eval_steps": 10} if PICTURES else {"max_steps": 4, "save_steps": 2}
+    steps = {"max_steps": 20, "save_steps": 10, "eval_steps": 5} if PICTURES else {"max_steps": 4, "save_steps": 2}
     extra_arguments = {
         "logging_steps": 1,
         "gradient_accumulation_steps": 1,
         "preprocessing_num_workers": 1,
         "cutoff_len": 32,
-        "per_device_train_batch_size": 32 if PICTURES else 4,
+        "per_device_train_batch_size": 16 if PICTURES else 4,
         "learning_rate": 1e-3,
         "num_negatives": 0,
         "do_eval": True,
