@@ -6,10 +6,10 @@
 #   docker run --rm -it -v "$PWD:/work" --user "$(id -u):$(id -g)" llamafactory-embed llamafactory-embed demo
 #   docker run --rm -it -v "$PWD:/work" --user "$(id -u):$(id -g)" --gpus all --shm-size 8g llamafactory-embed:cuda \
 #       llamafactory-cli train examples/quickstart/wordnet_lora.yaml bf16=true
-ARG BASE=python:3.12-slim-bookworm
+ARG BASE=python:3.11-slim-bookworm
 
 # ------------------------------------------------------------------------------------------------ the wheel
-FROM python:3.12-slim-bookworm AS wheel
+FROM python:3.11-slim-bookworm AS wheel
 WORKDIR /source
 COPY . .
 RUN python -m pip install --no-cache-dir "build>=1.2" "hatchling>=1.27" && \

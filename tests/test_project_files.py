@@ -59,7 +59,7 @@ def test_workflows_run_programs_that_exist(path: Path) -> None:
 def test_ci_is_what_runs_on_a_laptop() -> None:
     workflow = read(ROOT / ".github" / "workflows" / "ci.yml")
     assert ".ci/run" in commands(workflow)
-    assert workflow["jobs"]["install"]["strategy"]["matrix"]["python"] == PYTHONS
+    assert set(PYTHONS) <= set(workflow["jobs"]["install"]["strategy"]["matrix"]["python"])
 
 
 def test_a_release_is_built_attested_and_published_without_a_stored_secret() -> None:

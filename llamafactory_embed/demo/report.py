@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font: 14px system-ui, sans-serif; } svg .value { fill: var(--text); font-weight: 600; }
 .bar { fill: var(--bar); } .best { fill: var(--best); }
 .grid { stroke: var(--line); } .curve { fill: none; stroke: var(--best); stroke-width: 2.5; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin-top: 1rem; }
+code { white-space: nowrap; font: .9em ui-monospace, monospace; }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { font-weight: 500; color: var(--soft); } th:first-child, td:first-child { text-align: left; padding-left: 0; }
@@ -85,7 +87,7 @@ def render_report(outcome: DemoOutcome) -> str:
     parts = [
         f"<h1>{title}</h1>",
         f'<p class="soft">{outcome.steps} training steps, {outcome.seconds / 60:.1f} minutes in all, on '
-        f"{escape(outcome.machine)}. {escape(' '.join(outcome.remarks))}</p>",
+        f"{escape(outcome.machine)}. {with_code(' '.join(outcome.remarks))}</p>",
         "<h2>How well it finds the word for a definition (nDCG@10, held-out words)</h2>",
         f'<figure class="box">{bars(figures, trained)}</figure>',
         '<div class="wide">',
@@ -107,6 +109,11 @@ def render_report(outcome: DemoOutcome) -> str:
     )
     body = "\n".join(parts)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n'
+
+
+def with_code(text: str) -> str:
+    """A sentence, its words in backquotes as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def metrics_table(rows: Mapping[str, Metrics], highlighted: str) -> str:

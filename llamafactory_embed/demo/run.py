@@ -30,7 +30,7 @@ MATERIALS = (str(RECIPE), "data/dataset_info.json", "data/wordnet")
 LOG_NAME = "demo.log"
 # Looking at the neighbours of the trained model after its evaluation, as a part of what trying the base model took.
 NEIGHBOURS_SHARE = 0.7
-BM25, AS_IT_IS, TRAINED = "BM25, which counts common words", "the language model as it is", "after {} training steps"
+BM25, AS_IT_IS, TRAINED = "BM25, counting words", "the language model as it is", "after {} training steps"
 
 Say = Callable[[str], None]
 

@@ -15,7 +15,7 @@ from llamafactory_embed.demo.results import METRICS, SampleQuery, bm25_metrics, 
 
 
 ROWS = {
-    "BM25, which counts common words": dict.fromkeys(METRICS, 0.128),
+    "BM25, counting words": dict.fromkeys(METRICS, 0.128),
     "after 95 training steps": dict.fromkeys(METRICS, 0.249),
 }
 
@@ -30,7 +30,7 @@ def outcome(folder: Path) -> DemoOutcome:
         before=[SampleQuery("t", "a <b>house</b>", [("<script>alert(1)</script>", 0.5)])],
         after=[SampleQuery("t", "a <b>house</b>", [("church & temple", 0.75)])],
         losses=[(1, 4.0), (50, 2.5), (95, 2.0)],
-        remarks=["A step takes 2 s."],
+        remarks=["A step takes 2 s: `--minutes 9`."],
         machine="2 CPU cores",
     )
 
@@ -71,6 +71,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "a &lt;b&gt;house&lt;/b&gt;" in text
     assert "church &amp; temple" in text
+    assert "<code>--minutes 9</code>" in text
     assert "prefers-color-scheme: dark" in text
 
 
