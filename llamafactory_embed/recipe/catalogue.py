@@ -79,7 +79,7 @@ def first_sentence(header: str) -> str:
     """The first sentence of a header whose lines begin with `#`; an empty line ends it, too."""
     lines = [line.lstrip("#").strip() for line in header.splitlines()]
     paragraph = " ".join(lines[: lines.index("")] if "" in lines else lines)
-    return re.split(r"(?<=[a-z)])\.\s", paragraph, maxsplit=1)[0].rstrip(".")
+    return re.split(r"(?<=[a-z)])\.\s+(?=[A-Z])", paragraph, maxsplit=1)[0].rstrip(".")
 
 
 def find_recipe(name: str) -> Path:
