@@ -16,10 +16,12 @@ from .writing import option_lines, yaml_value
 def show_recipe(path: Path, is_full: bool) -> str:
     """The text of a recipe; an option that has another value in the run is marked, and with `is_full` the options
     follow that it leaves to their defaults."""
-    text = path.read_text(encoding="utf-8").rstrip("\n")
     report = Report(path)
     options = read_recipe_file(report)
-    if options is None or "tasks" in options:  # for another command, which has no parser of the host's
+    if options is None:
+        raise ValueError(str(report.problems[0]))
+    text = path.read_text(encoding="utf-8").rstrip("\n")
+    if "tasks" in options:  # for `llamafactory-embed eval`, which has no parser of the host's
         return text
     values = effective_values(read_recipe_options(path))
     marks = {
