@@ -45,7 +45,7 @@ class CandidateOptions:
     )
     focal_gamma: float = option(
         0.0,
-        "Multiply a row's loss by (1 - probability of its positive) to this power (info_nce); KaLM-V2: 0.5; 0: off.",
+        "Multiply a row's loss by (1 - probability of its positive) to this power (info_nce), as KaLM-V2 does; 0: off.",
         minimum=0.0,
     )
     mixed_negatives: int = option(
