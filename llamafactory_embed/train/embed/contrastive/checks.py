@@ -60,7 +60,13 @@ def check_taught(options: ContrastiveOptions, objectives: Mapping[str, Objective
             "`teacher_projection` maps embeddings to a teacher's vectors, which no loss here uses: set "
             "`vector_weight`, or leave it out."
         )
-    if asked and not any(row.teacher_vectors is not None for task in asked for row in first_rows(task, LOOKED_AT)):
+    without = [task.name for task in asked if any(row.teacher_vectors is None for row in first_rows(task, LOOKED_AT))]
+    if without and options.task_batching == "mixed":
+        raise ValueError(
+            f"`task_batching: mixed` would put rows with and without a teacher's vectors into one batch, for which "
+            f"`vector_weight` has no effect: add them to {', '.join(without)}, or use `task_batching: homogeneous`."
+        )
+    if asked and len(without) == len(asked):
         raise ValueError(
             "`vector_weight` needs a teacher's vectors, and no task that it is set for has `teacher_vectors`: add "
             "them (docs/data.md), or leave `vector_weight` out."
