@@ -45,7 +45,8 @@ class CandidateOptions:
     )
     focal_gamma: float = option(
         0.0,
-        "Multiply a row's loss by (1 - probability of its positive) to this power (info_nce); KaLM-V2: 0.5; 0: off.",
+        "Multiply a row's loss by (1 - probability of its positive) to this power, as KaLM-V2 does (info_nce); 0: "
+        "off.",
         minimum=0.0,
     )
     mixed_negatives: int = option(
@@ -148,6 +149,11 @@ def refuse_contradictory_terms(options: Any) -> None:
         raise ValueError(
             "`hardness_strength` raises a row's own hard negatives: set `num_negatives` to at least 1, or "
             "`hardness_of: in_batch_negatives`."
+        )
+    if options.matryoshka_dims and loss == "vector_distillation":
+        raise ValueError(
+            "`vector_distillation` compares whole embeddings with a teacher's vectors: leave `matryoshka_dims` out, "
+            "or set `vector_weight` beside another loss."
         )
     if options.vector_weight and loss == "vector_distillation":
         raise ValueError(

@@ -120,7 +120,7 @@ def _without_effect(values: Mapping[str, Any]) -> list[str]:
     if loss not in READ_BY["guide_model"]:
         names += ["guide_margin", "guide_margin_kind"]
     if loss == "vector_distillation":
-        names += ["vector_weight"]
+        names += ["vector_weight", "matryoshka_dims", "matryoshka_weights"]
     if negatives < 2:
         names += ["mixed_negatives"]
     if negatives < 1:

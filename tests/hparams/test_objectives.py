@@ -73,13 +73,14 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"mixed_negatives": 1}, "`mixed_negatives` mixes two hard negatives .* at least 2"),
     ({"hardness_strength": 5.0, "num_negatives": 0}, "`hardness_strength` .* `hardness_of: in_batch_negatives`"),
     ({"contrastive_loss": "vector_distillation", "vector_weight": 1.0}, "`vector_weight` adds"),
+    ({"contrastive_loss": "vector_distillation", "matryoshka_dims": [8]}, "`vector_distillation` compares whole"),
     ({"matryoshka_weights": [1.0]}, "name the sizes"),
     ({"matryoshka_dims": [8, 4], "matryoshka_weights": [1.0]}, "has 1 numbers for 2 `matryoshka_dims`"),
     ({"matryoshka_dims": [8], "matryoshka_weights": [0.0]}, "must be at least 0, and one of them above"),
 ]
 
 
-@pytest.mark.parametrize(("options", "sentence"), CONTRADICTIONS, ids=[next(iter(each)) for each, _ in CONTRADICTIONS])
+@pytest.mark.parametrize(("options", "sentence"), CONTRADICTIONS, ids=["+".join(each) for each, _ in CONTRADICTIONS])
 def test_options_without_effect_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         ContrastiveOptions(**options)

@@ -116,11 +116,11 @@ class ContrastiveCollator:
     def _teacher_vectors(examples: Sequence[Example]) -> Tensor | None:
         vectors = [each.teacher_vectors for each in examples]
         present = [each for each in vectors if each is not None]
-        shapes = {each.shape for each in present}
-        if len(shapes) > 1:
+        shapes, tasks = {each.shape for each in present}, {each.task for each in examples}
+        if len(shapes) > 1 or (present and len(present) < len(vectors) and len(tasks) == 1):
             raise ValueError(
-                f"Rows of {', '.join(sorted({each.task for each in examples}))} bring teacher's vectors of different "
-                f"sizes or for different texts ({', '.join(map(str, sorted(shapes)))}): give all rows the same."
+                f"Rows of {', '.join(sorted(tasks))} bring teacher's vectors of different sizes or for different "
+                f"texts ({', '.join(map(str, sorted(shapes)))}), or some bring none: give all rows the same."
             )
         return torch.from_numpy(np.stack(present)) if len(present) == len(vectors) else None
 

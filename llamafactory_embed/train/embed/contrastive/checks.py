@@ -38,11 +38,11 @@ def check_teacher(options: ContrastiveOptions, objectives: Mapping[str, Objectiv
         )
 
 
-def check_taught(objectives: Mapping[str, Objective], tasks: Sequence[AnyTask]) -> None:
+def check_taught(options: ContrastiveOptions, objectives: Mapping[str, Objective], tasks: Sequence[AnyTask]) -> None:
     """Refuse losses of scores, or of a teacher's vectors, for tasks whose rows have none."""
     for task in tasks:
-        options = objectives[task.name].options
-        name, facts = options.contrastive_loss, LOSSES[options.contrastive_loss]
+        name = objectives[task.name].options.contrastive_loss
+        facts = LOSSES[name]
         rows = first_rows(task, LOOKED_AT)
         if facts.needs_scores and not all(row.scores for row in rows):
             raise ValueError(
@@ -54,7 +54,19 @@ def check_taught(objectives: Mapping[str, Objective], tasks: Sequence[AnyTask]) 
                 "its rows have none."
             )
     asked = [task for task in tasks if objectives[task.name].options.vector_weight]
-    if asked and not any(row.teacher_vectors is not None for task in asked for row in first_rows(task, LOOKED_AT)):
+    learns_vectors = asked or any(LOSSES[each.options.contrastive_loss].needs_vectors for each in objectives.values())
+    if tasks and options.teacher_projection and not learns_vectors:
+        raise ValueError(
+            "`teacher_projection` maps embeddings to a teacher's vectors, which no loss here uses: set "
+            "`vector_weight`, or leave it out."
+        )
+    without = [task.name for task in asked if any(row.teacher_vectors is None for row in first_rows(task, LOOKED_AT))]
+    if without and options.task_batching == "mixed":
+        raise ValueError(
+            f"`task_batching: mixed` would put rows with and without a teacher's vectors into one batch, for which "
+            f"`vector_weight` has no effect: add them to {', '.join(without)}, or use `task_batching: homogeneous`."
+        )
+    if asked and len(without) == len(asked):
         raise ValueError(
             "`vector_weight` needs a teacher's vectors, and no task that it is set for has `teacher_vectors`: add "
             "them (docs/data.md), or leave `vector_weight` out."

@@ -38,20 +38,18 @@ class ContrastiveObjective:
         if self.guide is not None:
             assert batch.examples is not None
             rows = dataclasses.replace(rows, guide=self.guide.embed(batch.examples, rows.queries.device))
-        if self.facts.needs_vectors:
-            return self._distance_to_teacher(rows)
-        options = self.options
         prefixes = self._prefixes(rows)
-        weights = options.matryoshka_weights or [1.0] * len(prefixes)
+        weights = self.options.matryoshka_weights or [1.0] * len(prefixes)
         losses = [weight * self._loss(prefix) for weight, prefix in zip(weights, prefixes, strict=True)]
-        if options.vector_weight and rows.teacher_vectors is not None:
-            losses.append(options.vector_weight * self._distance_to_teacher(rows))
+        if self.options.vector_weight and rows.teacher_vectors is not None:
+            losses.append(self.options.vector_weight * self._distance_to_teacher(rows))
         return torch.stack(losses).sum()
 
     def _loss(self, rows: EmbeddedRows) -> Tensor:
         """The loss, with `kl_weight` the divergence from the teacher if there is one for these rows, and with
         `spread_out_weight` the regularizer."""
-        loss = self.function(rows, self.options).mean()
+        is_distance = self.facts.needs_vectors
+        loss = self._distance_to_teacher(rows) if is_distance else self.function(rows, self.options).mean()
         if self.options.kl_weight and has_teacher(rows):
             loss = loss + self.options.kl_weight * kl_distillation(rows, self.options).mean()
         if self.options.spread_out_weight:

@@ -52,7 +52,7 @@ def run_contrastive(
     retrieval_evals = [build_retrieval_eval(task) for task in eval_tasks]
     check_contrast(options, objectives, tasks, training_args)
     check_teacher(options, objectives, tasks)
-    check_taught(objectives, tasks)
+    check_taught(options, objectives, tasks)
     mteb_tasks = find_eval_tasks(options.eval_tasks, data_args.dataset_dir)
     dataset, batch_sampler = make_retrieval_batches(
         tasks, options, options.task_batching, data_args, training_args, finetuning_args

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -152,3 +153,16 @@ def test_rows_without_negatives_are_a_batch(model, loss) -> None:
     value = ContrastiveObjective(ContrastiveOptions(contrastive_loss=loss))(embeddings, batch)
     assert value > 0
     assert (torch.autograd.grad(value, embeddings)[0].abs().sum(dim=1) > 0).all()
+
+
+def test_a_teachers_vectors_are_those_of_all_rows_or_of_none(model) -> None:
+    taught = [dataclasses.replace(each, teacher_vectors=np.ones((2, 5), np.float32)) for each in make_examples(3, 1)]
+    batch = collate(model, taught)
+    assert batch.teacher_vectors.shape == (3, 2, 5)
+    assert collate(model, make_examples(3, 1)).teacher_vectors is None
+    other = dataclasses.replace(taught[0], teacher_vectors=np.ones((1, 5), np.float32))
+    for odd in (other, make_examples(1, 1)[0]):
+        with pytest.raises(ValueError, match="Rows of prose bring teacher's vectors of different sizes"):
+            collate(model, [*taught[1:], odd])
+    of_another_task = dataclasses.replace(make_examples(1, 1)[0], task="other", task_index=1)
+    assert collate(model, [*taught[1:], of_another_task]).teacher_vectors is None  # mixed batches

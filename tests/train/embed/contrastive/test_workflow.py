@@ -125,6 +125,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"dataset": "taught,with_negatives", "kl_weight": 0.3, "task_batching": "mixed"},
         "`task_batching: mixed` would put rows with and without .* add scores to with_negatives",
     ),
+    "a teacher without vectors": (
+        {"dataset": "with_negatives", "vector_weight": 1.0},
+        "`vector_weight` needs a teacher's vectors",
+    ),
+    "vectors of a teacher that nobody has": (
+        {"dataset": "taught", "objectives": {"taught": {"loss": "vector_distillation"}}},
+        "Task `taught`: `contrastive_loss: vector_distillation` needs data with `teacher_vectors`",
+    ),
+    "a map to no vectors": ({"dataset": "taught", "teacher_projection": True}, "`teacher_projection` maps"),
+    "scores that some task has not": (
+        {"objectives": {"words": {"loss": "cosent"}}},
+        "Task `words`: `contrastive_loss: cosent` needs data with a `score` column",
+    ),
+    "several objectives in one batch": (
+        {"objectives": {"words": {"temperature": 1.0}}, "task_batching": "mixed"},
+        "`task_batching: mixed` puts rows of all tasks into one batch, which has one objective",
+    ),
+    "an objective of no task": ({"objectives": {"word": {}}}, "`objectives` names word, .* did you mean `words`"),
     "streams without sizes": ({"streaming": True}, r"needs the sizes of the tasks"),
 }
 
