@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the steps that are left, and write the page about all of them."""
     from .definition import read_chain
-    from .report import write_report
+    from .report import write_chain_page
     from .run import run_chain, shown_command
 
     options = read_options(arguments, ChainOptions)
@@ -36,5 +36,5 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{step.number}/{len(chain.steps)} {step.name}: {shown_command(step)}")
         return 0
     done = run_chain(chain, lambda line: print(line, flush=True))
-    print(f"The page about this chain: {write_report(chain, done)}")
+    print(f"The page about this chain: {write_chain_page(chain, done)}")
     return 0

@@ -36,7 +36,7 @@ NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
-class Step:
+class ChainStep:
     """One step; its references are resolved: `$name` has become the folder of that step."""
 
     number: int
@@ -63,7 +63,7 @@ class Chain:
 
     source: Path
     output_dir: Path
-    steps: tuple[Step, ...] = field(default=())
+    steps: tuple[ChainStep, ...] = field(default=())
 
 
 def read_chain(path: Path) -> Chain:
@@ -80,13 +80,13 @@ def read_chain(path: Path) -> Chain:
         if key not in ("output_dir", "steps"):
             raise ValueError(f"{path}: unknown key `{key}`{suggest(key, ('output_dir', 'steps'))}")
     output_dir = Path(values["output_dir"])
-    steps: list[Step] = []
+    steps: list[ChainStep] = []
     for number, entry in enumerate(values["steps"], start=1):
         steps.append(_read_step(f"{path}, step {number}", number, entry, output_dir, steps))
     return Chain(path, output_dir, tuple(steps))
 
 
-def _read_step(where: str, number: int, entry: Any, output_dir: Path, before: Sequence[Step]) -> Step:
+def _read_step(where: str, number: int, entry: Any, output_dir: Path, before: Sequence[ChainStep]) -> ChainStep:
     if not isinstance(entry, dict) or not NAME.fullmatch(str(entry.get("name", ""))):
         raise ValueError(f"{where}: a step needs a `name` of letters, digits and `_`.")
     kinds = [key for key in entry if key not in ("name", "options")]
@@ -112,7 +112,7 @@ def _read_step(where: str, number: int, entry: Any, output_dir: Path, before: Se
         raise ValueError(f"{where}: there is no recipe {subjects[0]}.")
     resolved = _resolve(options, folders, needs, where)
     output = output_dir / f"{number}_{name}"
-    return Step(number, name, kind, subjects, resolved, output, tuple(dict.fromkeys(needs)))
+    return ChainStep(number, name, kind, subjects, resolved, output, tuple(dict.fromkeys(needs)))
 
 
 def _resolve(value: Any, folders: Mapping[str, str], needs: list[str], where: str) -> Any:

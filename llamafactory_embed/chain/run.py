@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ..files import digest, write_json, write_text
-from .definition import Chain, Step
+from .definition import Chain, ChainStep
 
 
 RECORD_NAME = "chain.json"
@@ -38,7 +38,7 @@ class Done:
 def run_chain(chain: Chain, report: Callable[[str], None] = print, runner: Runner | None = None) -> dict[str, Done]:
     """Run the steps that have not run yet; what was done is kept in `chain.json` after every step."""
     chain.output_dir.mkdir(parents=True, exist_ok=True)
-    done = read_record(chain.output_dir)
+    done = read_done(chain.output_dir)
     fingerprints: dict[str, str] = {}
     for step in chain.steps:
         before = [fingerprints[name] for name in step.needs]
@@ -61,33 +61,33 @@ def run_chain(chain: Chain, report: Callable[[str], None] = print, runner: Runne
                 f"Step `{step.name}` ended with exit code {code}; the end of {log_of(step)}:\n{_end(step)}"
             )
         done[step.name] = Done(fingerprints[step.name], time.time() - start)
-        write_record(chain.output_dir, done)
+        write_done(chain.output_dir, done)
         report(f"{label}: {done[step.name].seconds / 60:.1f} minutes")
     return done
 
 
-def command_of(step: Step) -> list[str]:
+def command_of(step: ChainStep) -> list[str]:
     """The command line of a step. The recipe of a training is written beside its folder as it runs."""
     if step.kind == "train":
         recipe = step.output.with_suffix(".yaml")
-        write_text(recipe, yaml.safe_dump(recipe_of(step), sort_keys=False, allow_unicode=True))
+        write_text(recipe, yaml.safe_dump(recipe_to_run(step), sort_keys=False, allow_unicode=True))
         return [str(Path(sys.executable).parent / "llamafactory-cli"), "train", str(recipe)]
     return [sys.executable, "-c", "from llamafactory_embed.cli import main; raise SystemExit(main())", *_words(step)]
 
 
-def shown_command(step: Step) -> str:
+def shown_command(step: ChainStep) -> str:
     """The same as a user would type it."""
     if step.kind == "train":
         return f"llamafactory-cli train {step.output.with_suffix('.yaml')}  # {step.subjects[0]} with {step.options}"
     return shlex.join(["llamafactory-embed", *_words(step)])
 
 
-def _words(step: Step) -> list[str]:
+def _words(step: ChainStep) -> list[str]:
     output = [str(step.output)] if step.kind == "export" else ["--output", str(step.output)]
     return [step.kind, *step.subjects, *output, *words_of(step.options)]
 
 
-def recipe_of(step: Step) -> dict[str, Any]:
+def recipe_to_run(step: ChainStep) -> dict[str, Any]:
     """A training's recipe with the chain's values. A run that stopped is taken up at its newest checkpoint; one that
     has left none begins anew."""
     recipe: dict[str, Any] = yaml.safe_load(Path(step.subjects[0]).read_text(encoding="utf-8"))
@@ -114,12 +114,12 @@ def run_process(command: list[str], log: Path) -> int:
         return subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ, check=False).returncode
 
 
-def log_of(step: Step) -> Path:
+def log_of(step: ChainStep) -> Path:
     """Where a step's output goes."""
     return step.output.with_suffix(".log")
 
 
-def read_record(folder: Path) -> dict[str, Done]:
+def read_done(folder: Path) -> dict[str, Done]:
     """What has run, by the names of the steps."""
     path = folder / RECORD_NAME
     if not path.is_file():
@@ -127,12 +127,12 @@ def read_record(folder: Path) -> dict[str, Done]:
     return {name: Done(**values) for name, values in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
-def write_record(folder: Path, done: Mapping[str, Done]) -> None:
+def write_done(folder: Path, done: Mapping[str, Done]) -> None:
     """Keep what has run."""
     write_json(folder / RECORD_NAME, {name: asdict(each) for name, each in done.items()})
 
 
-def _end(step: Step) -> str:
+def _end(step: ChainStep) -> str:
     log = log_of(step)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return "\n".join(f"  {line}" for line in lines[-LINES_OF_A_FAILURE:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +20,10 @@ from ..data.embedding_tokenizer import EmbeddingTokenizer
 from ..data.tokenization import TokenizedText
 from ..hparams.embedding import Precision
 from ..hparams.suggestion import suggest
-from ..loading.hub import Push, check_repository, plan_push_of_checkpoint, push
-from ..loading.served import load_source, load_tokenizer_of
-from ..loading.source import Source, check_settings, find_source
+from ..loading.hub import Push, push_checkpoint
+from ..loading.served import load_source, load_tokenizer_of, with_other_texts
+from ..loading.source import Source, find_source
 from ..model.embedding import EmbeddingModel
-from ..model.embedding_config import EmbeddingConfig
 from ..model.packed import PackedBatch, pack_texts, tokens_per_batch
 from ..model.quantization import (
     QuantizationRanges,
@@ -43,9 +41,6 @@ from .pool import EncoderPool
 WINDOW = 8192
 
 Role = Literal["query", "document"]
-
-# Settings that can change without another model.
-ABOUT_TEXTS = ("query_template", "document_template", "query_max_length", "document_max_length")
 
 
 class Encoder:
@@ -211,15 +206,8 @@ class Encoder:
         """Upload the checkpoint, as `Encoder` reads it, to a repository `owner/name` of the hub; return what went
         there, or with `dry_run` what would. Other programs read what `llamafactory-embed export` writes and pushes."""
         if self.source is None or self.source.kind != "checkpoint" or not self.source.own.is_local:
-            raise ValueError(
-                "`push_to_hub` uploads the folder of a checkpoint of ours, and this Encoder was made from something "
-                "else: export it."
-            )
-        check_repository(repository)
-        planned = plan_push_of_checkpoint(self.source.own.folder, repository, private)
-        if not dry_run:
-            push(self.source.own.folder, planned, token)
-        return planned
+            raise ValueError("`push_to_hub` uploads a checkpoint's folder, which this Encoder has not: export it.")
+        return push_checkpoint(self.source.own.folder, repository, private, token, dry_run)
 
     def close(self) -> None:
         """End the processes that `devices` started; the end of the program does it, too."""
@@ -347,15 +335,3 @@ class Encoder:
                 f"{', '.join(map(str, sorted({*trained, self.dimension})))}."
             )
         return dimensions
-
-
-def with_other_texts(config: EmbeddingConfig, overrides: Mapping[str, Any]) -> EmbeddingConfig:
-    """The configuration of a model in memory, with other templates and lengths."""
-    given = check_settings(overrides)
-    for name in given:
-        if name not in ABOUT_TEXTS:
-            raise ValueError(
-                f"`{name}` of a model in memory cannot change any more: set it when the model is made, or open a "
-                f"checkpoint. ({', '.join(ABOUT_TEXTS)} can.)"
-            )
-    return dataclasses.replace(config, **given)

@@ -101,3 +101,12 @@ def format_size(size: int) -> str:
             return f"{amount:.0f} {unit}"
         amount /= 1000
     return f"{amount:.1f} GB"
+
+
+def push_checkpoint(folder: Path, repository: str, private: bool, token: str | None, dry_run: bool) -> Push:
+    """Upload the folder of a training run, or with `dry_run` only say what would be uploaded."""
+    check_repository(repository)
+    planned = plan_push_of_checkpoint(folder, repository, private)
+    if not dry_run:
+        push(folder, planned, token)
+    return planned

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -14,16 +16,20 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from attention_patch import Backend
 
 from ..model.embedding import EmbeddingModel
+from ..model.embedding_config import EmbeddingConfig
 from .adapted_checkpoint import convert_checkpoint, is_wrapped
 from .attention_pool import ATTENTION_POOL_NAME, read_attention_pool
 from .checkpoint import check_is_complete, default_device, load_pooling
 from .headers import check_weights
 from .sentence_transformers_folder import load_dense_modules
-from .source import Source
+from .source import Source, check_settings
 from .weights import load_language_model
 
 
 logger = logging.getLogger(__name__)
+
+# Settings of a model in memory that can change without another model.
+ABOUT_TEXTS = ("query_template", "document_template", "query_max_length", "document_max_length")
 
 
 def load_source(
@@ -93,3 +99,15 @@ def load_pooling_of(source: Source, model: EmbeddingModel) -> None:
             ) from error
     else:
         load_pooling(model, folder)
+
+
+def with_other_texts(config: EmbeddingConfig, overrides: Mapping[str, Any]) -> EmbeddingConfig:
+    """The configuration of a model in memory, with other templates and lengths."""
+    given = check_settings(overrides)
+    for name in given:
+        if name not in ABOUT_TEXTS:
+            raise ValueError(
+                f"`{name}` of a model in memory cannot change any more: set it when the model is made, or open a "
+                f"checkpoint. ({', '.join(ABOUT_TEXTS)} can.)"
+            )
+    return dataclasses.replace(config, **given)

@@ -75,7 +75,7 @@ def retrieval_sets(dataset_dir: str | Path) -> list[str]:
     return [name for name, entry in entries.items() if entry.get("formatting") == "retrieval"]
 
 
-def read_lines(path: str | Path) -> str:
+def read_pasted_lines(path: str | Path) -> str:
     """An uploaded file of texts, a line each."""
     try:
         return Path(path).read_text(encoding="utf-8-sig").strip()

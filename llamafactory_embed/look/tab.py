@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ..board.tabs import BoardPage, shown_as_error, with_words
 from ..board.words import say
 from .comparison import Projection, Side, has_umap, look_at
-from .material import chosen_tasks, read_lines, retrieval_sets, typed_task
+from .material import chosen_tasks, read_pasted_lines, retrieval_sets, typed_task
 from .models import newest_checkpoint, open_base, open_trained, runs_below
 from .pictures import draw_map, draw_similarities
 from .tables import metrics_table, side_by_side
@@ -101,7 +101,7 @@ def _connect_texts(page: BoardPage, parts: dict[str, Any]) -> None:
     parts["look/sets"].focus(list_sets, [page.dataset_dir], [parts["look/sets"]], queue=False)
     for name in ("queries", "documents"):
         upload: gr.UploadButton = parts[f"look/upload_{name}"]
-        upload.upload(_refusing(read_lines), [upload], [parts[f"look/{name}"]])
+        upload.upload(_refusing(read_pasted_lines), [upload], [parts[f"look/{name}"]])
 
 
 def _connect_results(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from ..cards.header import CardHeader, write_card_file
 from ..encoder.encoder import Encoder
 from ..export.folder import new_folder
 from ..export.verify import SAMPLES
@@ -19,11 +21,16 @@ from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from ..model.mask_token import EMBEDDING_NAME, RECORD_NAME, MaskedTokenRecord
 from .adapters import merge_adapters
-from .card import write_merge_card
 from .plan import Merge
 from .records import merge_records
 from .tensors import merge_tensors
 from .whole import merge_whole_weights, write_whole
+
+
+METHODS = {
+    "linear": "the weighted mean of their weights",
+    "slerp": "spherical interpolation between their weights",
+}
 
 
 def merge_checkpoints(merge: Merge, target: str | Path, overwrite: bool = False, note: str = "") -> None:
@@ -104,3 +111,27 @@ def _merge_beside(merge: Merge, name: str, folder: Path) -> None:
     }
     with whole_file(folder / name) as temporary:
         save_file(merged, temporary)
+
+
+def write_merge_card(folder: Path, name: str, merge: Merge, note: str = "") -> None:
+    """Write `README.md`."""
+    rows = [
+        f"| {_end_of_path(checkpoint)} | {weight:.4f} |"
+        for checkpoint, weight in zip(merge.checkpoints, merge.weights, strict=True)
+    ]
+    lines = [
+        f"Merged by llamafactory-embed, a plugin of LLaMA-Factory: {METHODS[merge.method]}"
+        f"{', as one adapter' if merge.stays_adapter else ''}.",
+        "",
+        "| checkpoint | weight |",
+        "|---|---|",
+        *rows,
+        "",
+        *([note, ""] if note else []),
+    ]
+    write_card_file(folder, name, CardHeader(library="llamafactory-embed", tags=("merge",)), lines)
+
+
+def _end_of_path(checkpoint: Path) -> str:
+    """The end of a path: where a checkpoint lay on this machine concerns nobody else."""
+    return "/".join(Path(os.path.abspath(checkpoint)).parts[-2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import yaml
 
 from llamafactory_embed.chain.definition import Chain, read_chain
-from llamafactory_embed.chain.run import read_record, recipe_of, run_chain, shown_command
+from llamafactory_embed.chain.report import write_chain_page
+from llamafactory_embed.chain.run import read_done, recipe_to_run, run_chain, shown_command
 
 
 STEPS: list[dict[str, Any]] = [
@@ -50,7 +52,7 @@ class Runs:
 
 def test_steps_are_fed_by_those_before(folder: Path) -> None:
     steps = {step.name: step for step in make_chain(folder, STEPS).steps}
-    assert recipe_of(steps["second"]) == {
+    assert recipe_to_run(steps["second"]) == {
         "stage": "contrastive",
         "model_name_or_path": "out/1_first",
         "max_steps": 7,
@@ -67,7 +69,7 @@ def test_steps_are_fed_by_those_before(folder: Path) -> None:
 def test_a_training_with_checkpoints_is_taken_up(folder: Path) -> None:
     step = make_chain(folder, STEPS).steps[0]
     (folder / "out/1_first/checkpoint-2").mkdir(parents=True)
-    assert recipe_of(step)["overwrite_output_dir"] is False
+    assert recipe_to_run(step)["overwrite_output_dir"] is False
 
 
 def test_a_chain_goes_on_where_it_stopped(folder: Path) -> None:
@@ -82,7 +84,7 @@ def test_a_chain_goes_on_where_it_stopped(folder: Path) -> None:
     done = run_chain(chain, lines.append, second)
     assert second.logs == ["3_both", "4_scores", "5_served"]
     assert list(done) == ["first", "second", "both", "scores", "served"]
-    assert read_record(folder / "out") == done
+    assert read_done(folder / "out") == done
     assert "2/5 second (train): done before" in lines
     nothing = Runs()
     run_chain(chain, lines.append, nothing)
@@ -137,3 +139,20 @@ def test_the_examples_can_be_read(example: Path) -> None:
     chain = read_chain(example)
     last_training = max(step.number for step in chain.steps if step.kind == "train")
     assert all(step.needs for step in chain.steps if step.number > last_training)
+
+
+def test_the_page_shows_what_each_step_achieved(folder: Path) -> None:
+    chain = make_chain(folder, STEPS)
+    done = run_chain(chain, lambda line: None, Runs())
+    history = [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 1.25}, {"step": 2, "eval_loss": 9.0}]
+    (folder / "out/1_first/trainer_state.json").write_text(json.dumps({"log_history": history}))
+    (folder / "out/1_first/all_results.json").write_text('{"eval_ndcg@10": 0.5, "train_runtime": 17.0}')
+    scores = [{"task": "<mine>", "metric": "ndcg_at_10", "scores": {"both": 0.25}}]
+    (folder / "out/4_scores/summary.json").write_text(json.dumps({"models": ["both"], "scores": scores}))
+    page = write_chain_page(chain, done).read_text(encoding="utf-8")
+    assert "3.50 to 1.25" in page
+    assert "eval_ndcg@10" in page
+    assert "train_runtime" not in page
+    assert "&lt;mine&gt;" in page
+    assert "25.00" in page
+    assert "llamafactory-embed merge out/1_first out/2_second" in page

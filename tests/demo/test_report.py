@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llamafactory_embed.data.retrieval.evalset import RetrievalEval
-from llamafactory_embed.demo.drawing import bars, curve, round_ticks
 from llamafactory_embed.demo.report import DemoOutcome, write_report
 from llamafactory_embed.demo.results import METRICS, SampleQuery, bm25_metrics, table_lines
+from llamafactory_embed.pages.drawing import bars, curve, round_ticks
 
 
 ROWS = {

@@ -17,7 +17,7 @@ from llamafactory_embed.evaluation.in_training import evaluate_retrieval
 from llamafactory_embed.loading.checkpoint import save_checkpoint
 from llamafactory_embed.look import tab
 from llamafactory_embed.look.comparison import EmbeddedTask, RankedText, look_at, principal_components
-from llamafactory_embed.look.material import cut_task, read_lines, retrieval_sets, typed_task
+from llamafactory_embed.look.material import cut_task, read_pasted_lines, retrieval_sets, typed_task
 from llamafactory_embed.look.models import newest_checkpoint, open_base, open_trained, runs_below
 from llamafactory_embed.look.pictures import draw_map, draw_similarities, short
 from llamafactory_embed.look.tables import GOLD, metrics_table, side_by_side
@@ -119,10 +119,10 @@ def test_files_and_data_sets(tmp_path: Path) -> None:
     (tmp_path / "dataset_info.json").write_text(json.dumps(entries), "utf-8")
     assert retrieval_sets(tmp_path) == ["a"]
     (tmp_path / "a.txt").write_bytes("\ufeffé\nb\n".encode())
-    assert read_lines(tmp_path / "a.txt") == "é\nb"
+    assert read_pasted_lines(tmp_path / "a.txt") == "é\nb"
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"a\.txt is no text file in UTF-8"):
-        read_lines(tmp_path / "a.txt")
+        read_pasted_lines(tmp_path / "a.txt")
 
 
 # Numbers

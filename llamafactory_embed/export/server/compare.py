@@ -202,7 +202,7 @@ class _Comparer:
         allowed = self.tolerance if self.found.largest > TOLERANCE else TOLERANCE + NOISE_FACTOR * noise
         if moved <= allowed:
             return
-        order = np.argmax(unit(together) @ unit(alone).T, axis=1)
+        order = np.argmax(of_unit_length(together) @ of_unit_length(alone).T, axis=1)
         if len(set(order)) == len(order) and difference_of_directions(together, alone[order]) <= allowed:
             self.found.add("several texts of a request come back in another order", use)
         elif moved > self.tolerance:
@@ -262,7 +262,7 @@ class _Comparer:
         return [] if tokens is None or not 0 < tokens <= LONGEST_READ else [tokens]
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
+def of_unit_length(vectors: np.ndarray) -> np.ndarray:
     """Rows of length 1."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
@@ -272,4 +272,4 @@ def difference_of_directions(vectors: np.ndarray, others: np.ndarray) -> float:
     if vectors.shape[1] != others.shape[1]:
         shared = min(vectors.shape[1], others.shape[1])
         vectors, others = vectors[:, :shared], others[:, :shared]
-    return float(np.nan_to_num(np.max(np.abs(unit(vectors) - unit(others))), nan=np.inf))
+    return float(np.nan_to_num(np.max(np.abs(of_unit_length(vectors) - of_unit_length(others))), nan=np.inf))
