@@ -132,7 +132,8 @@ class SentenceTransformersEncoder:
             prompt = self.prompts[task] if role == "query" else None
         if prompt is None:
             names = ("query",) if role == "query" else DOCUMENT_PROMPTS
-            prompt = next((self.prompts[name] for name in names if self.prompts.get(name)), "")
+            fitting = [self.prompts.get(name or "", "") for name in (*names, self.model.default_prompt_name)]
+            prompt = next((each for each in fitting if each), "")
         return [prompt] * count
 
 

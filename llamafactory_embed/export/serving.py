@@ -80,13 +80,13 @@ def needs_code(config: EmbeddingConfig) -> bool:
 
 
 def collect_prompts(config: EmbeddingConfig, query_task: str | None = None) -> dict[str, str]:
-    """The prompt of each task, and under `query` that of `query_task`, or of the only task."""
+    """The prompt of each task, and under `query` that of `query_task`, of the only task, or of the model's own."""
     tasks = {
         name: _prompt(config.query_template, instruction, "query_template")
         for name, instruction in config.instructions.items()
     }
-    if query_task is None and len(tasks) == 1:
-        query_task = next(iter(tasks))
+    if query_task is None:
+        query_task = next(iter(tasks)) if len(tasks) == 1 else config.default_task
     if query_task is None:
         query = _prompt(config.query_template, "", "query_template")
     elif query_task in tasks:

@@ -15,12 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from ..hparams.embedding import EmbeddingOptions
 from ..model.embedding_config import EmbeddingConfig
 from ..model.pooling import Pooling
-from .sentence_transformers_folder import Attention, find_attention, read_saved_prompts
+from .sentence_transformers_folder import Attention, find_attention, read_architecture, read_saved_prompts
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Preset:
                 "that modules.json names: copy the whole repository."
             )
         options = EmbeddingOptions(
-            attention=self.attention or find_attention(folder, AutoConfig.from_pretrained(folder)),
+            attention=self.attention or find_attention(folder, read_architecture(folder)),
             pooling=self.pooling,
         )
         known = EmbeddingConfig.from_options(options, self.max_length, appends_eos=self.appends_eos or False)

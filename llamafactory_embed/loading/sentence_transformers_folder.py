@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from attention_patch import Backend, is_encoder
@@ -78,7 +79,7 @@ def read_sentence_transformers_folder(
     folder = Path(folder)
     settings = dict(settings or {})
     transformer, pooling, dense, normalize = _sort_modules(folder)
-    model = AutoConfig.from_pretrained(folder)
+    model = read_architecture(folder)
     attention = settings.get("attention") or find_attention(folder, model)
     saved = _read_json(folder / MODEL_SETTINGS)
     if saved.get("truncate_dim"):
@@ -128,14 +129,22 @@ def load_dense_modules(model: EmbeddingModel, folder: str | Path) -> None:
     model.dense.load_state_dict(read_dense_weights(folder))
 
 
-def read_dense_weights(folder: str | Path) -> dict[str, torch.Tensor]:
+def read_dense_weights(folder: str | Path) -> dict[str, Tensor]:
     """The weights of the folder's Dense modules, by their names in the layers behind the pooling."""
-    weights: dict[str, torch.Tensor] = {}
+    weights: dict[str, Tensor] = {}
     modules = [module for module in _read_modules(Path(folder)) if module.kind == "Dense"]
     for index, module in enumerate(modules):
         for file in find_weight_files(module.folder):
             weights |= {name.replace("linear.", f"layers.{index}."): each for name, each in read_tensors(file)}
     return {name: each.float() for name, each in weights.items()}
+
+
+def read_architecture(folder: Path) -> PretrainedConfig:
+    """The language model's configuration; code beside it is neither run nor asked for."""
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        raise _unknown(folder, "transformers does not know its architecture") from error
 
 
 def find_attention(folder: str | Path, config: PretrainedConfig) -> Attention:
@@ -147,7 +156,7 @@ def find_attention(folder: str | Path, config: PretrainedConfig) -> Attention:
         )
     try:
         with torch.device("meta"):
-            encoder = is_encoder(AutoModel.from_config(config))
+            encoder = is_encoder(AutoModel.from_config(config, trust_remote_code=False))
     except ValueError as error:
         raise _unknown(Path(folder), str(error)) from error
     if not encoder:
@@ -279,20 +288,20 @@ def _prompt_fields(folder: Path, saved: Mapping[str, Any], pooling: Module) -> d
     prompts = read_saved_prompts(folder)
     if any(prompts.values()) and not pooling.settings.get("include_prompt", True):
         raise _unknown(folder, "its pooling leaves the prompt out, counted as sentence-transformers counts it")
-    document = next((prompts[name] for name in DOCUMENT_PROMPTS if prompts.get(name)), "")
+    otherwise: str = saved.get("default_prompt_name") or ""
+    document = next((prompts[name] for name in (*DOCUMENT_PROMPTS, otherwise) if prompts.get(name)), "")
     if "{" in document:
         raise _unknown(folder, f"its prompt for documents holds a brace: {document!r}")
-    default = "query" if prompts.get("query") else saved.get("default_prompt_name")
     return {
-        "instructions": {"query": "", "document": ""} | prompts,
+        "instructions": {"query": ""} | prompts | {"document": document},
         "query_template": "verbatim",
         "document_template": f"{document}{{text}}",
-        "default_task": default,
+        "default_task": otherwise if otherwise in prompts and not prompts.get("query") else "query",
     }
 
 
 def _read_similarity(folder: Path, saved: Mapping[str, Any]) -> Literal["cosine", "dot"]:
-    name = saved.get("similarity_fn_name") or "cosine"
+    name: Any = saved.get("similarity_fn_name") or "cosine"
     if name not in ("cosine", "dot"):
         raise _unknown(folder, f"it compares vectors by {name}")
     return name

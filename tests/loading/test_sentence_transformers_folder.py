@@ -4,6 +4,7 @@ of the others what it lacks."""
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from transformers import AutoTokenizer
 
 from llamafactory_embed import Encoder
 from llamafactory_embed.export.export import export_checkpoint
+from llamafactory_embed.export.serving import plan_serving
 from llamafactory_embed.loading.embedder import continue_pooler
 from llamafactory_embed.loading.sentence_transformers_folder import (
     UnknownModules,
     is_sentence_transformers_folder,
+    load_dense_modules,
     load_sentence_transformers_folder,
     read_sentence_transformers_folder,
 )
@@ -161,6 +164,7 @@ UNKNOWN: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "cut": ({"config_sentence_transformers.json": {"truncate_dim": 8}}, "it cuts its vectors to 8 numbers"),
     "similarity": ({"config_sentence_transformers.json": {"similarity_fn_name": "manhattan"}}, "by manhattan"),
     "brace": ({"config_sentence_transformers.json": {"prompts": {"document": "{x}"}}}, "holds a brace: '{x}'"),
+    "architecture": ({"config.json": {"model_type": "made_up"}}, "transformers does not know its architecture"),
     "mixers": ({"config.json": {"model_type": "mpnet"}}, "MPNetModel computes its attention itself"),
     "encoder": ({"config.json": {"model_type": "camembert"}}, "its architecture is camembert"),
 }
@@ -176,14 +180,34 @@ def test_a_folder_that_is_more_says_what(case: str, written: Path, tmp_path: Pat
 def test_what_does_not_change_a_vector_is_read(written: Path, tmp_path: Path) -> None:
     changes = {
         "sentence_bert_config.json": {"query_length": 8, "document_length": 16, "model_args": {"torch_dtype": "auto"}},
-        "config_sentence_transformers.json": {"prompts": {"passage": "P: "}, "default_prompt_name": "passage"},
+        "config_sentence_transformers.json": {
+            "prompts": {"passage": "P: ", "sts": "S: "},
+            "default_prompt_name": "sts",
+        },
         "config.json": {"matryoshka_dimensions": [4, 16]},
     }
     config = read_sentence_transformers_folder(edited(written, tmp_path, changes))
     assert (config.query_max_length, config.document_max_length) == (8, 16)
     assert config.document_template == "P: {text}"
-    assert config.instructions == {"query": "", "document": "", "passage": "P: "}
+    assert config.default_task == "sts"
+    assert config.instructions == {"query": "", "document": "P: ", "passage": "P: ", "sts": "S: "}
     assert config.matryoshka_dims == [4, 16]
+
+
+def test_weights_of_a_dense_layer_may_be_pickled_tensors_and_nothing_else(written: Path, tmp_path: Path) -> None:
+    folder = edited(written, tmp_path, {})
+    saved = load_file(written / "2_Dense" / "model.safetensors")
+    torch.save(saved, folder / "2_Dense" / "pytorch_model.bin")
+    model = make_embedder("qwen2", dense_sizes=[16])
+    load_dense_modules(model, folder)
+    assert torch.equal(model.dense.layers[0].weight, saved["linear.weight"])
+    torch.save(saved | {"linear.bias": Path()}, folder / "2_Dense" / "pytorch_model.bin")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load_dense_modules(model, folder)
+
+
+def test_prompts_are_exported_as_they_were(written: Path) -> None:
+    assert plan_serving(read_sentence_transformers_folder(written), 16).prompts == PROMPTS
 
 
 def test_what_the_caller_knows_better(written: Path, tmp_path: Path) -> None:

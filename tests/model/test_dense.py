@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers.base.modules import Dense
 
 from llamafactory_embed import Encoder
@@ -71,6 +72,17 @@ def test_saved_is_served(pooling: str, tmp_path: Path) -> None:
     load_checkpoint_weights(other, tmp_path / "saved")
     for name, weight in other.pooling_weights().items():
         torch.testing.assert_close(weight, model.pooling_weights()[name])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "latent"])
+def test_what_an_engine_has_collected_is_saved(pooling: str, tmp_path: Path) -> None:
+    model = make_embedder(pooling=pooling, **LAYERS)
+    collected = {name: weight + 1 for name, weight in model.state_dict().items()}
+    save_checkpoint(model, tmp_path, collected)
+    saved = load_file(tmp_path / "pooler.safetensors")
+    assert saved.keys() == model.pooling_weights().keys()
+    for name, weight in model.pooling_weights().items():
+        assert torch.equal(saved[name], weight + 1)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
