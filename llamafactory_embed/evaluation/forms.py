@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..encoder.encoder import Encoder
 from ..files import digest
 from ..hparams.embedding import Precision
 from ..model.quantization import QuantizationRanges, needs_ranges, require_ranges
@@ -29,12 +30,14 @@ def label_of(title: str, size: int | None, precision: Precision = "float32") -> 
     return f"{title} ({', '.join(form)})" if form else title
 
 
-def ranges_used(path: Path, precision: Precision) -> dict[str, Any]:
+def ranges_used(model: Path | Encoder, precision: Precision) -> dict[str, Any]:
     """A digest of the ranges on which results in bytes depend; refuses a checkpoint that has none."""
     if not needs_ranges(precision):
         return {}
-    found = require_ranges(QuantizationRanges.find([path]), path, precision)
-    return {"ranges": digest(json.dumps(found.ranges, sort_keys=True), size=4).hex()}
+    found = QuantizationRanges.find([model]) if isinstance(model, Path) else model.ranges
+    source = model if isinstance(model, Path) else model.source
+    ranges = require_ranges(found, source, precision).ranges
+    return {"ranges": digest(json.dumps(ranges, sort_keys=True), size=4).hex()}
 
 
 def experiment_of(

@@ -234,10 +234,11 @@ def wrap_encoder(
     from .mteb_encoder import MtebEncoder
 
     instructions = instructions_of(encoder.config, prompts, options, local_tasks)
+    experiment = experiment_of(options, size, prompts, precision) | ranges_used(encoder, precision)
     vectors = Path(options.vectors or Path(options.output, "vectors"), name.replace("/", "__"), revision)
     return MtebEncoder(
         encoder,
-        describe_encoder(encoder, name, revision, experiment_of(options, size, prompts, precision)),
+        describe_encoder(encoder, name, revision, experiment),
         instructions,
         vectors,
         dimension=size,
