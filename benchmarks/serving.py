@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from .inputs import ModelSize, save_model
-from .processes import Variant, take_turns
+from .processes import Run, Variant, take_turns
 from .results_file import Result, ratio, table_of
 
 
@@ -49,7 +49,11 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
         }
         for clients in settings.clients
     }
-    runs = take_turns(cases, repeats)
+    return summarize(settings, take_turns(cases, repeats))
+
+
+def summarize(settings: Settings, runs: list[Run]) -> Result:
+    """Ratios for each number of clients; the aim is for the most."""
     most = max(settings.clients)
     return Result(
         settings=dataclasses.asdict(settings),

@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 
 from llamafactory_embed.host.options import ARGUMENT_LISTS, apply, extend_finetuning_arguments, reject_conflicts
 from llamafactory_embed.hparams import option
+from llamafactory_embed.hparams.serving import ServingOptions
 from llamafactory_embed.stages.registry import Registry
 from llamafactory_embed.stages.stage import Stage
 
@@ -95,8 +96,13 @@ def test_every_list_of_argument_classes_gets_the_options() -> None:
     module._TRAIN_MCA_ARGS = []  # its package is not installed
     apply(module)
     assert module.FinetuningArguments is not FinetuningArguments
-    for name in ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MBRIDGE_ARGS"):
+    for name in ("_TRAIN_ARGS", "_EVAL_ARGS", "_TRAIN_MBRIDGE_ARGS"):
         assert getattr(module, name) == [module.FinetuningArguments]
+    (serving,) = module._INFER_ARGS
+    assert issubclass(serving, module.FinetuningArguments)
+    added = {field.name for field in dataclasses.fields(serving)}
+    added -= {field.name for field in dataclasses.fields(module.FinetuningArguments)}
+    assert added == {field.name for field in dataclasses.fields(ServingOptions)}
 
 
 def test_an_engine_chosen_by_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -177,7 +177,9 @@ def list_changes(reader: ReadingEncoder, trained: Reading, prompts: Mapping[str,
     if trained.prefix:
         yield Change("the prompt is missing", replace(trained, prefix=""))
         yield Change("the prompt is written twice", replace(trained, prefix=trained.prefix * 2))
-    by_prompt = {prompt: name for name, prompt in reversed(prompts.items())}  # `query` may be that of a task, too
+    by_prompt = {
+        prompt: name for name, prompt in reversed(list(prompts.items()))
+    }  # `query` may be that of a task, too
     for prompt, name in by_prompt.items():
         if prompt and prompt != trained.prefix:
             yield Change(

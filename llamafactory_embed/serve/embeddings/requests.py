@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +49,8 @@ class EmbeddingRequest:
     task: str | None
     prompt: str | None
     dimensions: int | None
-    encoding: Literal["float", "base64"]
+    encoding: str
+    """One of `ENCODINGS`."""
 
     @property
     def is_text(self) -> bool:

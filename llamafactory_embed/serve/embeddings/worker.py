@@ -38,9 +38,9 @@ class EmbeddingWorker(threading.Thread):
                     self.waiting.withdraw(share.ticket)
                     share.ticket.fail(error)
                 continue
+            self._measure(sum(len(text.token_ids) for text in texts), len(texts), time.perf_counter() - start)
             for share, part in zip(shares, embeddings.split([len(share.texts) for share in shares]), strict=True):
                 share.ticket.deliver(part)
-            self._measure(sum(len(text.token_ids) for text in texts), len(texts), time.perf_counter() - start)
 
     def _measure(self, tokens: int, texts: int, seconds: float) -> None:
         before, speed = self.waiting.tokens_per_second, tokens / max(seconds, 1e-9)
