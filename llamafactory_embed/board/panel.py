@@ -130,7 +130,7 @@ def _hide_what_has_no_effect(panel: Panel) -> None:
 
     widgets = [panel.components[name] for name in deciding]
     gr.on(
-        [widget.change for widget in widgets],  # type: ignore[attr-defined]
+        [widget.change for widget in widgets],
         show_and_hide,
         widgets,
         list(parts.values()),

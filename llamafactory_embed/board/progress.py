@@ -30,6 +30,7 @@ METRICS = {
 INK = "#8c8c8c"  # can be read on a light and on a dark page
 LOSS_COLOUR, METRIC_COLOUR = "#1f77b4", "#e8710a"
 SMOOTHING = 0.8  # share of the past in the smoothed loss
+ROOM_FOR_THE_LABEL = 0.4  # inches; the page writes over the upper left corner of a picture
 MOST_NAMES = 12  # of tasks in the legend
 
 Points = list[tuple[int, float]]
@@ -79,8 +80,12 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 def draw_progress(progress: RunProgress) -> Figure:
     """Loss (left) and metric (right) over the steps; below them the weights, if there are any."""
-    figure = Figure(figsize=(5.6, 7.6 if progress.weights else 4.2), layout="constrained", dpi=110)
+    height = 7.6 if progress.weights else 4.2
+    figure = Figure(figsize=(4.6, height), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.set(rect=(0, 0, 1, 1 - ROOM_FOR_THE_LABEL / height))  # type: ignore[call-arg]
     figure.patch.set_alpha(0)
     parts = figure.subplots(2 if progress.weights else 1, squeeze=False)[:, 0]
     _draw_loss_and_metric(parts[0], progress)

@@ -43,7 +43,7 @@ def option(
         details: Anything else that a reader looks for. Commands (`hparams.command_line`) read `metavar`, `flags`
             (other spellings) and `positional`.
     """
-    metadata = {"help": help, "label": label, "minimum": minimum, "maximum": maximum}
+    metadata: dict[str, Any] = {"help": help, "label": label, "minimum": minimum, "maximum": maximum}
     metadata |= {"group": group, "when": when, **details}
     if isinstance(default, (list, dict, set)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)

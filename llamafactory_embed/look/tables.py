@@ -41,7 +41,7 @@ def _table(name: str, ranking: Sequence[RankedText], empty: str) -> str:
 
 def metrics_table(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Task → model → metric → value, times 100; the better model's numbers are bold."""
-    rows = []
+    rows: list[str] = []
     for task, by_model in metrics.items():
         names = list(next(iter(by_model.values()), {}))
         if names and not rows:
