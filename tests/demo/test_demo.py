@@ -160,7 +160,11 @@ def test_the_demo_runs_from_an_empty_folder_and_reports(
         "after 2 training steps",
     ]
     page = (output / "report.html").read_text(encoding="utf-8")
-    for each in ("a large building where people worship", "after 2 training steps", "llamafactory-cli train examples"):
+    for each in (
+        "a large building where people worship",
+        "after 2 training steps",
+        "llamafactory-cli train saves/quickstart/recipe.yaml",
+    ):
         assert each in page
     assert (output / "training_loss.png").is_file()
     assert sorted(path.name for path in (tmp_path / "examples").rglob("*.yaml")) == ["wordnet_lora.yaml"]
