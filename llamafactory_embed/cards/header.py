@@ -62,7 +62,7 @@ class CardHeader:
     def render(self, model_name: str) -> str:
         """The YAML between the card's first two lines of dashes."""
         base = hub_name(self.base_model)
-        relation = {"base_model_relation": self.relation} if base and self.relation else {}
+        relation: dict[str, Any] = {"base_model_relation": self.relation} if base and self.relation else {}
         data = ModelCardData(
             library_name=self.library,
             pipeline_tag=self.pipeline_tag,

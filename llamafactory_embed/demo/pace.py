@@ -18,6 +18,8 @@ TIMED_STEPS = 5  # the first of them warms up and does not count
 FEWEST_STEPS = 20  # fewer teach nothing that one could see
 SPARE = 0.05  # of the training time, for steps that take longer than those that were timed
 LINES_OF_PROGRESS = 12
+# While a run trains. With another strategy transformers evaluates after the last step, too, before `do_eval` does.
+NO_EVALUATION = {"eval_strategy": "no", "eval_on_start": False}
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,8 @@ def measure_pace(recipe: Mapping[str, Any]) -> Pace:
     timer, start = StepTimer(), time.monotonic()
     with tempfile.TemporaryDirectory() as thrown_away:
         # logging waits for the device, so that the time of a step is all of it
-        run_recipe(
-            {**recipe, **without_evaluation(TIMED_STEPS), "output_dir": thrown_away, "do_eval": False,
-             "max_steps": TIMED_STEPS, "logging_steps": 1, "plot_loss": False},
-            [timer],
-        )  # fmt: skip
+        changes = {**NO_EVALUATION, "do_eval": False, "logging_steps": 1, "plot_loss": False}
+        run_recipe({**recipe, **changes, "output_dir": thrown_away, "max_steps": TIMED_STEPS}, [timer])
     counted = timer.seconds[1:]
     return Pace(step=sum(counted) / len(counted), around=time.monotonic() - start - sum(timer.seconds))
 
@@ -123,18 +122,13 @@ def plan_steps(pace: Pace, most: int, elapsed: float, afterwards: float, minutes
     return StepPlan(steps, around + steps * pace.step, deadline)
 
 
-def without_evaluation(steps: int) -> dict[str, Any]:
-    """Settings of a run of that many steps which evaluates after its last step only."""
-    return {"eval_on_start": False, "eval_steps": steps + 1}
-
-
 def planned_settings(plan: StepPlan, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What the planned run sets differently from the recipe."""
     return {
         "max_steps": plan.steps,
         "warmup_steps": min(int(recipe.get("warmup_steps", 0)), plan.steps // 10),
         "logging_steps": max(1, plan.steps // LINES_OF_PROGRESS),
-        **without_evaluation(plan.steps),
+        **NO_EVALUATION,
     }
 
 

@@ -122,6 +122,7 @@ def train_and_compare(options: DemoOptions, recipe: Mapping[str, Any], start: fl
     """Try the model as it is, time a few steps, train as many as fit, and try the result."""
     from ..encoder.encoder import Encoder
     from ..host.training import run_recipe
+    from ..train.trainer import RECIPE_NAME
     from .pace import Progress, measure_pace, plan_steps, planned_settings
     from .report import DemoOutcome, describe_machine
     from .results import bm25_metrics, load_evals, neighbours_of_samples, open_base_model, read_run, try_model
@@ -139,11 +140,9 @@ def train_and_compare(options: DemoOptions, recipe: Mapping[str, Any], start: fl
     afterwards = trying * (1 + NEIGHBOURS_SHARE)
     plan = plan_steps(pace, recipe["max_steps"], now - start, afterwards, options.minutes, now)
     remarks = describe_plan(plan, pace, recipe["max_steps"], options.minutes)
-    changes = planned_settings(plan, recipe)
-    command = command_line(options.recipe, changes)
-    say("\n".join(f"  {line}" for line in (*remarks, f"$ {command}")))
+    say("\n".join(f"  {line}" for line in remarks))
     progress = Progress(plan.deadline, say)
-    run_recipe({**recipe, **changes}, [progress])
+    run_recipe({**recipe, **planned_settings(plan, recipe)}, [progress])
 
     output = Path(recipe["output_dir"])
     trained = read_run(output)
@@ -155,6 +154,7 @@ def train_and_compare(options: DemoOptions, recipe: Mapping[str, Any], start: fl
         say(f"  {remarks[-1]}")
     samples = neighbours_of_samples(Encoder(output), evals)
     rows = {BM25: bm25_metrics(evals), AS_IT_IS: base.metrics, TRAINED.format(trained.steps): trained.metrics}
+    command = shlex.join(["llamafactory-cli", "train", str(output / RECIPE_NAME)])
     seconds = time.monotonic() - start
     return DemoOutcome(
         output, command, trained.steps, seconds, rows, base.samples, samples, trained.losses, remarks, machine
@@ -174,12 +174,6 @@ def describe_plan(plan: StepPlan, pace: Pace, most: int, minutes: float) -> list
         longer = f"the recipe's {most} would take {whole:.0f}: `--minutes {math.ceil(whole * 1.1)}`"
         return [f"{each}: {plan.steps} steps fit into {minutes:g} minutes; {longer}."]
     return [f"{each}: all {most} steps of the recipe will take {plan.seconds / 60:.1f} minutes."]
-
-
-def command_line(recipe: Path, changes: Mapping[str, Any]) -> str:
-    """The command that does the same as the run."""
-    settings = [f"{name}={yaml.safe_dump(value).split()[0]}" for name, value in changes.items()]
-    return shlex.join(["llamafactory-cli", "train", str(recipe), *settings])
 
 
 def show_outcome(outcome: DemoOutcome, page: Path, seconds: float, say: Say) -> None:

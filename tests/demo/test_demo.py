@@ -153,14 +153,18 @@ def test_the_demo_runs_from_an_empty_folder_and_reports(
     assert "***** train metrics *****" in (output / "demo.log").read_text(encoding="utf-8")
 
     table = shown.partition("Finding the word for a definition")[2].split("\n")
-    assert table[0].split() == [*[",", "in", "%"][1:], "nDCG@10", "MRR@10", "recall@10", "recall@100"]
+    assert table[0].split()[-4:] == ["nDCG@10", "MRR@10", "recall@10", "recall@100"]
     assert [line.rsplit(maxsplit=4)[0].strip() for line in table[1:4]] == [
         "BM25, counting words",
         "the language model as it is",
         "after 2 training steps",
     ]
     page = (output / "report.html").read_text(encoding="utf-8")
-    for each in ("a large building where people worship", "after 2 training steps", "llamafactory-cli train examples"):
+    for each in (
+        "a large building where people worship",
+        "after 2 training steps",
+        "llamafactory-cli train saves/quickstart/recipe.yaml",
+    ):
         assert each in page
     assert (output / "training_loss.png").is_file()
     assert sorted(path.name for path in (tmp_path / "examples").rglob("*.yaml")) == ["wordnet_lora.yaml"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from llamafactory_embed.demo import pace
 from llamafactory_embed.demo.pace import FEWEST_STEPS, SPARE, Pace, Progress, StepPlan, StepTimer, clock, plan_steps
-from llamafactory_embed.demo.run import command_line, describe_plan
+from llamafactory_embed.demo.run import describe_plan
 
 
 FAST = Pace(step=0.1, around=10.0)
@@ -61,12 +60,9 @@ def test_what_is_said_of_the_plan(machine: Pace, said: str) -> None:
 def test_the_schedule_is_that_of_the_steps_that_are_run() -> None:
     settings = pace.planned_settings(StepPlan(95, 0, None), {"warmup_steps": 10})
     assert settings == {
-        "max_steps": 95, "warmup_steps": 9, "logging_steps": 7, "eval_on_start": False, "eval_steps": 96,
+        "max_steps": 95, "warmup_steps": 9, "logging_steps": 7, "eval_strategy": "no", "eval_on_start": False,
     }  # fmt: skip
     assert pace.planned_settings(StepPlan(300, 0, None), {"warmup_steps": 10})["warmup_steps"] == 10
-    command = command_line(Path("my recipe.yaml"), settings)
-    assert command.startswith("llamafactory-cli train 'my recipe.yaml' max_steps=95 warmup_steps=9")
-    assert command.endswith("eval_on_start=false eval_steps=96")
 
 
 def state(step: int, of: int = 10) -> Any:
@@ -92,7 +88,7 @@ def test_the_first_step_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
 
     def run(recipe: dict[str, Any], callbacks: list[StepTimer]) -> None:
-        assert (recipe["max_steps"], recipe["do_eval"], recipe["eval_steps"]) == (5, False, 6)
+        assert (recipe["max_steps"], recipe["do_eval"], recipe["eval_strategy"]) == (5, False, "no")
         now[0] += 5
         for step in range(recipe["max_steps"]):
             callbacks[0].on_step_begin(None, state(step), None)
