@@ -53,7 +53,7 @@ def foreign_options(stage_name: Any) -> set[str]:
     """The options that only other stages have."""
     stages = registry.load_registry().stages
     names = {stage.name: {each.name for each in dataclasses.fields(stage.options)} for stage in stages.values()}
-    return set().union(*names.values()) - names.get(stage_name, set())
+    return set[str]().union(*names.values()) - names.get(stage_name, set())
 
 
 def plain_value(value: Any) -> Any:
