@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 
 from llamafactory_embed.files import write_json
 from llamafactory_embed.recipe.memory import ModelShape, StepMemory, StepSettings, estimate_step
 from llamafactory_embed.recipe.planning import FORWARD_TOKENS_ON_CPU
 
-from .inputs import ModelSize, save_model, texts_of_lengths, train_tokenizer
+from .inputs import ModelSize, save_model, texts_of_lengths
 from .processes import ROOT
 from .training import write_dataset
 
@@ -35,6 +35,7 @@ RESULTS = ROOT / "benchmarks" / "step_memory.json"
 MARK = "<!-- step memory -->"
 HIDDEN_SHARE = {"mntp": 0.2, "ddm": 0.5}
 TEXT_TOKENS = 48
+TRAINED_VOCABULARY = 8192
 LORA = {"finetuning_type": "lora", "lora_rank": 16, "lora_target": "all"}
 FULL = {"finetuning_type": "full"}
 KEPT = {"disable_gradient_checkpointing": True}
@@ -124,9 +125,11 @@ def run_case(material: Mapping[str, str], options: Mapping[str, Any], rows: int)
 
 def make_material(folder: Path, size: ModelSize, rows: int) -> dict[str, str]:
     """A model, and texts of equal lengths: triplets, and documents as long as a triplet."""
-    tokenizer = train_tokenizer(8192, size.longest)
-    model = save_model(folder / "model", dataclasses.replace(size, vocabulary=8192))
-    enlarge_vocabulary(model, size.vocabulary)
+    trained = min(size.vocabulary, TRAINED_VOCABULARY)
+    model = save_model(folder / "model", dataclasses.replace(size, vocabulary=trained))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if size.vocabulary > trained:
+        enlarge_vocabulary(model, size.vocabulary)
     texts = texts_of_lengths(tokenizer, [TEXT_TOKENS] * (6 * rows))
     triplets = [{"query": a, "positive": b, "negative": c} for a, b, c in zip(*[iter(texts)] * 3, strict=True)]
     data = write_dataset(folder / "data", triplets)

@@ -112,9 +112,9 @@ def _is_installed(package: str) -> bool:
 def are_stand_ins_enough() -> bool:
     """Whether a check works without the packages: none is loaded yet, and no stage of another package, whose check may
     need whatever it likes, is registered."""
-    stages = registry.load_registry()
+    stages = registry.load_registry().stages.values()
     own_package = OWN_STAGES_MODULE.partition(".")[0]
-    is_own = all(type_of.options.__module__.startswith(f"{own_package}.") for type_of in stages.stages.values())
+    is_own = all(stage.options.__module__.startswith(f"{own_package}.") for stage in stages)
     return is_own and not any(name in sys.modules for name in (*STAND_INS, "llamafactory", "transformers"))
 
 

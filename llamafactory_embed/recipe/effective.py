@@ -53,7 +53,7 @@ def foreign_options(stage_name: Any) -> set[str]:
     """The options that only other stages have."""
     stages = registry.load_registry().stages
     names = {stage.name: {each.name for each in dataclasses.fields(stage.options)} for stage in stages.values()}
-    return set().union(*names.values()) - names.get(stage_name, set())
+    return set[str]().union(*names.values()) - names.get(stage_name, set())
 
 
 def plain_value(value: Any) -> Any:
@@ -69,7 +69,8 @@ def plain_value(value: Any) -> Any:
 
 def plain_object(value: Any) -> Any:
     """The host makes objects of some options, such as `accelerator_config`."""
-    return plain_value(dataclasses.asdict(value)) if dataclasses.is_dataclass(value) else str(value)
+    is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return plain_value(dataclasses.asdict(value)) if is_record else str(value)
 
 
 def same_value(left: Any, right: Any) -> bool:

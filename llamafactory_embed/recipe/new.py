@@ -93,24 +93,22 @@ def parse_memory(text: str) -> float:
 def write_recipe(options: NewRecipeOptions, shape: ModelShape, wish: Wish, plan: RunPlan) -> str:
     """The lines, section by section."""
     name = options.model.rstrip("/").rpartition("/")[2].lower()
-    output = options.output_dir or f"saves/{name}_{options.stage}"
+    output = options.output_dir or f"saves/{name}_{wish.stage}"
     lines = header(options, shape, wish, plan)
     lines += ["", "### model", *option_lines("model_name_or_path", options.model)]
     if plan.method == "qlora":
         lines += option_lines("quantization_bit", 4) + option_lines("double_quantization", True)
     if not plan.checkpointing:
-        lines += option_lines(
-            "disable_gradient_checkpointing", True, "activations fit; recomputing them costs a third"
-        )
-    lines += ["", "### method", *option_lines("stage", options.stage), *option_lines("do_train", True)]
-    lines += method_lines(plan) + stage_lines(options.stage, plan)
+        lines += option_lines("disable_gradient_checkpointing", True, "what is kept fits: nothing is recomputed")
+    lines += ["", "### method", *option_lines("stage", wish.stage), *option_lines("do_train", True)]
+    lines += method_lines(plan) + stage_lines(wish.stage, plan)
     lines += ["", "### dataset", *option_lines("dataset_dir", options.dataset_dir)]
     lines += option_lines("dataset", options.data) + option_lines("cutoff_len", options.length)
-    if options.stage == "ddm-sft":
+    if wish.stage == "ddm-sft":
         lines += option_lines("template", "default", "the model's own, if it has one")
     lines += ["", "### output", *option_lines("output_dir", output), *option_lines("logging_steps", 10)]
     lines += option_lines("save_steps", 500) + option_lines("plot_loss", True) + option_lines("report_to", "none")
-    return "\n".join([*lines, *training_lines(options.stage, wish, plan)]) + "\n"
+    return "\n".join([*lines, *training_lines(wish.stage, wish, plan)]) + "\n"
 
 
 def header(options: NewRecipeOptions, shape: ModelShape, wish: Wish, plan: RunPlan) -> list[str]:

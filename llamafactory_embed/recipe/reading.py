@@ -62,6 +62,7 @@ def replace_options(text: str, changes: Mapping[str, str | None]) -> str:
     """The text of a recipe with other values of some options; an option without a value is taken out, and the comment
     that stays says so."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode)  # `read_recipe_file` has read it
     spans = [
         (key.start_mark.index, value.end_mark.index, key.value)
         for key, value in root.value

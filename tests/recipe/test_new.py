@@ -70,7 +70,7 @@ def test_the_estimate_agrees_with_the_recorded_peaks() -> None:
 
 @pytest.mark.usefixtures("single_process")
 def test_the_estimate_agrees_with_a_step(tmp_path: Path) -> None:
-    size, rows = ModelSize(layers=4, hidden_size=128, intermediate_size=352, heads=4, key_value_heads=2), 16
+    size, rows = ModelSize(4, 128, 352, 4, 2, vocabulary=2048), 16
     material = step_memory.make_material(tmp_path, size, rows)
     for case in ("contrastive, full, checkpointing", "contrastive, LoRA"):
         measured = step_memory.run_case(material, step_memory.CASES[case], rows)
