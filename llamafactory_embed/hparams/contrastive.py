@@ -124,6 +124,7 @@ class ContrastiveOptions(
         None,
         "Task → what it is trained for instead: `loss`, `temperature`, `num_negatives`, `weight` and others "
         "(docs/contrastive.md).",
+        group="Data",
     )
     kl_weight: float = option(
         0.0,
@@ -170,7 +171,10 @@ class ContrastiveOptions(
         None, "Sizes to which embeddings can be cut (Matryoshka); the loss is summed over all of them."
     )
     matryoshka_weights: list[float] | None = option(
-        None, "Weights of the losses at `matryoshka_dims`, in their order; empty: 1 each."
+        None,
+        "Weights of the losses at `matryoshka_dims`, in their order; empty: 1 each.",
+        group="Similarity",
+        when={"matryoshka_dims": ON},
     )
     simcse_dropout: float | None = option(
         None,

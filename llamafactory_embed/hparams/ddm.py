@@ -86,6 +86,8 @@ class DiffusionTuningOptions(DiffusionOptions):
         "What fills up a row and is learned with it (`ddm_format: diffuseq`), a text of one token or a token's "
         "number; empty: the tokenizer's padding token.",
         label="Padding",
+        group="Answers",
+        when={"ddm_format": ("diffuseq",)},
     )
     ddm_split_digits: bool = option(
         False, "Tokenize every digit by itself, in prompts and in answers.", label="Split digits", group="Answers"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .option import default_of, option
+from .relevance import ON
 
 
 @dataclass
@@ -17,48 +18,71 @@ class CandidateOptions:
         False,
         "Also compare a query with other rows' queries, and its positive with other rows' documents, in one softmax "
         "(info_nce).",
+        group="Negatives",
+        when={"contrastive_loss": ("info_nce",)},
     )
     mask_own_negatives: bool = option(
-        False, "`false_negative_margin` and `guide_model` may leave out a row's own hard negatives, too (info_nce)."
+        False,
+        "`false_negative_margin` and `guide_model` may leave out a row's own hard negatives, too (info_nce).",
+        group="Negatives",
+        when={"contrastive_loss": ("info_nce",)},
     )
     guide_model: str | None = option(
         None,
         "A trained embedder whose similarities say which candidates are false negatives (GISTEmbed, info_nce); empty: "
         "none.",
+        group="Negatives",
+        when={"contrastive_loss": ("info_nce",)},
     )
     guide_margin: float = option(
         0.0,
         "Leave out candidates that the guide finds more similar to the query than the positive less this margin.",
         minimum=0.0,
+        group="Negatives",
+        when={"contrastive_loss": ("info_nce",), "guide_model": ON},
     )
     guide_margin_kind: Literal["absolute", "relative"] = option(
-        "absolute", "Whether `guide_margin` is a similarity, or a share of the positive's."
+        "absolute",
+        "Whether `guide_margin` is a similarity, or a share of the positive's.",
+        group="Negatives",
+        when={"contrastive_loss": ("info_nce",), "guide_model": ON},
     )
     hardness_strength: float = option(
         0.0,
         "Raise the logits of negatives by this times their similarity, which carries no gradient (info_nce); "
         "EmbeddingGemma: 5; 0: off.",
         minimum=0.0,
+        group="Negatives",
+        when={"contrastive_loss": ("info_nce",)},
     )
     hardness_of: Literal["hard_negatives", "in_batch_negatives", "all_negatives"] = option(
-        "hard_negatives", "Which negatives `hardness_strength` raises: a row's own, those of other rows, or all."
+        "hard_negatives",
+        "Which negatives `hardness_strength` raises: a row's own, those of other rows, or all.",
+        group="Negatives",
+        when={"contrastive_loss": ("info_nce",), "hardness_strength": ON},
     )
     focal_gamma: float = option(
         0.0,
         "Multiply a row's loss by (1 - probability of its positive) to this power, as KaLM-V2 does (info_nce); 0: "
         "off.",
         minimum=0.0,
+        group="Negatives",
+        when={"contrastive_loss": ("info_nce",)},
     )
     mixed_negatives: int = option(
         0,
         "Hard negatives of a row that are made by mixing the embeddings of two of its own (info_nce); 0: none.",
         minimum=0,
+        group="Negatives",
+        when={"contrastive_loss": ("info_nce",)},
     )
     candidate_tile: int | None = option(
         None,
         "Compare so many anchors with so many candidates at a time, and compute the similarities again in the "
         "backward pass (info_nce); empty: all at once.",
         minimum=1,
+        group="Memory and length of the run",
+        when={"contrastive_loss": ("info_nce",)},
     )
 
 
@@ -71,27 +95,40 @@ class TermOptions:
         "Distance (1 - similarity) beyond which a pair labelled 0 (pairs, online_pairs) or a negative (triplet, "
         "counted from the positive) costs nothing.",
         minimum=0.0,
+        group="Similarity",
+        when={"contrastive_loss": ("pairs", "online_pairs", "triplet")},
     )
     spread_out_weight: float = option(
         0.0,
         "Weight of the spread-out regularizer: the mean squared cosine of different queries and of different "
         "positives; jina-v5: 1; 0: off.",
         minimum=0.0,
+        group="Similarity",
     )
     vector_weight: float = option(
         0.0,
         "Weight of the distance to a teacher's vectors (vector_distillation) that is added to the loss, for rows that "
         "bring them; 0: off.",
         minimum=0.0,
+        group="Teacher's vectors",
     )
     vector_distance: Literal["cosine", "mse"] = option(
-        "cosine", "Distance to a teacher's vector: 1 - cosine, or the mean square over its numbers."
+        "cosine",
+        "Distance to a teacher's vector: 1 - cosine, or the mean square over its numbers.",
+        group="Teacher's vectors",
+        when=[{"vector_weight": ON}, {"contrastive_loss": ("vector_distillation",)}],
     )
     teacher_projection: bool = option(
-        False, "Learn a linear map from embeddings to the teacher's vectors; it is needed where their sizes differ."
+        False,
+        "Learn a linear map from embeddings to the teacher's vectors; it is needed where their sizes differ.",
+        group="Teacher's vectors",
     )
     teacher_projection_lr: float | None = option(
-        None, "Learning rate of the linear map; empty: that of the recipe.", minimum=1e-9
+        None,
+        "Learning rate of the linear map; empty: that of the recipe.",
+        minimum=1e-9,
+        group="Teacher's vectors",
+        when={"teacher_projection": ON},
     )
 
 

@@ -21,13 +21,18 @@ class RunOptions:
         group="Memory and length of the run",
     )
     card_license: str | None = option(
-        None, "Licence of the trained model on its card, by the hub's name for it (apache-2.0); empty: none is named."
+        None,
+        "Licence of the trained model on its card, by the hub's name for it (apache-2.0); empty: none is named.",
+        group="Model card",
     )
     card_language: str | None = option(
-        None, "Languages of the model on its card, by their codes (en, de); empty: none is named."
+        None, "Languages of the model on its card, by their codes (en, de); empty: none is named.", group="Model card"
     )
     card_samples: int = option(
-        3, "Rows of each retrieval task that the model card shows; 0 for data that others should not see.", minimum=0
+        3,
+        "Rows of each retrieval task that the model card shows; 0 for data that others should not see.",
+        minimum=0,
+        group="Model card",
     )
 
     def __post_init__(self) -> None:
