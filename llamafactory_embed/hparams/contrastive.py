@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .embedding import EmbeddingOptions
+from .embedding import EmbeddingOptions, check_mask_pooling
 from .loss_terms import CandidateOptions, TermOptions, check_matryoshka_weights, refuse_contradictory_terms
 from .option import option
 from .relevance import ON
@@ -52,6 +52,7 @@ class ComparisonOptions(EmbeddingOptions):
     )
 
     def __post_init__(self) -> None:
+        check_mask_pooling(self)
         if self.similarity == "dot" and self.normalize_embeddings:
             raise ValueError(
                 "`similarity: dot` trains inner products, but `normalize_embeddings: true` serves embeddings of unit "

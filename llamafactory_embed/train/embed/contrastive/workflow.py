@@ -10,7 +10,7 @@ from ....data.embedding_tokenizer import EmbeddingTokenizer
 from ....data.retrieval.evalset import build_retrieval_eval
 from ....hparams.contrastive import ContrastiveOptions
 from ....hparams.objectives import Objective, compared_by, objectives_of_tasks, read_objectives, served_sizes
-from ....loading.embedder import load_embedding_model_for_training
+from ....loading.embedder import load_embedding_model_for_training, with_mask_token
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
 from ..eval_tasks import find_eval_tasks, judge_finished_model
@@ -70,6 +70,7 @@ def run_contrastive(
         similarity=compared_by(main.options),
         matryoshka_dims=sizes,
     )
+    config = with_mask_token(config, options.mask_token, tokenizer, model_args)
     has_several = len(tasks) > 1 and options.task_batching == "homogeneous"
     curves = LossCurves([task.name for task in tasks], training_args.device) if has_several else None
     projection = TeacherProjection.of(options, training_args.learning_rate) if tasks else None

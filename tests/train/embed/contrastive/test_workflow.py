@@ -250,6 +250,16 @@ def test_a_quantized_run_is_evaluated_stored_and_resumed(run: Run, data: Path, t
     assert bytes_.dtype == "int8"
 
 
+def test_what_mask_tokens_are_trained_for_is_served(run: Run, data: Path, tmp_path: Path) -> None:
+    given = {"pooling": "mask", "mask_tokens": 3, "mask_token": "eos", "eval_dataset": "nouns_heldout"}
+    result = run("masks", **LORA, **given, do_eval=True, eval_strategy="steps", eval_steps=3)
+    config = EmbeddingConfig.load(tmp_path / "masks")
+    assert (config.mask_tokens, config.mask_token) == (3, "</s>")
+    evals = [build_retrieval_eval(task) for task in load_tasks(["nouns_heldout"], str(data))]
+    found = evaluate_retrieval(Encoder(tmp_path / "masks"), evals, share_over_ranks=False)
+    assert {name: result.metrics[-1][f"eval_{name}"] for name in found} == pytest.approx(found, abs=1e-6)
+
+
 def test_the_recipe_is_kept(finished: tuple[dict[str, Any], RunResult]) -> None:
     given, _ = finished
     for folder in (Path(given["output_dir"]), Path(given["output_dir"], "checkpoint-1")):
