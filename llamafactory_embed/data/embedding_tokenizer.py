@@ -13,11 +13,12 @@ from .tokenization import TokenizedText, tokenize_texts
 
 
 class EmbeddingTokenizer:
-    """A tokenizer together with the prompts, lengths and EOS of an embedder."""
+    """A tokenizer together with the prompts, lengths, EOS and mask tokens of an embedder."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: EmbeddingConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
+        self._masks = mask_ids(tokenizer, config)
         self._query_template = parse_template(config.query_template, "query_template")
         self._document_template = parse_template(config.document_template, "document_template")
         if wraps(self._query_template.with_instruction, self._document_template.with_instruction):
@@ -68,9 +69,22 @@ class EmbeddingTokenizer:
             prompt_texts(texts, instructions, template),
             max_length=max_length,
             append_eos=self.config.append_eos,
+            append_masks=self._masks,
             skip_instruction=self.config.skip_instruction,
             numbers=numbers,
         )
+
+
+def mask_ids(tokenizer: PreTrainedTokenizerBase, config: EmbeddingConfig) -> list[int]:
+    """The tokens that `pooling: mask` reads: a training has recorded which; else they are the tokenizer's mask."""
+    if config.pooling != "mask":
+        return []
+    name = config.mask_token or tokenizer.mask_token
+    vocabulary = tokenizer.get_vocab()
+    if name not in vocabulary:
+        missing = "its tokenizer has no mask token" if name is None else f"its tokenizer has no token {name!r}"
+        raise ValueError(f"`pooling: mask` appends a token, and {missing}: name one that it has in `mask_token`.")
+    return [vocabulary[name]] * (config.mask_tokens or 1)
 
 
 def wraps(query_template: str, document_template: str) -> bool:

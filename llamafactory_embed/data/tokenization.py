@@ -1,10 +1,10 @@
-"""Texts → token ids, with EOS where pooling needs it and the place from which pooling may start."""
+"""Texts → token ids, with EOS or mask tokens where pooling reads them, and the place from which it may start."""
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -67,6 +67,7 @@ def tokenize_texts(
     *,
     max_length: int,
     append_eos: bool = False,
+    append_masks: Sequence[int] = (),
     skip_instruction: bool = False,
     numbers: Sequence[int] | None = None,
 ) -> list[TokenizedText]:
@@ -74,11 +75,12 @@ def tokenize_texts(
 
     The text is what truncation shortens: its prefix (the instruction), its suffix and EOS survive. With
     `skip_instruction`, pooling starts at the first token that holds a character of the text; special tokens in front
-    never count then.
+    never count then. `append_masks` are tokens that stand behind everything; pooling counts these alone.
 
     `numbers` are the texts' positions in what the caller was given, for the sentence about one that cannot be read.
     """
     special = find_special_tokens(tokenizer, append_eos)
+    special = replace(special, trailing=(*special.trailing, *append_masks))
     room = max_length - len(special)
     if room < 1:
         raise ValueError(
@@ -98,6 +100,8 @@ def tokenize_texts(
     prefix_lengths, suffix_lengths = _measure_prompts(tokenizer, texts, encoded)
     bodies = [_cut(body, room, n) for body, n in zip(encoded["input_ids"], suffix_lengths, strict=True)]
     rows = [[*special.leading, *body, *special.trailing] or [filler_token(tokenizer)] for body in bodies]
+    if append_masks:
+        return [TokenizedText(row, len(row) - len(append_masks)) for row in rows]
     if not skip_instruction:
         return [TokenizedText(row) for row in rows]
     return [

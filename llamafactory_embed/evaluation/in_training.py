@@ -9,9 +9,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..data.retrieval.evalset import RetrievalEval
 from ..encoder.encoder import Encoder, Role
+from ..hparams.embedding import Precision
+from ..model.quantization import rounded
 
 
 DEPTH = 100  # documents that are ranked for a query
@@ -21,9 +24,10 @@ QUERIES_AT_ONCE = 256
 
 
 def evaluate_retrieval(
-    encoder: Encoder, tasks: Sequence[RetrievalEval], *, share_over_ranks: bool
+    encoder: Encoder, tasks: Sequence[RetrievalEval], *, share_over_ranks: bool, precision: Precision = "float32"
 ) -> dict[str, float]:
-    """Metrics of each task as `<task>_<metric>` and their mean over tasks as `<metric>`.
+    """Metrics of each task as `<task>_<metric>` and their mean over tasks as `<metric>`; in another precision than
+    float32 also `<precision>_<metric>`, of documents that are stored in it and searched with float queries.
 
     With `share_over_ranks` every rank embeds its part of the texts; engines that must run the same forwards on all
     ranks (FSDP, ZeRO-3) let every rank embed all of them.
@@ -32,7 +36,14 @@ def evaluate_retrieval(
     for task in tasks:
         queries = _embed(encoder, task.queries, list(task.query_instructions), "query", share_over_ranks)
         documents = _embed(encoder, task.corpus, task.corpus_instruction, "document", share_over_ranks)
-        by_task[task.task] = retrieval_metrics(rank_documents(queries, documents, DEPTH), task.relevant)
+        as_read = {"": documents}
+        if precision != "float32":
+            as_read[f"{precision}_"] = _as_stored_by(encoder, documents, precision)
+        by_task[task.task] = {
+            f"{form}{name}": value
+            for form, vectors in as_read.items()
+            for name, value in retrieval_metrics(_ranked(encoder, queries, vectors), task.relevant).items()
+        }
 
     names = list(next(iter(by_task.values())))
     metrics = {name: sum(each[name] for each in by_task.values()) / len(by_task) for name in names}
@@ -84,8 +95,8 @@ def retrieval_metrics(ranking: Tensor, relevant: Sequence[frozenset[int]]) -> di
 def _embed(
     encoder: Encoder, texts: Sequence[str], prompt: str | list[str], role: Role, share_over_ranks: bool
 ) -> Tensor:
-    """Embeddings [N, d] whose inner products are the model's similarities."""
-    how: dict[str, Any] = {"role": role, "convert_to": "torch", "normalize": encoder.config.compares_unit_length}
+    """Embeddings [N, d] as they are served."""
+    how: dict[str, Any] = {"role": role, "convert_to": "torch"}
     world_size = dist.get_world_size() if share_over_ranks and dist.is_initialized() else 1
     if world_size == 1:
         return encoder.encode(texts, prompt=prompt, **how)
@@ -97,6 +108,17 @@ def _embed(
     for rank, each in enumerate(parts):
         embeddings[rank::world_size] = each
     return embeddings
+
+
+def _ranked(encoder: Encoder, queries: Tensor, documents: Tensor) -> Tensor:
+    if encoder.config.compares_unit_length:
+        queries, documents = normalize(queries, dim=-1), normalize(documents, dim=-1)
+    return rank_documents(queries, documents, DEPTH)
+
+
+def _as_stored_by(encoder: Encoder, vectors: Tensor, precision: Precision) -> Tensor:
+    ranges = encoder.ranges_for(precision, encoder.dimension, encoder.config.normalize)
+    return torch.from_numpy(rounded(vectors.numpy(), precision, ranges))
 
 
 def _of_all_ranks(part: Tensor, world_size: int) -> list[Tensor]:

@@ -81,6 +81,11 @@ def check_fits(config: EmbeddingConfig, model: PretrainedConfig) -> None:
             f"LLM2Vec has no layers behind its pooling, and this model has `dense_sizes: {config.dense_sizes}`: use "
             "`--layout sentence-transformers`."
         )
+    if config.pooling == "mask":
+        raise ValueError(
+            "LLM2Vec appends no mask tokens, which `pooling: mask` reads: serve this checkpoint with `Encoder` or "
+            "`llamafactory-embed serve`."
+        )
     if config.pooling not in POOLINGS:
         raise ValueError(
             f"LLM2Vec knows the poolings {', '.join(POOLINGS)} and appends no EOS, so it cannot pool like `pooling: "

@@ -61,6 +61,11 @@ def plan_serving(
         raise ValueError(
             f"`--dimensions {dimensions}` was not trained; this model has {', '.join(map(str, trained))}."
         )
+    if config.pooling == "mask":
+        raise ValueError(
+            "sentence-transformers appends no mask tokens, which `pooling: mask` reads: serve this checkpoint with "
+            "`Encoder` or `llamafactory-embed serve`."
+        )
     return Serving(
         prompts=collect_prompts(config, query_task),
         query_length=config.query_max_length,

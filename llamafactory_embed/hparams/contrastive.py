@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .embedding import EmbeddingOptions
+from .embedding import EmbeddingOptions, check_mask_pooling
 from .loss_terms import CandidateOptions, TermOptions, check_matryoshka_weights, refuse_contradictory_terms
 from .option import option
 from .relevance import ON
@@ -52,6 +52,7 @@ class ComparisonOptions(EmbeddingOptions):
     )
 
     def __post_init__(self) -> None:
+        check_mask_pooling(self)
         if self.similarity == "dot" and self.normalize_embeddings:
             raise ValueError(
                 "`similarity: dot` trains inner products, but `normalize_embeddings: true` serves embeddings of unit "
@@ -176,6 +177,13 @@ class ContrastiveOptions(
         group="Similarity",
         when={"matryoshka_dims": ON},
     )
+    quantization_aware: Literal["none", "int8", "binary"] = option(
+        "none",
+        "Compute the loss from embeddings as they come back from int8 or binary, with straight-through gradients; the "
+        "checkpoint keeps the ranges that int8 needs.",
+        label="Quantization-aware training",
+        group="Similarity",
+    )
     simcse_dropout: float | None = option(
         None,
         "Attention dropout that makes a second view of a text, its positive (SimCSE, for plain texts).",
@@ -193,6 +201,7 @@ class ContrastiveOptions(
         super().__post_init__()
         refuse_contradictory_terms(self)
         check_matryoshka_weights(self.matryoshka_dims, self.matryoshka_weights)
+        self._check_quantization()
         if self.kl_weight and self.contrastive_loss != "info_nce":
             raise ValueError(
                 f"`kl_weight` adds a teacher's KL divergence to `contrastive_loss: info_nce`, not to "
@@ -207,4 +216,21 @@ class ContrastiveOptions(
             raise ValueError(
                 f"`contrastive_loss: {self.contrastive_loss}` compares a query's positive with its own negatives: set "
                 "`num_negatives` to at least 1."
+            )
+
+    def _check_quantization(self) -> None:
+        """Refuse losses of lengths where the stored embeddings have lost them."""
+        compares_lengths = (LOSSES[self.contrastive_loss].similarity or self.similarity) == "dot"
+        if self.quantization_aware == "none" or not compares_lengths:
+            return
+        if self.quantization_aware == "binary":
+            raise ValueError(
+                "`quantization_aware: binary` keeps signs, which know no length, and this loss compares inner "
+                "products: use int8, or a loss and a `similarity` of cosines."
+            )
+        if self.normalize_embeddings:
+            raise ValueError(
+                f"`quantization_aware: int8` trains embeddings as they are stored, here of unit length, and "
+                f"`contrastive_loss: {self.contrastive_loss}` compares inner products: set "
+                "`normalize_embeddings: false`."
             )

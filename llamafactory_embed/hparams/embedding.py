@@ -31,7 +31,7 @@ class EmbeddingOptions:
         "Sliding window of models like Mistral: keep it, on both sides, or ignore it and attend to the whole text.",
         group="Attention",
     )
-    pooling: Literal["mean", "weighted_mean", "last", "eos", "bos", "latent", "multi_layer_latent"] = option(
+    pooling: Literal["mean", "weighted_mean", "last", "eos", "bos", "mask", "latent", "multi_layer_latent"] = option(
         "mean", "How the hidden states of a text become one vector."
     )
     latents: int = option(
@@ -61,6 +61,20 @@ class EmbeddingOptions:
         minimum=1e-6,
         group="Latent pooling",
         when={"pooling": LATENT_POOLINGS},
+    )
+    mask_tokens: int = option(
+        1,
+        "Mask tokens that are appended to a text; the mean of their states is the embedding (mask pooling).",
+        minimum=1,
+        group="Mask pooling",
+        when={"pooling": ("mask",)},
+    )
+    mask_token: str | None = option(
+        None,
+        "Token of mask pooling: blank (the token `_`), eos, mask (the tokenizer's mask token), or any text that is "
+        "one token; empty: that of the checkpoint or model family.",
+        group="Mask pooling",
+        when={"pooling": ("mask",)},
     )
     skip_instruction: bool = option(
         False,
@@ -109,3 +123,15 @@ class EmbeddingOptions:
         minimum=1,
         group="Memory and length of the run",
     )
+
+
+def check_mask_pooling(options: EmbeddingOptions) -> None:
+    """Refuse options that mask pooling does not read, and its own without it."""
+    if options.pooling == "mask" and options.skip_instruction:
+        raise ValueError(
+            "`skip_instruction` leaves tokens of the text out of the pooling, and `pooling: mask` reads none of them: "
+            "leave it out."
+        )
+    for name in ("mask_tokens", "mask_token"):
+        if options.pooling != "mask" and getattr(options, name) != getattr(EmbeddingOptions, name):
+            raise ValueError(f"`{name}` belongs to `pooling: mask`, not to {options.pooling}: leave it out.")

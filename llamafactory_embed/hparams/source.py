@@ -13,8 +13,8 @@ from .option import option
 class SourceOptions:
     """Settings of an embedder by their names in its configuration; what is left empty is as the checkpoint says."""
 
-    pooling: Literal["mean", "weighted_mean", "last", "eos", "bos", "latent", "multi_layer_latent"] | None = option(
-        None, "How hidden states become one vector; empty: as the checkpoint says."
+    pooling: Literal["mean", "weighted_mean", "last", "eos", "bos", "mask", "latent", "multi_layer_latent"] | None = (
+        option(None, "How hidden states become one vector; empty: as the checkpoint says.")
     )
     attention: Literal["bidirectional", "causal"] | None = option(
         None, "What a token attends to, the whole text or the tokens before it; empty: as the checkpoint says."

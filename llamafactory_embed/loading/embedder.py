@@ -13,9 +13,17 @@ from transformers import PreTrainedTokenizerBase
 from ..hparams.embedding import EmbeddingOptions
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
+from ..model.mask_token import MaskedTokenRecord, load_mask_embedding
 from .attention_pool import ATTENTION_POOL_NAME, AttentionPoolShape, read_attention_pool
-from .backbone import attention_backend, load_backbone_for_training
+from .backbone import (
+    adapter_folders,
+    attention_backend,
+    hub_options,
+    load_backbone_for_training,
+    load_config,
+)
 from .checkpoint import POOLER_NAME
+from .masked_tokens import MaskedTokenRequest, resolve_masked_tokens
 from .sentence_transformers_folder import is_sentence_transformers_folder, load_dense_modules, read_dense_layers
 
 
@@ -30,6 +38,7 @@ SERVED_ALIKE = (
     "attention",
     "sliding_window",
     "pooling",
+    "mask_tokens",
     "skip_instruction",
     "query_template",
     "document_template",
@@ -55,6 +64,31 @@ def load_embedding_model_for_training(
     if not training_args.do_train:
         warn_of_changes(model, loaded.start)
     return model
+
+
+def with_mask_token(
+    config: EmbeddingConfig, asked: str | None, tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments
+) -> EmbeddingConfig:
+    """The configuration with the token that `pooling: mask` appends, found as everything that hides tokens finds it.
+    One that the model has no row for is refused: its embedding would be that of nothing."""
+    if config.pooling != "mask":
+        return config
+    folders, hub = [model_args.model_name_or_path, *adapter_folders(model_args)], hub_options(model_args)
+    record, model_config = MaskedTokenRecord.find(folders, **hub), load_config(model_args)
+    found = resolve_masked_tokens(MaskedTokenRequest(asked), record, model_config, tokenizer, needs_family=False).mask
+    is_beside_adapter = record is not None and record.mask_token_id == found.id
+    is_beside_adapter = is_beside_adapter and load_mask_embedding(folders, **hub) is not None
+    if found.is_added or found.id >= model_config.vocab_size:
+        raise ValueError(
+            f"`pooling: mask` appends a token, and {model_args.model_name_or_path} has no mask token: name one that "
+            "it has, `mask_token: eos` or any text that is one token, or train one first (`stage: mntp` or `ddm`)."
+        )
+    if is_beside_adapter:
+        raise ValueError(
+            f"The embedding of {found.text!r} lies beside the adapter {folders[-1]}, where `pooling: mask` does not "
+            "read it: merge the adapter first (`llamafactory-cli export`), or name another `mask_token`."
+        )
+    return dataclasses.replace(config, mask_token=tokenizer.convert_ids_to_tokens(found.id))
 
 
 def continue_pooler(model: EmbeddingModel, start: str) -> None:

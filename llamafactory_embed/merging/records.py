@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..model.embedding_config import EmbeddingConfig
 from ..model.mask_token import MaskedTokenRecord
+from ..model.quantization import End, QuantizationRanges
 from .plan import Merge
 
 
-Record = EmbeddingConfig | MaskedTokenRecord
+Record = EmbeddingConfig | MaskedTokenRecord | QuantizationRanges
 
 ADDED_UP = ("instructions", "symmetric_tasks")  # tasks of any part are tasks of the whole
 PLACES = ("base_model", "merged_adapters")  # of no meaning for full weights
@@ -20,7 +23,7 @@ PLACES = ("base_model", "merged_adapters")  # of no meaning for full weights
 
 def merge_records(merge: Merge) -> list[Record]:
     """The records of the merged checkpoint."""
-    merged = []
+    merged: list[Record] = []
     for kind in (EmbeddingConfig, MaskedTokenRecord):
         records = [kind.find([checkpoint]) for checkpoint in merge.checkpoints]
         present = [record for record in records if record is not None]
@@ -30,7 +33,21 @@ def merge_records(merge: Merge) -> list[Record]:
             odd = merge.checkpoints[records.index(None)]
             raise ValueError(f"{odd} is not {kind.described_as}, and others are: merge checkpoints of one kind.")
         merged.append(_merge_records(present, merge))
-    return merged
+    return [*merged, *_merge_ranges(merge)]
+
+
+def _merge_ranges(merge: Merge) -> list[QuantizationRanges]:
+    """The widest ends of the parts, where all of them have ranges of the same sizes: numbers of a mean of weights lie
+    between those of the parts as a rule, and those that do not become the nearer end."""
+    found = [QuantizationRanges.find([checkpoint]) for checkpoint in merge.checkpoints]
+    parts = [each for each in found if each is not None]
+    if len({(each.unit_length, *sorted(each.ranges)) for each in parts}) != 1 or len(parts) < len(found):
+        return []
+    ranges: dict[str, list[End]] = {}
+    for size in parts[0].ranges:
+        ends = np.stack([each.of(int(size), each.unit_length) for each in parts])  # [parts, 2, size]
+        ranges[size] = [ends[:, 0].min(axis=0).tolist(), ends[:, 1].max(axis=0).tolist()]
+    return [QuantizationRanges(ranges, parts[0].unit_length, sum(each.texts for each in parts))]
 
 
 def _merge_records(records: Sequence[Any], merge: Merge) -> Record:

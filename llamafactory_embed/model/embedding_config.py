@@ -48,6 +48,10 @@ class EmbeddingConfig(CheckpointRecord):
     """The layers behind the pooling."""
     appends_eos: bool | None = None
     """Whether tokenization appends EOS where the tokenizer does not; None: where the pooling reads it."""
+    mask_tokens: int = 0
+    """How many mask tokens tokenization appends, for a pooling that reads these."""
+    mask_token: str | None = None
+    """The name in the vocabulary of the token that it appends."""
     default_task: str | None = None
     """The task of queries that name none."""
 
@@ -73,6 +77,7 @@ class EmbeddingConfig(CheckpointRecord):
             document_max_length=options.document_max_length or cutoff_len,
             normalize=options.normalize_embeddings,
             max_tokens_per_batch=options.max_tokens_per_batch,
+            mask_tokens=options.mask_tokens if options.pooling == "mask" else 0,
             dense=plan_dense(options.dense_sizes or [], options.dense_bias, options.dense_activations),
             **more,
         )

@@ -19,17 +19,17 @@ from .latent_pooling import LatentKeys, LatentPooler, MultiLayerLatentPooler
 from .packed import Lengths, first_states, last_states, mean_states
 
 
-TokenPooling = Literal["mean", "weighted_mean", "last", "eos", "bos"]
+TokenPooling = Literal["mean", "weighted_mean", "last", "eos", "bos", "mask"]
 LatentPooling = Literal["latent", "multi_layer_latent"]
-Pooling = Literal["mean", "weighted_mean", "last", "eos", "bos", "latent", "multi_layer_latent"]
+Pooling = Literal["mean", "weighted_mean", "last", "eos", "bos", "mask", "latent", "multi_layer_latent"]
 
 
 class TokenPooler(nn.Module):
     """Poolings without parameters.
 
     `mean`; `weighted_mean`, weights 1, 2, …, m over the tokens that count (Muennighoff 2022, SGPT); `last`; `eos`, the
-    last token where tokenization has appended EOS; `bos`, the first token. The last three pick their token whether or
-    not it counts.
+    last token where tokenization has appended EOS; `bos`, the first token. These three pick their token whether or not
+    it counts. `mask` is the mean where tokenization has appended mask tokens, and lets no other token count.
     """
 
     uses_all_layers = False

@@ -107,6 +107,8 @@ class QuantizationRanges(CheckpointRecord):
     """Whether they are those of embeddings of unit length."""
     texts: int = 0
     """How many were measured; 0 where the ends follow from how the model computes."""
+    batches: int = 0
+    """Of how many batches of a training the ends are the running mean; 0 where they are the extremes of all texts."""
 
     @classmethod
     def read(cls, path: str | Path) -> QuantizationRanges:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llamafactory_embed import Encoder
+from llamafactory_embed.model.quantization import QuantizationRanges
 
 from .contrastive_runs import DENSE, LATENT, LORA, OBJECTIVES, RunResult, perform, recipe, write_data
 from .two_ranks import assert_trained_alike, deepspeed_config, engine_runs, fsdp2_variables, run_on_two_ranks
@@ -36,6 +37,7 @@ DDP_RUNS: dict[str, dict[str, Any]] = {
     "cosent": {"contrastive_loss": "cosent", "dataset": "scored", "num_negatives": 0},
     "cosent-cached": {"contrastive_loss": "cosent", "dataset": "scored", "num_negatives": 0, "grad_cache_tokens": 64},
     "objectives": {**OBJECTIVES, "max_steps": 6},
+    "quantized": {**LORA, "quantization_aware": "binary", "matryoshka_dims": [8, 32]},
 }  # fmt: skip
 
 # Compared with DDP: losses, metrics, and what the checkpoint embeds; then a checkpoint is resumed.
@@ -114,6 +116,16 @@ def test_evaluation_on_two_ranks(ddp: dict[str, RunResult], one_process: dict[st
     found, expected = ddp["lora"].metrics, one_process["lora"].metrics
     assert expected
     assert found == [pytest.approx(metrics, abs=1e-6) for metrics in expected]
+
+
+def test_two_ranks_measure_the_same_ranges(
+    folder: Path, ddp: dict[str, RunResult], one_process: dict[str, RunResult]
+) -> None:
+    found, expected = (QuantizationRanges.load(folder / engine / "quantized") for engine in ("ddp", "one"))
+    assert found.batches == expected.batches == 3
+    assert found.texts == expected.texts
+    for size in (8, 32):
+        np.testing.assert_allclose(found.of(size, True), expected.of(size, True), atol=1e-5)
 
 
 @pytest.mark.parametrize(("prefix", "engine"), [("z2", "deepspeed"), ("z3", "deepspeed"), ("fsdp2", "fsdp2")])

@@ -86,6 +86,12 @@ def test_documents_are_ranked_by_the_similarity_that_is_trained(similarity: str,
     expected = by_cosine if similarity == "cosine" else as_served
     assert evaluate_retrieval(encoder, [task], share_over_ranks=False) == pytest.approx(expected)
 
+    bits = np.where(documents > 0, 1, -1) / documents.shape[1] ** 0.5
+    stored = metrics(unit[0], bits) if similarity == "cosine" else metrics(queries, bits)
+    assert stored != expected
+    expected |= {f"binary_{name}": value for name, value in stored.items()}
+    assert evaluate_retrieval(encoder, [task], share_over_ranks=False, precision="binary") == pytest.approx(expected)
+
 
 @pytest.mark.parametrize("backend", ["gloo", "nccl"])
 def test_ranks_exchange_embeddings_through_main_memory(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,7 @@ def test_what_llm2vec_does_not_support_gets_one_sentence(tmp_path: Path) -> None
             "is for bidirectional models, and this one has `attention: causal`",
         ),
         ("eos", "llama", {"pooling": "eos"}, "cannot pool like `pooling: eos`"),
+        ("mask", "llama", {"pooling": "mask"}, "LLM2Vec appends no mask tokens"),
         ("dense", "llama", {"dense_sizes": [8]}, r"has no layers behind its pooling.*`dense_sizes: \[8\]`"),
         ("phi", "phi3", {}, "has classes for llama, mistral, gemma, qwen2, not for phi3"),
     ):

@@ -41,6 +41,7 @@ def test_templates_without_an_instruction_are_prompts_of_all_texts() -> None:
         ({}, {"dimensions": 12}, r"`--dimensions 12` was not trained; this model has 8, 32\."),
         ({"query_template": "{text} =>"}, {}, r"`query_template: \{text\} =>` writes ' =>' after the text"),
         ({"document_template": "<{text}>"}, {}, r"`document_template: <\{text\}>` writes '>' after the text"),
+        ({"pooling": "mask"}, {}, "sentence-transformers appends no mask tokens"),
         ({"instructions": {"document": "Find"}}, {}, "A task of this checkpoint is named 'document'"),
     ],
 )

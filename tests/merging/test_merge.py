@@ -16,9 +16,11 @@ from llamafactory_embed import Encoder
 from llamafactory_embed.loading.checkpoint import load_embedding_model
 from llamafactory_embed.merging.merge import merge_checkpoints
 from llamafactory_embed.merging.plan import Merge, last_checkpoints
+from llamafactory_embed.merging.records import merge_records
 from llamafactory_embed.merging.search import search_weights
 from llamafactory_embed.merging.tensors import slerp
 from llamafactory_embed.model.embedding import EmbeddingModel
+from llamafactory_embed.model.quantization import QuantizationRanges
 from tests.embedders import PROSE
 from tests.merging.checkpoints import save_adapter, save_embedder
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
@@ -72,6 +74,19 @@ def test_full_weights(tmp_path: Path) -> None:
     parts = [save_embedder(tmp_path / str(seed), tiny_model("llama", seed), seed) for seed in (1, 2)]
     merge_checkpoints(Merge.of(parts, [1, 3]), tmp_path / "merged")
     np.testing.assert_allclose(embed(tmp_path / "merged"), embed(mean_model(parts, [0.25, 0.75])), atol=1e-6)
+
+
+def test_ranges_are_the_widest_of_all_parts(tmp_path: Path) -> None:
+    parts = [save_embedder(tmp_path / str(seed), tiny_model("llama", seed), seed) for seed in (1, 2)]
+    merge = Merge.of(parts, None)
+    QuantizationRanges({"32": [[-0.1] * 32, [0.1, 0.4] * 16]}, unit_length=True, texts=10).save(parts[0])
+    assert not [each for each in merge_records(merge) if isinstance(each, QuantizationRanges)]  # the other has none
+    QuantizationRanges({"32": [-0.2, 0.25]}, unit_length=True, texts=5).save(parts[1])
+    (found,) = [each for each in merge_records(merge) if isinstance(each, QuantizationRanges)]
+    assert found.texts == 15
+    np.testing.assert_allclose(found.of(32, unit_length=True), [[-0.2] * 32, [0.25, 0.4] * 16], atol=1e-7)
+    QuantizationRanges({"32": [-0.2, 0.25]}, unit_length=False, texts=5).save(parts[1])
+    assert not [each for each in merge_records(merge) if isinstance(each, QuantizationRanges)]
 
 
 def test_an_adapter_and_full_weights(base: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def pool_one_text(hidden: Tensor, counted: Tensor, pooling: TokenPooling) -> Ten
     if pooling in ("last", "eos"):
         return hidden[-1]
     pooled = hidden[counted] if counted.any() else hidden
-    if pooling == "mean":
+    if pooling in ("mean", "mask"):
         return pooled.mean(0)
     weights = torch.arange(1, len(pooled) + 1, dtype=hidden.dtype)
     return (pooled * weights[:, None]).sum(0) / weights.sum()

@@ -19,6 +19,19 @@ def test_what_is_trained_by_inner_products_is_not_served_by_cosine(
         options(similarity="dot", **more)
 
 
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"pooling": "mask", "skip_instruction": True}, "`skip_instruction` leaves tokens of the text out"),
+        ({"mask_tokens": 2}, "`mask_tokens` belongs to `pooling: mask`, not to mean"),
+        ({"mask_token": "eos", "pooling": "last"}, "`mask_token` belongs to `pooling: mask`, not to last"),
+    ],
+)
+def test_mask_tokens_are_for_a_pooling_that_reads_them(given: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        TdroOptions(**given)
+
+
 @pytest.mark.parametrize("options", [ContrastiveOptions, TdroOptions])
 @pytest.mark.parametrize(("similarity", "normalize"), [("dot", False), ("cosine", True), ("cosine", False)])
 def test_what_agrees_is_accepted(

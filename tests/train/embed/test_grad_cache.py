@@ -10,6 +10,7 @@ import torch
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.train.embed.contrastive.batch import ContrastiveCollator
 from llamafactory_embed.train.embed.contrastive.objective import ContrastiveObjective
+from llamafactory_embed.train.embed.contrastive.quantizer import EmbeddingQuantizer
 from llamafactory_embed.train.embed.grad_cache import cached_backward, split_batches
 from tests.embedders import make_embedder, make_examples, make_tokenizer
 
@@ -23,6 +24,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "cosent": {"contrastive_loss": "cosent"},
     "angle": {"contrastive_loss": "angle"},
     "matryoshka": {"matryoshka_dims": [8, 16, 32]},
+    "quantized": {"matryoshka_dims": [8, 32], "quantization_aware": "binary"},
 }
 
 
@@ -36,7 +38,8 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_cached_gradients_equal_plain_ones(loss: str, dropout: float) -> None:
     model = make_embedder("llama", lora_dropout=dropout, pooling="latent").train()
-    objective = ContrastiveObjective(ContrastiveOptions(**LOSSES[loss]))
+    options = ContrastiveOptions(**LOSSES[loss])
+    objective = ContrastiveObjective(options, quantizer=EmbeddingQuantizer.of(options, options.matryoshka_dims))
     batch = ContrastiveCollator(make_tokenizer(model), max_tokens=60)(make_examples(6, 2, scores=True))["batch"]
     assert len(batch.packed) > 3
 

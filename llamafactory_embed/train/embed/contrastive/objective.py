@@ -18,18 +18,24 @@ from ..losses.vectors import spread_out, vector_distillation
 from .batch import ContrastiveBatch
 from .guide import Guide
 from .projection import TeacherProjection
+from .quantizer import EmbeddingQuantizer
 
 
 class ContrastiveObjective:
     """Call it with embeddings [2B + B*K, d] in the order of `ContrastiveBatch`."""
 
     def __init__(
-        self, options: ContrastiveOptions, projection: TeacherProjection | None = None, guide: Guide | None = None
+        self,
+        options: ContrastiveOptions,
+        projection: TeacherProjection | None = None,
+        guide: Guide | None = None,
+        quantizer: EmbeddingQuantizer | None = None,
     ) -> None:
         self.options = options
         self.facts = LOSSES[options.contrastive_loss]
         self.function = FUNCTIONS[options.contrastive_loss]
         self.projection = projection
+        self.quantizer = quantizer
         self.guide = guide if options.guide_model is not None else None
 
     def __call__(self, embeddings: Tensor, batch: ContrastiveBatch) -> Tensor:
@@ -38,11 +44,13 @@ class ContrastiveObjective:
         if self.guide is not None:
             assert batch.examples is not None
             rows = dataclasses.replace(rows, guide=self.guide.embed(batch.examples, rows.queries.device))
-        prefixes = self._prefixes(rows)
+        if self.quantizer is not None:
+            self.quantizer.measure(rows)
+        prefixes = [self._as_stored(prefix) for prefix in self._prefixes(rows)]
         weights = self.options.matryoshka_weights or [1.0] * len(prefixes)
         losses = [weight * self._loss(prefix) for weight, prefix in zip(weights, prefixes, strict=True)]
         if self.options.vector_weight and rows.teacher_vectors is not None:
-            losses.append(self.options.vector_weight * self._distance_to_teacher(rows))
+            losses.append(self.options.vector_weight * self._distance_to_teacher(self._as_stored(rows)))
         return torch.stack(losses).sum()
 
     def _loss(self, rows: EmbeddedRows) -> Tensor:
@@ -72,6 +80,9 @@ class ContrastiveObjective:
             raise ValueError(f"`matryoshka_dims` must lie between 1 and the embedding's size {size}, not {dims}.")
         return [rows.prefix(dim) for dim in dims]
 
+    def _as_stored(self, rows: EmbeddedRows) -> EmbeddedRows:
+        return rows if self.quantizer is None else self.quantizer.as_stored(rows)
+
     def _check(self, batch: ContrastiveBatch) -> None:
         name = self.options.contrastive_loss
         if self.facts.needs_negatives and batch.negatives_per_row == 0:
@@ -99,10 +110,11 @@ class TaskObjectives:
         curves: LossCurves | None = None,
         projection: TeacherProjection | None = None,
         guide: Guide | None = None,
+        quantizer: EmbeddingQuantizer | None = None,
     ) -> None:
         """`objectives` are those of the tasks by their numbers."""
         self.objectives = objectives
-        self.functions = [ContrastiveObjective(each.options, projection, guide) for each in objectives]
+        self.functions = [ContrastiveObjective(each.options, projection, guide, quantizer) for each in objectives]
         self.curves = curves
 
     def __call__(self, embeddings: Tensor, batch: ContrastiveBatch) -> Tensor:

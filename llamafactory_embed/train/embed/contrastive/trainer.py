@@ -15,12 +15,14 @@ from ....data.retrieval.evalset import RetrievalEval
 from ....encoder.encoder import Encoder
 from ....evaluation.in_training import evaluate_retrieval
 from ....hparams.contrastive import ComparisonOptions
+from ....hparams.embedding import Precision
 from ....model.packed import PackedBatch
 from ..grad_cache import cached_backward, split_batches
 from ..trainer import EmbeddingTrainer
 from .batch import ContrastiveBatch
 from .objective import LossCurves
 from .projection import TeacherProjection
+from .quantizer import EmbeddingQuantizer
 
 
 PROJECTION_NAME = "teacher_projection.safetensors"
@@ -40,12 +42,14 @@ class ContrastiveTrainer(EmbeddingTrainer):
         retrieval_evals: Sequence[RetrievalEval],
         curves: LossCurves | None = None,
         projection: TeacherProjection | None = None,
+        quantizer: EmbeddingQuantizer | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.options = options
         self.curves = curves
         self.projection = projection
+        self.quantizer = quantizer
         self.objective = objective
         self.retrieval_evals = retrieval_evals
 
@@ -81,9 +85,20 @@ class ContrastiveTrainer(EmbeddingTrainer):
         )
 
     def evaluation_metrics(self) -> dict[str, float]:
-        """nDCG@10, MRR@10 and recall of every held-out task and their mean."""
+        """nDCG@10, MRR@10 and recall of every held-out task and their mean, also in the precision that is trained."""
         encoder = Encoder(self.embedding_model, self.processing_class)
-        return evaluate_retrieval(encoder, self.retrieval_evals, share_over_ranks=not self.is_sharded)
+        precision: Precision = "float32"
+        if self.quantizer is not None and self.quantizer.ranges is not None:  # which are there after the first step
+            encoder.ranges, precision = self.quantizer.ranges, self.quantizer.precision
+        return evaluate_retrieval(
+            encoder, self.retrieval_evals, share_over_ranks=not self.is_sharded, precision=precision
+        )
+
+    def write_checkpoint(self, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+        """Embeddings can be stored by the ranges that they were trained with."""
+        super().write_checkpoint(folder, state_dict)
+        if self.quantizer is not None:
+            self.quantizer.save(folder)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the loss of each task since the entry before."""
@@ -100,6 +115,13 @@ class ContrastiveTrainer(EmbeddingTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.projection is not None and checkpoint is not None:
             self.projection.load(Path(checkpoint, PROJECTION_NAME), self.args.device)
+        if self.quantizer is not None and checkpoint is not None:
+            self.quantizer.load(Path(checkpoint), self.args.device)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.quantizer is not None:
+            self.quantizer.load(Path(self.state.best_model_checkpoint), self.args.device)
 
     def _backward(self, loss: Tensor) -> None:
         kwargs = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}

@@ -10,7 +10,7 @@ from ....data.embedding_tokenizer import EmbeddingTokenizer
 from ....data.retrieval.evalset import build_retrieval_eval
 from ....hparams.contrastive import ContrastiveOptions
 from ....hparams.objectives import Objective, compared_by, objectives_of_tasks, read_objectives, served_sizes
-from ....loading.embedder import load_embedding_model_for_training
+from ....loading.embedder import load_embedding_model_for_training, with_mask_token
 from ....model.packed import tokens_per_batch
 from ...workflow import train_and_save
 from ..eval_tasks import find_eval_tasks, judge_finished_model
@@ -21,6 +21,7 @@ from .checks import check_contrast, check_taught, check_teacher
 from .guide import Guide
 from .objective import LossCurves, TaskObjectives
 from .projection import TeacherProjection
+from .quantizer import EmbeddingQuantizer
 from .simcse import set_attention_dropout
 from .trainer import ContrastiveTrainer
 
@@ -60,18 +61,21 @@ def run_contrastive(
 
     tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
+    sizes = served_sizes(list(objectives.values()) or [main])
     config = embedding_config(
         options,
         data_args.cutoff_len,
         model_args,
         tasks or eval_tasks,
         similarity=compared_by(main.options),
-        matryoshka_dims=served_sizes(list(objectives.values()) or [main]),
+        matryoshka_dims=sizes,
     )
+    config = with_mask_token(config, options.mask_token, tokenizer, model_args)
     has_several = len(tasks) > 1 and options.task_batching == "homogeneous"
     curves = LossCurves([task.name for task in tasks], training_args.device) if has_several else None
     projection = TeacherProjection.of(options, training_args.learning_rate) if tasks else None
     guide = Guide(options.guide_model, training_args.device) if options.guide_model and tasks else None
+    quantizer = EmbeddingQuantizer.of(options, sizes)
     model = load_embedding_model_for_training(tokenizer, config, model_args, finetuning_args, training_args)
     if options.simcse_dropout is not None:
         set_attention_dropout(model.decoder, options.simcse_dropout)
@@ -79,9 +83,10 @@ def run_contrastive(
     trainer = ContrastiveTrainer(
         model=model,
         options=options,
-        objective=TaskObjectives(list(objectives.values()), curves, projection, guide),
+        objective=TaskObjectives(list(objectives.values()), curves, projection, guide, quantizer),
         curves=curves,
         projection=projection,
+        quantizer=quantizer,
         retrieval_evals=retrieval_evals,
         args=training_args,
         finetuning_args=finetuning_args,
@@ -100,6 +105,8 @@ def run_contrastive(
 
     if training_args.do_train:
         drawn = [*PLOTTED, *(curves.names if curves is not None else [])]
+        if quantizer is not None:
+            drawn.append(f"eval_{quantizer.precision}_ndcg@10")
         train_and_save(trainer, training_args, finetuning_args, drawn)
     evaluate_and_publish(
         trainer,

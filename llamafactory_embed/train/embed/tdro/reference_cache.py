@@ -44,7 +44,7 @@ CONFIG_LEFT_OUT = (
     "matryoshka_dims",
 )
 # Parts that count where they are set: files of embedders without them keep their names.
-CONFIG_WHERE_SET = ("dense", "appends_eos")
+CONFIG_WHERE_SET = ("dense", "appends_eos", "mask_tokens", "mask_token")
 
 
 class CachedReference:

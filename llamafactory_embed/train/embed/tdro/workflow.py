@@ -14,6 +14,7 @@ from ....data.retrieval.evalset import build_retrieval_eval
 from ....data.retrieval.rows import RetrievalDataset, Task
 from ....data.retrieval.sampler import GlobalBatchSampler
 from ....hparams.tdro import TdroOptions
+from ....loading.embedder import with_mask_token
 from ....model.packed import tokens_per_batch
 from ...checks import check_tdro_arguments
 from ...workflow import train_and_save
@@ -65,6 +66,7 @@ def run_tdro(
     tokenizer_module = load_tokenizer(model_args)
     tokenizer = tokenizer_module["tokenizer"]
     config = embedding_config(options, data_args.cutoff_len, model_args, tasks, similarity=options.similarity)
+    config = with_mask_token(config, options.mask_token, tokenizer, model_args)
     collator = TdroCollator(
         EmbeddingTokenizer(tokenizer, config),
         options.grad_cache_tokens or tokens_per_batch(options.max_tokens_per_batch, training_args.device),

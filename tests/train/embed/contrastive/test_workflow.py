@@ -232,6 +232,34 @@ def test_evaluation_is_that_of_the_checkpoint(finished: tuple[dict[str, Any], Ru
     assert 0 < found["nouns_heldout_ndcg@10"] != found["words_heldout_ndcg@10"]
 
 
+def test_a_quantized_run_is_evaluated_stored_and_resumed(run: Run, data: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        **LORA, "quantization_aware": "int8", "eval_dataset": "nouns_heldout", "do_eval": True, "learning_rate": 0.01,
+        "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch",
+    }  # fmt: skip
+    metrics = run("whole", **given).metrics
+    evals = [build_retrieval_eval(task) for task in load_tasks(["nouns_heldout"], str(data))]
+    encoder = Encoder(tmp_path / "whole")
+    assert encoder.ranges is not None
+    found = evaluate_retrieval(encoder, evals, share_over_ranks=False, precision="int8")
+    assert found["int8_ndcg@10"] > 0
+    assert {name: metrics[-1][f"eval_{name}"] for name in found} == pytest.approx(found, abs=1e-6)
+    run("again", **given, resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert Encoder(tmp_path / "again").ranges == encoder.ranges
+    bytes_ = encoder.encode(["a noun"], precision="int8")
+    assert bytes_.dtype == "int8"
+
+
+def test_what_mask_tokens_are_trained_for_is_served(run: Run, data: Path, tmp_path: Path) -> None:
+    given = {"pooling": "mask", "mask_tokens": 3, "mask_token": "eos", "eval_dataset": "nouns_heldout"}
+    result = run("masks", **LORA, **given, do_eval=True, eval_strategy="steps", eval_steps=3)
+    config = EmbeddingConfig.load(tmp_path / "masks")
+    assert (config.mask_tokens, config.mask_token) == (3, "</s>")
+    evals = [build_retrieval_eval(task) for task in load_tasks(["nouns_heldout"], str(data))]
+    found = evaluate_retrieval(Encoder(tmp_path / "masks"), evals, share_over_ranks=False)
+    assert {name: result.metrics[-1][f"eval_{name}"] for name in found} == pytest.approx(found, abs=1e-6)
+
+
 def test_the_recipe_is_kept(finished: tuple[dict[str, Any], RunResult]) -> None:
     given, _ = finished
     for folder in (Path(given["output_dir"]), Path(given["output_dir"], "checkpoint-1")):
