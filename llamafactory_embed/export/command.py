@@ -99,7 +99,7 @@ def _export_openvino(arguments: argparse.Namespace, checkpoint: Path) -> None:
     exported = export_openvino(checkpoint, arguments.folder, read_options(arguments, ExportOptions))
     print(f"Exported to {exported.folder} in {exported.dtype}: {exported.mebibytes:.1f} MiB of graph.")
     print(
-        "Loaded again by sentence-transformers with `backend=\"openvino\"`: the embeddings of the sample texts have a "
+        'Loaded again by sentence-transformers with `backend="openvino"`: the embeddings of the sample texts have a '
         f"cosine of at least {exported.lowest_cosine:.6f} with the checkpoint's."
     )
     for score in exported.scores:

@@ -15,7 +15,10 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 class ExportOptions:
     """How a checkpoint becomes a folder in the layout of sentence-transformers."""
 
-    dtype: Dtype = option("auto", "Type of the saved weights; auto: that of the base model, float32 in an OpenVINO graph, which may be int8, too.")
+    dtype: Dtype = option(
+        "auto",
+        "Type of the saved weights; auto: that of the base model. OpenVINO graphs: float32 (auto) or int8.",
+    )
     device: str = option("cpu", "Device for merging and checking.")
     query_task: str | None = option(
         None, "Task whose instruction becomes the prompt `query` of the exported model.", metavar="TASK"

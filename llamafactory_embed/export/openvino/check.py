@@ -107,9 +107,7 @@ def score_tasks(
     return [TaskScore(task, before[task], after[task]) for task in before]
 
 
-def _ndcg(
-    model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[ChosenTask]
-) -> dict[str, float]:
+def _ndcg(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[ChosenTask]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as results:
         scores = evaluate_encoder(Encoder(model, tokenizer), tasks, "export/checked", Path(results))
     found = {task.name: scores.get(f"{task.name}_{NDCG}") for task in tasks}

@@ -1,4 +1,4 @@
-"""From a checkpoint to a folder with an OpenVINO graph, which sentence-transformers loads with `backend="openvino"`."""
+"""From a checkpoint to a folder with an OpenVINO graph, which sentence-transformers loads as its backend openvino."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ExportedGraph:
 
 
 def export_openvino(checkpoint: str | Path, target: str | Path, options: ExportOptions | None = None) -> ExportedGraph:
-    """Write a checkpoint as a graph. The folder is checked before it gets its name: a failure leaves nothing behind."""
+    """Write a checkpoint as a graph. The folder is checked before it gets its name: a failure leaves nothing."""
     options = options or ExportOptions()
     config = EmbeddingConfig.load(checkpoint)
     dtype = check_options(options, config)

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from openvino import CompiledModel, Model
 
 
-GRAPH = Path("openvino") / "openvino_model.xml"  # where sentence-transformers looks; the weights lie in a .bin beside it
+GRAPH = (
+    Path("openvino") / "openvino_model.xml"
+)  # where sentence-transformers looks; the weights lie in a .bin beside it
 OUTPUT = "last_hidden_state"
 PACKAGES = ("openvino", "nncf", "optimum.intel")
 TRACEABLE = "traceable"  # transformers' name for our attention
@@ -94,8 +96,8 @@ def traceable_mask(
     attention_mask: Tensor | None = None,
     **unused: Any,
 ) -> Tensor:
-    """Numbers to add to the scores, [B, 1, L, L]: 0 where `mask_function`, the rule of transformers for this layer, and
-    the padding let a token look, and the smallest float elsewhere. Nothing is ever left out as superfluous: what is
+    """Numbers to add to the scores, [B, 1, L, L]: 0 where `mask_function`, the rule of transformers for this layer,
+    and the padding let a token look, and the smallest float elsewhere. Nothing is ever left out as superfluous: what is
     superfluous for the example is not for other batches."""
     if mask_function is None or attention_mask is None:
         raise RuntimeError("The graph is made of padded batches without a cache.")
