@@ -82,5 +82,5 @@ def quiet_loaders() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for library in ("sentence_transformers", "optimum", "nncf"):
+    for library in ("sentence_transformers", "optimum.intel.openvino.modeling_base"):
         logging.getLogger(library).setLevel(logging.ERROR)

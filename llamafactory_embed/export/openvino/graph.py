@@ -9,6 +9,7 @@ Why the conversion is ours and not optimum-intel's: docs/decisions/0035-openvino
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,8 +98,8 @@ def traceable_mask(
     **unused: Any,
 ) -> Tensor:
     """Numbers to add to the scores, [B, 1, L, L]: 0 where `mask_function`, the rule of transformers for this layer,
-    and the padding let a token look, and the smallest float elsewhere. Nothing is ever left out as superfluous: what is
-    superfluous for the example is not for other batches."""
+    and the padding let a token look, and the smallest float elsewhere. Nothing is left out as superfluous: what is so
+    for the example is not for other batches."""
     if mask_function is None or attention_mask is None:
         raise RuntimeError("The graph is made of padded batches without a cache.")
     rows = torch.arange(attention_mask.shape[0])[:, None, None, None]
@@ -115,6 +116,7 @@ def save_graph(graph: Model, folder: Path, int8: bool) -> None:
     if int8:
         import nncf
 
+        nncf.set_log_level(logging.ERROR)  # not before: importing it sets the level
         graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
     (folder / GRAPH).parent.mkdir()
     openvino.save_model(graph, folder / GRAPH, compress_to_fp16=False)
