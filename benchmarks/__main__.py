@@ -28,8 +28,8 @@ BENCHMARKS = (
     "serving",
 )
 SLOW_BENCHMARKS = ("grad_cache_4096",)
-# Run only when named: they need a second environment, as their module says.
-OWN_ENVIRONMENT = ("mntp_vs_llm2vec",)
+# Run only when named: they need another environment, as their module says.
+OWN_ENVIRONMENT = ("mntp_vs_llm2vec", "openvino_encoding")
 ALL_BENCHMARKS = BENCHMARKS + SLOW_BENCHMARKS + OWN_ENVIRONMENT
 
 

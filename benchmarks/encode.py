@@ -113,7 +113,7 @@ def ours(request: dict[str, Any]) -> dict[str, Any]:
     from llamafactory_embed import Encoder
 
     encoder = Encoder(request["checkpoint"], device="cpu")
-    return _measure(request, encoder.encode)
+    return time_encoding(request, encoder.encode)
 
 
 def sentence_transformers(request: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def sentence_transformers(request: dict[str, Any]) -> dict[str, Any]:
 
     model = SentenceTransformer(request["checkpoint"], device="cpu")
     size = request["batch_size"]
-    return _measure(request, lambda texts: model.encode(texts, batch_size=size, normalize_embeddings=True))
+    return time_encoding(request, lambda texts: model.encode(texts, batch_size=size, normalize_embeddings=True))
 
 
 def time_batch_sizes(request: dict[str, Any]) -> dict[str, float]:
@@ -130,7 +130,7 @@ def time_batch_sizes(request: dict[str, Any]) -> dict[str, float]:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(request["checkpoint"], device="cpu")
-    texts = _texts(request)[: request["count"]]
+    texts = read_texts(request)[: request["count"]]
     model.encode(texts[: request["warm_up_texts"]])
     seconds = {}
     for size in request["batch_sizes"]:
@@ -140,16 +140,18 @@ def time_batch_sizes(request: dict[str, Any]) -> dict[str, float]:
     return seconds
 
 
-def _texts(request: dict[str, Any]) -> list[str]:
+def read_texts(request: dict[str, Any]) -> list[str]:
+    """What is embedded."""
     return json.loads(Path(request["texts"]).read_text("utf-8"))
 
 
-def _measure(request: dict[str, Any], encode: Any) -> dict[str, Any]:
+def time_encoding(request: dict[str, Any], encode: Any) -> dict[str, Any]:
+    """Seconds and memory of embedding all texts after some to warm up; the embeddings are kept."""
     import numpy as np
 
     from .memory import PeakMemory
 
-    texts = _texts(request)
+    texts = read_texts(request)
     encode(texts[: request["warm_up_texts"]])
     memory = PeakMemory()
     start = time.perf_counter()

@@ -37,31 +37,16 @@ def write_layout_card(
     remarks: Sequence[str],
 ) -> None:
     """Write `README.md` into an export of sentence-transformers' layout."""
-    properties = {
-        "attention": config.attention,
-        "pooling": config.pooling + (", without the instruction" if config.skip_instruction else ""),
-        "size of an embedding": str(serving.dimensions or config.embedding_size(model.hidden_size)),
-        "longest query / document": f"{serving.query_length} / {serving.document_length} tokens",
-        "unit length": "yes" if config.normalize else "no",
-        "compared by": config.similarity,
-    }
-    if config.matryoshka_dims:
-        properties["may be cut to"] = ", ".join(map(str, config.matryoshka_dims))
     lines = [
-        f"A text embedder{_made_of(config)}, trained with llamafactory-embed, a plugin of LLaMA-Factory.",
+        introduce(config),
         "",
-        *property_table(properties),
+        *describe_properties(config, model, serving),
         "",
         "## Use",
         "",
         *usage(name, config, serving, model),
         *[line for remark in remarks for line in (remark, "")],
-        "## Prompts",
-        "",
-        "| name | stands in front of the text |",
-        "|---|---|",
-        *(f"| {prompt_name} | {_code(prompt)} |" for prompt_name, prompt in serving.prompts.items()),
-        "",
+        *describe_prompts(serving),
     ]
     write_card_page(folder, name, checkpoint, config, "sentence-transformers", "finetune", lines)
 
@@ -162,9 +147,38 @@ def metrics_of_run(checkpoint: str | Path) -> list[str]:
     return ["## Retrieval on held-out rows", "", "| metric | value |", "|---|---|", *rows, ""] if rows else []
 
 
-def _made_of(config: EmbeddingConfig) -> str:
+def introduce(config: EmbeddingConfig) -> str:
+    """The first sentence."""
     base = portable_base(config)
-    return f" made of `{base}`" if base else ""
+    made_of = f" made of `{base}`" if base else ""
+    return f"A text embedder{made_of}, trained with llamafactory-embed, a plugin of LLaMA-Factory."
+
+
+def describe_properties(config: EmbeddingConfig, model: PretrainedConfig, serving: Serving) -> list[str]:
+    """A table of what the model does with a text."""
+    properties = {
+        "attention": config.attention,
+        "pooling": config.pooling + (", without the instruction" if config.skip_instruction else ""),
+        "size of an embedding": str(serving.dimensions or config.embedding_size(model.hidden_size)),
+        "longest query / document": f"{serving.query_length} / {serving.document_length} tokens",
+        "unit length": "yes" if config.normalize else "no",
+        "compared by": config.similarity,
+    }
+    if config.matryoshka_dims:
+        properties["may be cut to"] = ", ".join(map(str, config.matryoshka_dims))
+    return property_table(properties)
+
+
+def describe_prompts(serving: Serving) -> list[str]:
+    """The section on prompts."""
+    return [
+        "## Prompts",
+        "",
+        "| name | stands in front of the text |",
+        "|---|---|",
+        *(f"| {prompt_name} | {_code(prompt)} |" for prompt_name, prompt in serving.prompts.items()),
+        "",
+    ]
 
 
 def _as_list(value: Any) -> list[str]:

@@ -59,6 +59,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from .folder import check_target
 
     quiet_loaders()
+    refuse_unused(arguments)
     settings, folder = read_options(arguments, SourceOptions).settings, Path(arguments.checkpoint)
     is_token_adapter = (folder / CONFIG_FILE).is_file() and not (folder / CONFIG_NAME).is_file()
     if arguments.layout == "llm2vec" and is_token_adapter and not settings:
@@ -71,6 +72,8 @@ def _export(arguments: argparse.Namespace) -> None:
     with as_checkpoint(source) as checkpoint:
         if arguments.layout == "sentence-transformers":
             _export_layout(arguments, checkpoint)
+        elif arguments.layout == "openvino":
+            _export_openvino(arguments, checkpoint)
         else:
             _export_adapter(arguments, checkpoint)
 
@@ -78,16 +81,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _export_layout(arguments: argparse.Namespace, checkpoint: Path) -> None:
     from .export import export_checkpoint
 
-    options = ExportOptions(
-        dtype=arguments.dtype,
-        device=arguments.device,
-        query_task=arguments.query_task,
-        dimensions=arguments.dimensions,
-        dequantize=arguments.dequantize,
-        max_shard_size=arguments.max_shard_size,
-        overwrite=arguments.overwrite,
-    )
-    exported = export_checkpoint(checkpoint, arguments.folder, options)
+    exported = export_checkpoint(checkpoint, arguments.folder, read_options(arguments, ExportOptions))
     print(f"Exported to {exported.folder} in {exported.dtype}.")
     print(
         "Loaded again by sentence-transformers, transformers and Encoder: the embeddings of the sample texts differ "
@@ -99,11 +93,23 @@ def _export_layout(arguments: argparse.Namespace, checkpoint: Path) -> None:
         print(f"- {remark}")
 
 
+def _export_openvino(arguments: argparse.Namespace, checkpoint: Path) -> None:
+    from .openvino.export import export_openvino
+
+    exported = export_openvino(checkpoint, arguments.folder, read_options(arguments, ExportOptions))
+    print(f"Exported to {exported.folder} in {exported.dtype}: {exported.mebibytes:.1f} MiB of graph.")
+    print(
+        'Loaded again by sentence-transformers with `backend="openvino"`: the embeddings of the sample texts have a '
+        f"cosine of at least {exported.lowest_cosine:.6f} with the checkpoint's."
+    )
+    for score in exported.scores:
+        print(f"- nDCG@10 of {score.task}: {score.before:.4f} before, {score.after:.4f} after.")
+
+
 def _export_adapter(arguments: argparse.Namespace, checkpoint: Path) -> None:
     from .adapter import export_adapter
     from .llm2vec import export_llm2vec
 
-    refuse_unused(arguments)
     options = {"overwrite": arguments.overwrite, "device": arguments.device}
     if arguments.layout == "adapter":
         remarks = export_adapter(checkpoint, arguments.folder, **options)
@@ -117,13 +123,17 @@ def _export_adapter(arguments: argparse.Namespace, checkpoint: Path) -> None:
 
 def refuse_unused(arguments: argparse.Namespace) -> None:
     """Options that would have no effect on the chosen layout."""
+    layout = arguments.layout
+    bare = layout in ("adapter", "llm2vec")  # no place for what sentence-transformers is told
     unused = {
-        "--server": arguments.server is not None,
-        "--query-task": arguments.query_task is not None,
-        "--dimensions": arguments.dimensions is not None,
-        "--dequantize": arguments.dequantize,
-        "--dtype": arguments.layout == "adapter" and arguments.dtype != "auto",
+        "--server": layout != "sentence-transformers" and arguments.server is not None,
+        "--query-task": bare and arguments.query_task is not None,
+        "--dimensions": bare and arguments.dimensions is not None,
+        "--dequantize": bare and arguments.dequantize,
+        "--dtype": layout == "adapter" and arguments.dtype != "auto",
+        "--check-tasks": layout != "openvino" and arguments.check_tasks is not None,
+        "--max-shard-size": layout == "openvino" and arguments.max_shard_size != ExportOptions.max_shard_size,
     }
     for option, is_set in unused.items():
         if is_set:
-            raise ValueError(f"`{option}` has no effect on `--layout {arguments.layout}`: leave it out.")
+            raise ValueError(f"`{option}` has no effect on `--layout {layout}`: leave it out.")

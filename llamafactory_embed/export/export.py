@@ -82,4 +82,5 @@ def quiet_loaders() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    for library in ("sentence_transformers", "optimum.intel.openvino.modeling_base"):
+        logging.getLogger(library).setLevel(logging.ERROR)

@@ -8,14 +8,17 @@ from typing import Literal
 from ..hparams.option import REQUIRED, option
 
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     """How a checkpoint becomes a folder in the layout of sentence-transformers."""
 
-    dtype: Dtype = option("auto", "Type of the saved weights; auto: that of the base model.")
+    dtype: Dtype = option(
+        "auto",
+        "Type of the saved weights; auto: that of the base model. OpenVINO graphs: float32 (auto) or int8.",
+    )
     device: str = option("cpu", "Device for merging and checking.")
     query_task: str | None = option(
         None, "Task whose instruction becomes the prompt `query` of the exported model.", metavar="TASK"
@@ -26,6 +29,11 @@ class ExportOptions:
     )
     max_shard_size: str = option("5GB", "Size of the largest weight file.", metavar="SIZE")
     overwrite: bool = option(False, "Replace an earlier export in FOLDER.")
+    check_tasks: list[str] | None = option(
+        None,
+        "With --layout openvino: tasks, as `eval` names them, whose nDCG@10 before and after the card shows.",
+        metavar="TASK",
+    )
 
 
 @dataclass(frozen=True)
@@ -34,10 +42,10 @@ class ExportTarget:
 
     checkpoint: str = option(REQUIRED, "Folder that a training run wrote, or a published checkpoint.", positional=True)
     folder: str = option(REQUIRED, "Folder to write; it must not exist.", positional=True)
-    layout: Literal["sentence-transformers", "adapter", "llm2vec"] = option(
+    layout: Literal["sentence-transformers", "adapter", "llm2vec", "openvino"] = option(
         "sentence-transformers",
         "sentence-transformers: merged weights, which servers read too; adapter: the adapter alone; llm2vec: the "
-        "layout of the llm2vec package.",
+        "layout of the llm2vec package; openvino: a graph for CPUs, which sentence-transformers loads.",
     )
     push_to: str | None = option(
         None, "Repository on the hub to which the checked folder is uploaded.", metavar="OWNER/NAME"

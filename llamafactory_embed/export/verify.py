@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from ..data.tokenization import TokenizedText
 from ..encoder.encoder import Encoder, Role
 from ..model.embedding import EmbeddingModel
 from .serving import DOCUMENT, QUERY, Serving
+
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 
 TOLERANCE = 1e-5  # of a number in an embedding of unit length, in float32
@@ -165,6 +169,15 @@ def _by_sentence_transformers(
         trust_remote_code=serving.needs_code,
         model_kwargs={"dtype": torch.float32},
     )
+    for each, vectors, is_alone in embed_as_users_do(loaded, expected, serving):
+        yield Seen("sentence-transformers", each.case, difference(vectors, each.vectors), is_alone)
+
+
+def embed_as_users_do(
+    loaded: SentenceTransformer, expected: Sequence[Expected], serving: Serving
+) -> Iterator[tuple[Expected, np.ndarray, bool]]:
+    """The vectors of each case, text by text (True) and in one padded batch (False), by a folder that
+    sentence-transformers has loaded; refuses other tokens than those of training."""
     for each in expected:
         case = each.case
         encode = loaded.encode_query if case.role == "query" else loaded.encode_document
@@ -175,7 +188,7 @@ def _by_sentence_transformers(
         texts = list(case.texts[: each.embedded])
         for batch_size in (1, len(texts)):
             vectors = encode(texts, prompt_name=case.prompt_name, batch_size=batch_size, show_progress_bar=False)
-            yield Seen("sentence-transformers", case, difference(vectors, each.vectors), batch_size == 1)
+            yield each, vectors, batch_size == 1
 
 
 def _by_transformers(

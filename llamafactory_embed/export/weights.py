@@ -154,6 +154,8 @@ def read_model_config(checkpoint: str | Path, config: EmbeddingConfig) -> Pretra
 
 def find_dtype(saved: PretrainedConfig, asked: Dtype) -> torch.dtype:
     """The type to save: the one asked for, or that of the base model (of the checkpoint, if it has all weights)."""
+    if asked == "int8":
+        raise ValueError("`--dtype int8` is for `--layout openvino`: weights in other layouts are floats.")
     return (saved.dtype or torch.float32) if asked == "auto" else getattr(torch, asked)
 
 

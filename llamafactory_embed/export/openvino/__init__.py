@@ -1,0 +1,1 @@
+"""Checkpoints as OpenVINO graphs, for CPUs."""
