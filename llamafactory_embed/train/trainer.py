@@ -16,7 +16,6 @@ import torch.distributed as dist
 import yaml
 from accelerate.utils import DistributedType
 from llamafactory.train.callbacks import PissaConvertCallback
-from llamafactory.train.pt.trainer import CustomTrainer
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -29,6 +28,7 @@ from ..files import write_text
 from ..hparams.secrets import arguments_without_secrets
 from ..model.around_decoder import AroundDecoder
 from .evaluation_log import EvaluationLog
+from .saving import WholeCheckpointTrainer
 
 
 RECIPE_NAME = "recipe.yaml"
@@ -72,7 +72,7 @@ class ResumedEpoch(TrainerCallback):
         data_loader.set_epoch(state.global_step // steps_per_epoch)
 
 
-class WrappedModelTrainer(CustomTrainer, ABC):
+class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
     """The host's trainer (optimizers, schedulers, callbacks) around a module that holds the language model."""
 
     control: TrainerControl
