@@ -112,9 +112,7 @@ def _remove_unfinished(folder: Path) -> None:
     unfinished = folder / UNFINISHED_NAME
     names = sorted(path.name for path in unfinished.iterdir()) if unfinished.is_dir() else []
     if names:
-        _logger().warning_rank0(
-            f"Removed what an interrupted run had not finished: {', '.join(names)} in {unfinished}."
-        )
+        _logger().warning_rank0(f"Removed from {unfinished} what a run left unfinished: {', '.join(names)}.")
     shutil.rmtree(unfinished, ignore_errors=True)
 
 
@@ -151,4 +149,4 @@ def require_whole_checkpoint(training_args: TrainingArguments) -> None:
 def _logger() -> Any:
     from llamafactory.extras import logging  # late: it is not needed to parse a command line
 
-    return logging.get_logger(__name__)
+    return logging.get_logger()  # the host's, which shows no messages of other loggers

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamafactory.train import tuner
+
 from llamafactory_embed.encoding import encode
 from llamafactory_embed.encoding.options import EncodingOptions
 from llamafactory_embed.evaluation.report import Line, Summary, write_summary
@@ -20,6 +22,8 @@ from llamafactory_embed.merging.merge import merge_checkpoints
 from llamafactory_embed.merging.plan import Merge
 from llamafactory_embed.mining.mine import mine
 from llamafactory_embed.mining.options import MiningOptions
+from llamafactory_embed.train.ddm import workflow as ddm_workflow
+from llamafactory_embed.train.embed.contrastive import workflow as contrastive_workflow
 from llamafactory_embed.train.embed.tdro.task_weights import weight_table, write_weight_files
 from tests.e2e import contrastive_runs, token_runs
 from tests.embedders import PROSE, make_embedder
@@ -29,6 +33,9 @@ from tests.tiny_models import save_tiny_model, tiny_model
 
 
 STEPS = 3
+
+# Imported here, once, and not in every fork.
+NEEDED_BY_RUNS = (tuner, contrastive_workflow, ddm_workflow)
 
 
 @dataclass(frozen=True)
@@ -122,12 +129,14 @@ def run_job(name: str, recipe: dict[str, Any]) -> Job:
 def replacing_job(name: str, folder: Path, write: Callable[[Path], object]) -> Job:
     """A folder that replaces an older one, which is told apart by a file of its own."""
     target = folder / "target"
+    older = folder.parent / "given" / f"{name}-before"
 
     def prepare() -> None:
+        if not older.exists():
+            write(older)
+            (older / "old").touch()
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        write(target)
-        (target / "old").touch()
+        shutil.copytree(older, target)
 
     return Job(name, folder, prepare, lambda: write(target), lambda: digest_of(target))
 
