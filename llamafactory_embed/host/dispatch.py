@@ -17,6 +17,7 @@ from . import contract, export
 from .argument_check import check_stage
 from .options import refuse_other_engines
 from .run_folder import alone_in_folder, require_whole_checkpoint
+from .same_data import digests_of_data, require_same_data
 
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def apply(tuner: Any) -> None:
             with alone_in_folder(training_args):
                 clean_board_recipe(training_args, secrets_of(*args[: len(RUN_ARGUMENTS) - 1]))
                 require_whole_checkpoint(training_args)
+                data_args = args[RUN_ARGUMENTS.index("data_args")]
+                finetuning_args.data_digests = digests_of_data(data_args, training_args)
+                require_same_data(finetuning_args, training_args)
                 stage.load_run()(*with_start(args), **kwargs)
 
     tuner.get_train_args = get_train_args

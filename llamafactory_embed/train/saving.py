@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from ..loading.whole_checkpoints import UNFINISHED_NAME, numbered_checkpoints, s
 
 class WholeCheckpointTrainer(CustomTrainer):
     """The host's trainer, which writes a checkpoint into a folder beside and lets it take its place at the end."""
+
+    data_digests: Mapping[str, str] = {}
+    """What the files of the data were; a checkpoint remembers it."""
 
     _is_writing = False
 
@@ -60,7 +63,7 @@ class WholeCheckpointTrainer(CustomTrainer):
         for is_mine in (is_first, not is_first and self.args.local_process_index == 0):
             self.accelerator.wait_for_everyone()
             if is_mine and unfinished.is_dir():
-                write_contents(unfinished)
+                write_contents(unfinished, data=dict(self.data_digests))
                 put_in_place(unfinished, finished)
                 with contextlib.suppress(OSError):  # another machine has removed it, or still writes into it
                     unfinished.parent.rmdir()

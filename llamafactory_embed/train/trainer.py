@@ -27,6 +27,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..files import write_text
 from ..hparams.secrets import arguments_without_secrets
 from ..model.around_decoder import AroundDecoder
+from .bad_steps import NamesRows
 from .evaluation_log import EvaluationLog
 from .saving import WholeCheckpointTrainer
 
@@ -82,6 +83,9 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
     `loss_count`: then accumulating equals a large batch, and several ranks equal one process. Otherwise it is the mean
     of the micro-batches' losses."""
 
+    loss_has_a_state: ClassVar[bool] = False
+    """Whether a forward changes what a checkpoint holds: after a bad one there is no good state to save."""
+
     def __init__(
         self,
         *,
@@ -103,6 +107,7 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
         self.remove_callback(PissaConvertCallback)  # every checkpoint is converted when it is written
         self.batches = batches
         self.recipe = recipe
+        self.batches_of_step: list[dict[str, Any]] = []
         self._write_card: Callable[[], None] | None = None
         self.add_callback(ResumedEpoch())
         self.add_callback(EvaluationLog())
@@ -167,6 +172,7 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
         """The `loss_count` of a step: of all its micro-batches, on all ranks."""
+        self.batches_of_step = batch_samples
         if not self.sums_losses or not batch_samples:
             return None
         count = torch.stack([self.loss_count(inputs) for inputs in batch_samples]).sum().to(device)
@@ -180,7 +186,7 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
         return EpochDataLoader(
             self.train_dataset,
             self.batches,
-            collate_fn=self.data_collator,
+            collate_fn=NamesRows(self.data_collator),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=False,  # a batch is moved by the model, row by row
             prefetch_factor=self.args.dataloader_prefetch_factor,
