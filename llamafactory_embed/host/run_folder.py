@@ -14,7 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..loading.whole_checkpoints import UNFINISHED_NAME, find_damage, newest_whole_checkpoint
+from ..loading.whole_checkpoints import (
+    UNFINISHED_NAME,
+    find_changed_bytes,
+    find_damage,
+    newest_whole_checkpoint,
+    numbered_checkpoints,
+)
 
 
 if TYPE_CHECKING:
@@ -129,21 +135,24 @@ def require_whole_checkpoint(training_args: TrainingArguments) -> None:
     named = training_args.resume_from_checkpoint
     if not named:
         return
-    if named is True:
-        training_args.resume_from_checkpoint = last_whole_checkpoint(training_args.output_dir)
-        if training_args.resume_from_checkpoint is None:
+    if named is True or str(named).lower() == "true":
+        named = training_args.resume_from_checkpoint = last_whole_checkpoint(training_args.output_dir)
+        if named is None:
             raise ValueError(
                 "`resume_from_checkpoint: true` finds no whole checkpoint in "
                 f"`output_dir: {training_args.output_dir}`: leave it out to begin anew."
             )
-        return
-    if not Path(named).is_dir():
-        raise ValueError(f"`resume_from_checkpoint: {named}` is no folder.")
-    damage = find_damage(Path(named))
+    checkpoint = Path(named)
+    if not checkpoint.is_dir():
+        raise ValueError(f"`resume_from_checkpoint: {checkpoint}` is no folder.")
+    damage = find_damage(checkpoint)
+    if damage is None and training_args.process_index == 0:
+        damage = find_changed_bytes(checkpoint)
     if damage is not None:
-        other, _ = newest_whole_checkpoint(Path(named).parent)
-        advice = "leave `resume_from_checkpoint` out to begin anew" if other is None else f"{other} is whole"
-        raise ValueError(f"`resume_from_checkpoint: {named}` {damage}: {advice}.")
+        others = [each for each in numbered_checkpoints(checkpoint.parent) if each != checkpoint]
+        whole = [each for each in others if find_damage(each) is None]
+        advice = f"{whole[-1]} is whole, name that" if whole else "begin anew in another folder"
+        raise ValueError(f"`resume_from_checkpoint: {checkpoint}` {damage}: {advice}.")
 
 
 def _logger() -> Any:

@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from llamafactory.train.pt.trainer import CustomTrainer
+from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..files import put_in_place
-from ..loading.whole_checkpoints import UNFINISHED_NAME, numbered_checkpoints, step_of, write_contents
+from ..files import put_in_place, sync
+from ..loading.whole_checkpoints import (
+    UNFINISHED_NAME,
+    newest_whole_checkpoint,
+    numbered_checkpoints,
+    step_of,
+    write_contents,
+)
 
 
 class WholeCheckpointTrainer(CustomTrainer):
@@ -33,17 +40,39 @@ class WholeCheckpointTrainer(CustomTrainer):
         run = Path(self._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         unfinished, finished = run / UNFINISHED_NAME / name, run / name
-        with self._writing():
-            super()._save_checkpoint(model, trial)
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(finished)
-            if self.args.should_save:
-                self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))
-        self._finish(unfinished, finished)
+        try:
+            with self._writing():
+                super()._save_checkpoint(model, trial)
+            self._keep_best(unfinished, finished)
+            self._finish(unfinished, finished)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(self._describe_failure(finished, error)) from error
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(finished))
         if self.args.should_save:
             self._remove_old_checkpoints(run, finished)
+
+    def _keep_best(self, unfinished: Path, finished: Path) -> None:
+        """The state names the best checkpoint by the name that it will have."""
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(finished)
+            if self.args.should_save:
+                self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))
+
+    def _describe_failure(self, checkpoint: Path, error: Exception) -> str:
+        """A sentence; what was written so far gives its room back."""
+        run = checkpoint.parent
+        if self.args.should_save:
+            shutil.rmtree(run / UNFINISHED_NAME, ignore_errors=True)
+        reason = str(error).strip().partition("\n")[0]
+        if not run.is_dir():
+            return f"{checkpoint} could not be written: {run} is gone ({reason})."
+        room = f"{shutil.disk_usage(run).free / 1e9:.1f} GB are free there"
+        whole, _ = newest_whole_checkpoint(run)
+        rest = (
+            "there is none before it" if whole is None else f"{whole} is whole, and the same recipe goes on from there"
+        )
+        return f"{checkpoint} could not be written ({reason}; {room}): {rest}."
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -52,6 +81,27 @@ class WholeCheckpointTrainer(CustomTrainer):
             yield
         finally:
             self._is_writing = False
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The model of the run itself is written beside, too; then each of its files takes its place."""
+        run = Path(output_dir or self.args.output_dir)
+        if self._is_writing or run != Path(self.args.output_dir):
+            super().save_model(output_dir, _internal_call)
+            return
+        unfinished = run / UNFINISHED_NAME / "model"
+        super().save_model(str(unfinished), _internal_call=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save and unfinished.is_dir():
+            for path in sorted(unfinished.iterdir(), key=lambda each: each.stat().st_mtime_ns):
+                if path.is_dir():
+                    put_in_place(path, run / path.name)
+                else:
+                    sync(path)
+                    os.replace(path, run / path.name)
+            shutil.rmtree(unfinished.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._is_writing:  # it is pushed from the place where it stays

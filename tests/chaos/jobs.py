@@ -115,6 +115,9 @@ def run_job(name: str, recipe: dict[str, Any]) -> Job:
         before, newest[0] = newest[0], max([newest[0], *steps])
         if skipped:
             return skipped[0]
+        model, last = (where / "model.safetensors" for where in (folder, folder / f"checkpoint-{STEPS}"))
+        if model.exists() and model.read_bytes() != last.read_bytes():
+            return "the model of the run is half there"
         if before and (checkpoint is None or checkpoint.name != f"checkpoint-{newest[0]}"):
             return f"checkpoint-{before} is gone, and {checkpoint} is the newest"
         return None

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from llamafactory_embed.loading.whole_checkpoints import (
     CONTENTS_NAME,
+    find_changed_bytes,
     find_damage,
     newest_whole_checkpoint,
     read_contents,
@@ -89,6 +90,18 @@ def test_texts_may_be_edited(tmp_path: Path) -> None:
     write_contents(checkpoint)
     (checkpoint / "config.json").write_text('{"edited": true}')
     assert find_damage(checkpoint) is None
+
+
+def test_changed_bytes_in_a_state_are_found(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-3")
+    assert find_changed_bytes(checkpoint) is None
+    path = checkpoint / "optimizer.pt"
+    content = bytearray(path.read_bytes())
+    place = content.find(torch.arange(50).float().numpy().tobytes())
+    content[place + 9] ^= 1
+    path.write_bytes(content)
+    assert find_damage(checkpoint) is None
+    assert (find_changed_bytes(checkpoint) or "").startswith("has a optimizer.pt whose bytes have changed")
 
 
 def test_the_newest_whole_one_is_found_by_its_number(tmp_path: Path) -> None:
