@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test quality style bench docs package clean
+.PHONY: demo test quality style bench chaos docs package clean
 
 demo: $(VENV)/.demo  ## train, evaluate and query an embedder on this machine, in minutes
 	$(BIN)/llamafactory-embed demo
@@ -25,6 +25,9 @@ style: $(VENV)/.dev  ## mend what lint and format can mend
 
 bench: $(VENV)/.dev  ## side-by-side runs; writes benchmarks/results and docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+
+chaos: $(VENV)/.dev  ## kill, or refuse to write, at every system call that writes; exit code 1 if anything is lost
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 docs: $(VENV)/.dev  ## write the generated pages of docs/
 	$(BIN)/python -m benchmarks --only-docs

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..files import put_in_place
 from ..loading.llm2vec_adapters import CONFIG_FILE
 from ..model.embedding_config import CONFIG_NAME
 from ..model.quantization import QuantizationRanges
@@ -28,13 +29,7 @@ def new_folder(target: str | Path, checkpoint: str | Path, overwrite: bool = Fal
     try:
         yield temporary
         os.chmod(temporary, 0o755)  # mkdtemp makes folders that only their owner can read
-        if target.exists():
-            replaced = temporary.with_name(f"{temporary.name}-replaced")
-            os.rename(target, replaced)
-            os.rename(temporary, target)
-            shutil.rmtree(replaced)
-        else:
-            os.rename(temporary, target)
+        put_in_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -16,6 +16,8 @@ from ..stages.stage import RUN_ARGUMENTS
 from . import contract, export
 from .argument_check import check_stage
 from .options import refuse_other_engines
+from .run_folder import alone_in_folder, require_whole_checkpoint
+from .same_data import digests_of_data, require_same_data
 
 
 if TYPE_CHECKING:
@@ -67,8 +69,13 @@ def apply(tuner: Any) -> None:
             check_stage(stage, args[: len(RUN_ARGUMENTS) - 1])
             training_args = args[RUN_ARGUMENTS.index("training_args")]
             tell_deepspeed(training_args)
-            clean_board_recipe(training_args, secrets_of(*args[: len(RUN_ARGUMENTS) - 1]))
-            stage.load_run()(*with_start(args), **kwargs)
+            with alone_in_folder(training_args):
+                clean_board_recipe(training_args, secrets_of(*args[: len(RUN_ARGUMENTS) - 1]))
+                require_whole_checkpoint(training_args)
+                data_args = args[RUN_ARGUMENTS.index("data_args")]
+                finetuning_args.data_digests = digests_of_data(data_args, training_args)
+                require_same_data(finetuning_args, training_args)
+                stage.load_run()(*with_start(args), **kwargs)
 
     tuner.get_train_args = get_train_args
     tuner.run_sft = run_carrier_stage

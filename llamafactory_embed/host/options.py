@@ -11,6 +11,7 @@ from ..hparams.serving import ServingOptions
 from ..stages.registry import Registry, load_registry
 from ..stages.stage import HOST_STAGES, Stage
 from . import contract
+from .run_folder import last_whole_checkpoint
 
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def apply(parser: Any) -> None:
     parser.FinetuningArguments = extended
     serving = extend_by_serving_options(extended)
     parser._INFER_ARGS[:] = [serving if each is extended else each for each in parser._INFER_ARGS]
+
+    contract.check_signature(contract.attribute(parser, "get_last_checkpoint"), "folder")
+    parser.get_last_checkpoint = last_whole_checkpoint
 
 
 def reject_conflicts(registry: Registry, taken: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from .option import option
 
@@ -18,6 +19,33 @@ class RunOptions:
         "(`num_train_epochs` or `max_steps`); empty: run to the end.",
         label="Stop after steps",
         minimum=1,
+        group="Memory and length of the run",
+    )
+    bad_loss: Literal["stop", "skip"] = option(
+        "stop",
+        "What happens when the loss or a gradient is not a number: stop, with a checkpoint of the state before; or "
+        "skip the step.",
+        label="Loss that is no number",
+        group="Memory and length of the run",
+    )
+    bad_loss_limit: int = option(
+        3,
+        "How many steps may be skipped before the run stops.",
+        label="Most skipped steps",
+        minimum=1,
+        when={"bad_loss": ("skip",)},
+        group="Memory and length of the run",
+    )
+    preemption_signal: Literal["SIGUSR1", "SIGUSR2"] | None = option(
+        None,
+        "Another signal at which the run stops with a checkpoint, as it does at SIGTERM and SIGINT; empty: none.",
+        label="Preemption signal",
+        group="Memory and length of the run",
+    )
+    ignore_changed_data: bool = option(
+        False,
+        "Go on from a checkpoint although files of the data have changed since.",
+        label="Ignore changed data",
         group="Memory and length of the run",
     )
     card_license: str | None = option(

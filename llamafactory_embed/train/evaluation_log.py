@@ -22,7 +22,9 @@ class EvaluationLog(TrainerCallback):
         path = Path(args.output_dir, EVALUATIONS_NAME)
         if state.is_world_process_zero and path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if 0 < state.global_step >= json.loads(line)["step"]]
+            kept = [
+                line for line in lines if line.endswith("}\n") and 0 < state.global_step >= json.loads(line)["step"]
+            ]
             write_text(path, "".join(kept))
 
     def on_evaluate(

@@ -16,7 +16,6 @@ import torch.distributed as dist
 import yaml
 from accelerate.utils import DistributedType
 from llamafactory.train.callbacks import PissaConvertCallback
-from llamafactory.train.pt.trainer import CustomTrainer
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -28,7 +27,9 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..files import write_text
 from ..hparams.secrets import arguments_without_secrets
 from ..model.around_decoder import AroundDecoder
+from .bad_steps import NamesRows
 from .evaluation_log import EvaluationLog
+from .saving import WholeCheckpointTrainer
 
 
 RECIPE_NAME = "recipe.yaml"
@@ -72,7 +73,7 @@ class ResumedEpoch(TrainerCallback):
         data_loader.set_epoch(state.global_step // steps_per_epoch)
 
 
-class WrappedModelTrainer(CustomTrainer, ABC):
+class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
     """The host's trainer (optimizers, schedulers, callbacks) around a module that holds the language model."""
 
     control: TrainerControl
@@ -81,6 +82,9 @@ class WrappedModelTrainer(CustomTrainer, ABC):
     """Whether the loss of a step is a sum over all its micro-batches and ranks, divided by the sum of their
     `loss_count`: then accumulating equals a large batch, and several ranks equal one process. Otherwise it is the mean
     of the micro-batches' losses."""
+
+    loss_has_a_state: ClassVar[bool] = False
+    """Whether a forward changes what a checkpoint holds: after a bad one there is no good state to save."""
 
     def __init__(
         self,
@@ -103,6 +107,7 @@ class WrappedModelTrainer(CustomTrainer, ABC):
         self.remove_callback(PissaConvertCallback)  # every checkpoint is converted when it is written
         self.batches = batches
         self.recipe = recipe
+        self.batches_of_step: list[dict[str, Any]] = []
         self._write_card: Callable[[], None] | None = None
         self.add_callback(ResumedEpoch())
         self.add_callback(EvaluationLog())
@@ -167,6 +172,7 @@ class WrappedModelTrainer(CustomTrainer, ABC):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
         """The `loss_count` of a step: of all its micro-batches, on all ranks."""
+        self.batches_of_step = batch_samples
         if not self.sums_losses or not batch_samples:
             return None
         count = torch.stack([self.loss_count(inputs) for inputs in batch_samples]).sum().to(device)
@@ -180,7 +186,7 @@ class WrappedModelTrainer(CustomTrainer, ABC):
         return EpochDataLoader(
             self.train_dataset,
             self.batches,
-            collate_fn=self.data_collator,
+            collate_fn=NamesRows(self.data_collator),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=False,  # a batch is moved by the model, row by row
             prefetch_factor=self.args.dataloader_prefetch_factor,

@@ -11,6 +11,9 @@ from transformers import TrainingArguments as HfTrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.document_batches import DocumentBatches, GivenRows, StreamedDocumentBatches
+from ..hparams.run import RunOptions
+from .bad_steps import BadSteps
+from .interruption import SaveAtSignal, signals_of
 from .trainer import Batches, WrappedModelTrainer
 
 
@@ -53,10 +56,22 @@ def train_and_save(
     plotted: Sequence[str],
 ) -> None:
     """Train, write the checkpoint and the host's files, and draw the metrics `plotted` if the recipe says so."""
-    steps: int | None = finetuning_args.stage_options.stop_after_n_steps
-    if steps is not None:
-        trainer.add_callback(StopAfterSteps(steps))
-    train_result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    options: RunOptions = finetuning_args.stage_options
+    if options.stop_after_n_steps is not None:
+        trainer.add_callback(StopAfterSteps(options.stop_after_n_steps))
+    if options.bad_loss == "skip" and trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "`bad_loss: skip`: DeepSpeed takes its step by itself; leave it out, or run without DeepSpeed."
+        )
+    trainer.add_callback(BadSteps(trainer, options.bad_loss, options.bad_loss_limit))
+    at_signal = SaveAtSignal(signals_of(options.preemption_signal))
+    trainer.add_callback(at_signal)
+    trainer.data_digests = finetuning_args.data_digests
+    try:
+        train_result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    finally:
+        at_signal.restore()
+    at_signal.exit_if_received(trainer.state)
     trainer.save_model()
     trainer.log_metrics("train", train_result.metrics)
     trainer.save_metrics("train", train_result.metrics)

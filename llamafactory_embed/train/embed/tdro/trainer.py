@@ -27,6 +27,8 @@ STATE_NAME = "task_weights.pt"
 class TdroTrainer(ContrastiveTrainer):
     """Measures every task in every update, moves the weights, and trains the proxy on the weighted loss."""
 
+    loss_has_a_state = True  # the weights of the tasks move in it
+
     options: TdroOptions
 
     def __init__(

@@ -1,0 +1,138 @@
+"""Checkpoints that are whole or absent: `checkpoint-N` gets its name when every rank has written its part."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llamafactory.train.pt.trainer import CustomTrainer
+from safetensors import SafetensorError
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..files import put_in_place, sync
+from ..loading.whole_checkpoints import (
+    UNFINISHED_NAME,
+    newest_whole_checkpoint,
+    numbered_checkpoints,
+    step_of,
+    write_contents,
+)
+
+
+class WholeCheckpointTrainer(CustomTrainer):
+    """The host's trainer, which writes a checkpoint into a folder beside and lets it take its place at the end."""
+
+    data_digests: Mapping[str, str] = {}
+    """What the files of the data were; a checkpoint remembers it."""
+
+    _is_writing = False
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED_NAME) if self._is_writing else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run = Path(self._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        unfinished, finished = run / UNFINISHED_NAME / name, run / name
+        try:
+            with self._writing():
+                super()._save_checkpoint(model, trial)
+            self._keep_best(unfinished, finished)
+            self._finish(unfinished, finished)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(self._describe_failure(finished, error)) from error
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(finished))
+        if self.args.should_save:
+            self._remove_old_checkpoints(run, finished)
+
+    def _keep_best(self, unfinished: Path, finished: Path) -> None:
+        """The state names the best checkpoint by the name that it will have."""
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(finished)
+            if self.args.should_save:
+                self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))
+
+    def _describe_failure(self, checkpoint: Path, error: Exception) -> str:
+        """A sentence; what was written so far gives its room back."""
+        run = checkpoint.parent
+        if self.args.should_save:
+            shutil.rmtree(run / UNFINISHED_NAME, ignore_errors=True)
+        reason = str(error).strip().partition("\n")[0]
+        if not run.is_dir():
+            return f"{checkpoint} could not be written: {run} is gone ({reason})."
+        room = f"{shutil.disk_usage(run).free / 1e9:.1f} GB are free there"
+        whole, _ = newest_whole_checkpoint(run)
+        rest = (
+            "there is none before it" if whole is None else f"{whole} is whole, and the same recipe goes on from there"
+        )
+        return f"{checkpoint} could not be written ({reason}; {room}): {rest}."
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        self._is_writing = True
+        try:
+            yield
+        finally:
+            self._is_writing = False
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The model of the run itself is written beside, too; then each of its files takes its place."""
+        run = Path(output_dir or self.args.output_dir)
+        if self._is_writing or run != Path(self.args.output_dir):
+            super().save_model(output_dir, _internal_call)
+            return
+        unfinished = run / UNFINISHED_NAME / "model"
+        super().save_model(str(unfinished), _internal_call=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save and unfinished.is_dir():
+            for path in sorted(unfinished.iterdir(), key=lambda each: each.stat().st_mtime_ns):
+                if path.is_dir():
+                    put_in_place(path, run / path.name)
+                else:
+                    sync(path)
+                    os.replace(path, run / path.name)
+            shutil.rmtree(unfinished.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._is_writing:  # it is pushed from the place where it stays
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish(self, unfinished: Path, finished: Path) -> None:
+        """Give a checkpoint its name: on the first machine, then on others that have a disk of their own."""
+        is_first = self.args.process_index == 0
+        for is_mine in (is_first, not is_first and self.args.local_process_index == 0):
+            self.accelerator.wait_for_everyone()
+            if is_mine and unfinished.is_dir():
+                write_contents(unfinished, data=dict(self.data_digests))
+                put_in_place(unfinished, finished)
+                with contextlib.suppress(OSError):  # another machine has removed it, or still writes into it
+                    unfinished.parent.rmdir()
+        self.accelerator.wait_for_everyone()
+
+    def _remove_old_checkpoints(self, run: Path, newest: Path) -> None:
+        """Keep `save_total_limit` checkpoints, the best and the newest among them. A run that went on from an earlier
+        one may have left some with higher numbers: the time counts. What is half removed has lost its name."""
+        limit = self.args.save_total_limit
+        if limit is None or limit <= 0:
+            return
+        best = self.state.best_model_checkpoint
+        protected = {newest, *([Path(best)] if best is not None else [])}
+        checkpoints = sorted(numbered_checkpoints(run), key=lambda each: (each.stat().st_mtime, step_of(each)))
+        removable = [each for each in checkpoints if each not in protected]
+        surplus = len(checkpoints) - max(limit, len(protected))
+        for checkpoint in removable[: max(surplus, 0)]:
+            removed = run / UNFINISHED_NAME / checkpoint.name
+            removed.parent.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another machine has removed it
+                os.rename(checkpoint, removed)
+            shutil.rmtree(removed.parent, ignore_errors=True)
