@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -21,46 +21,49 @@ def measure(bench: Bench) -> None:
     """Both models, both kinds of lengths, all weights and LoRA."""
     peak = matmul_peak(bench.device, bench.size(8192, 128))
     bench.record.figure("product of two matrices", peak / 1e12, "TFLOP/s")
-    for shape, rows in (
-        (bench.size(QWEN3, TINY_QWEN3), bench.size(64, 4)),
-        (bench.size(SMOLLM2, TINY_LLAMA), bench.size(128, 4)),
+    for shape, tokens in (
+        (bench.size(QWEN3, TINY_QWEN3), bench.size(16_384, 200)),
+        (bench.size(SMOLLM2, TINY_LLAMA), bench.size(32_768, 200)),
     ):
         for kind, fill in FILLS.items():
+            rows = rows_of_tokens(bench, tokens, fill)
             for way in ("full", "LoRA"):
-                what = f"{shape.name}, {way}, {kind}"
-                bench.record.attempt(what, lambda s=shape, n=rows, f=fill, w=way, t=what: one(bench, s, n, f, w, peak, t))
+                case = Case(shape, rows, kind, way, peak)
+                bench.record.attempt(case.name, lambda case=case: measure_case(bench, case))
 
 
-def one(bench: Bench, shape: Shape, count: int, fill: float, way: str, peak: float, what: str) -> None:
-    """One case. Rows are those that fit: half as many where memory is short."""
+@dataclass(frozen=True)
+class Case:
+    """One step to measure, and the operations a second that the device can do."""
 
-    def step_of(rows: Rows) -> Callable[[], object]:
-        backbone = build_model(shape, bench.device, torch.bfloat16)
-        model = make_embedder(with_lora(backbone) if way == "LoRA" else backbone, bench.backend)
-        batches = rows.packed(None)
-        return optimized(model, lambda: plain_step(model, batches, rows.count))
+    shape: Shape
+    rows: Rows
+    kind: str
+    way: str
+    peak: float
 
-    rows, step, gib = largest_that_fits(bench, count, fill, step_of)
+    @property
+    def name(self) -> str:
+        """As it stands beside its figures."""
+        return f"{self.shape.name}, {self.way}, {self.kind}, {self.rows.count} rows"
+
+
+def rows_of_tokens(bench: Bench, tokens: int, fill: float) -> Rows:
+    """Triplets up to 512 tokens long that have about so many in all."""
+    longest = bench.size(512, 16)
+    return make_rows(max(2, round(tokens / (3 * longest * fill))), columns=3, longest=longest, fill=fill)
+
+
+def measure_case(bench: Bench, case: Case) -> None:
+    """Forward, backward, clipping and AdamW on packed rows that are ready."""
+    backbone = build_model(case.shape, bench.device, torch.bfloat16)
+    model = make_embedder(with_lora(backbone) if case.way == "LoRA" else backbone, bench.backend)
+    batches = case.rows.packed(None)
+    step = optimized(model, lambda: plain_step(model, batches, case.rows.count))
+    gib = peak_gib(step, bench.device)
     seconds = seconds_of(step, bench.device, repeats=bench.size(7, 1), warm_up=bench.size(2, 0))
-    operations = training_operations(shape, rows.lengths, frozen=way == "LoRA")
-    record_step(bench.record, f"{what}, {rows.count} rows", rows.lengths, seconds, gib, operations / seconds / peak)
-
-
-def largest_that_fits(
-    bench: Bench, count: int, fill: float, step_of: Callable[[Rows], Callable[[], object]]
-) -> tuple[Rows, Callable[[], object], float]:
-    """Triplets up to 512 tokens, as many rows as memory allows, their step and its peak in GiB."""
-    while True:
-        rows = make_rows(count, columns=3, longest=bench.size(512, 16), fill=fill)
-        try:
-            step = step_of(rows)
-            return rows, step, peak_gib(step, bench.device)
-        except torch.OutOfMemoryError:
-            if count < 8:
-                raise
-        count //= 2
-        bench.record.fact("memory was short", f"went on with {count} rows")
-        torch.cuda.empty_cache()
+    operations = training_operations(case.shape, case.rows.lengths, frozen=case.way == "LoRA")
+    record_step(bench.record, case.name, case.rows.lengths, seconds, gib, operations / seconds / case.peak)
 
 
 def record_step(

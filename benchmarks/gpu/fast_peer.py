@@ -31,8 +31,8 @@ def measure(bench: Bench) -> None:
     """Ours and theirs, one after the other, on one saved model."""
     require("sentence_transformers")
     for shape, rows in (
-        (bench.size(QWEN3, TINY_QWEN3), bench.size(32, 4)),
-        (bench.size(SMOLLM2, TINY_LLAMA), bench.size(64, 4)),
+        (bench.size(QWEN3, TINY_QWEN3), bench.size(16, 4)),
+        (bench.size(SMOLLM2, TINY_LLAMA), bench.size(32, 4)),
     ):
         folder = save_for_both(bench.folder / shape.family, shape, bench.device)
         for kind, fill in FILLS.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import gc
 import json
 import traceback
 from collections.abc import Callable
@@ -100,6 +101,7 @@ class Record:
             first_line = (str(error).splitlines() or [""])[0]
             self.check(what, False, f"{type(error).__name__}: {first_line}")
             self.fact(f"traceback of {what}", traceback.format_exc().splitlines()[-12:])
+        gc.collect()  # models in circles of references would hold the device's memory
 
     def finish(self, seconds: float) -> None:
         """The step is over: it failed where a check did, and was not run where nothing was found."""
