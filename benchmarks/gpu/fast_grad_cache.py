@@ -19,7 +19,7 @@ from .steps import Bench
 
 
 AIM = Aim(at_most=1.35)
-TILE = 8192  # of candidates, beside rows that are as many
+TILE = 8192  # candidates that the loss compares at a time
 
 
 def measure(bench: Bench) -> None:

@@ -7,6 +7,8 @@ starts in the time that it takes to make a CUDA context, and what a step breaks 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from .steps import Bench, Step, run_step
 
 
 PRELOADED = ["torch", "transformers", "peft", "attention_patch", "benchmarks.gpu.shapes"]
-LEAST_SECONDS = 10.0
+LEAST_SECONDS = 5.0
 """A step that would have less time than this is not begun."""
 
 
@@ -61,7 +63,7 @@ def _run_one(step: Step, plan: Plan, left: float, context: multiprocessing.conte
     """A step in its process, until it ends or its time does; afterwards its file says how it ended."""
     path = plan.path(step)
     path.unlink(missing_ok=True)
-    limit = min(float(step.seconds), left)
+    limit = left if plan.small else min(float(step.seconds), left)  # a rehearsal may have any machine
     if limit < LEAST_SECONDS:
         end_record(path, step.name, step.title, "not run", f"no time left of {plan.minutes:g} minutes")
         return
@@ -69,7 +71,7 @@ def _run_one(step: Step, plan: Plan, left: float, context: multiprocessing.conte
     child.start()
     child.join(limit)
     if child.is_alive():
-        child.kill()
+        os.killpg(child.pid or 0, signal.SIGKILL)  # and what it has started
         child.join()
         end_record(path, step.name, step.title, "failed", f"stopped after {limit:.0f} seconds")
     elif child.exitcode != 0:
@@ -77,7 +79,8 @@ def _run_one(step: Step, plan: Plan, left: float, context: multiprocessing.conte
 
 
 def run_in_child(step: Step, plan: Plan) -> None:
-    """The whole life of a step's process."""
+    """The whole life of a step's process, which leads those that it starts."""
+    os.setsid()
     start = time.monotonic()
     record = Record(plan.path(step), step.name, step.title, describe_machine(plan.device))
     with tempfile.TemporaryDirectory() as folder:
