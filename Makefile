@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test quality style bench docs package clean
+.PHONY: demo test quality style bench gpu docs package clean
 
 demo: $(VENV)/.demo  ## train, evaluate and query an embedder on this machine, in minutes
 	$(BIN)/llamafactory-embed demo
@@ -25,6 +25,11 @@ style: $(VENV)/.dev  ## mend what lint and format can mend
 
 bench: $(VENV)/.dev  ## side-by-side runs; writes benchmarks/results and docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+
+# No environment is made: a machine with a GPU brings its own torch. `make gpu GPU_PYTHON=…` names another Python.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:  ## what only a GPU can show, in 8 minutes; writes benchmarks/results/gpu
+	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 
 docs: $(VENV)/.dev  ## write the generated pages of docs/
 	$(BIN)/python -m benchmarks --only-docs

@@ -53,7 +53,10 @@ def same_states(bench: Bench, shape: Shape) -> None:
         "compiled states", max(errors), allowed_error(torch.bfloat16, shape.layers, terms_of_layer(plain.config, 200))
     )
     record.fact("graphs after each size", compilations)
-    record.check("no compilation for a new size", compilations[-1] == compilations[1], str(compilations))
+    if bench.backend == "sdpa":
+        record.skip("no compilation for a new size", "sdpa attends text by text: a graph for every set of lengths")
+    else:
+        record.check("no compilation for a new size", compilations[-1] == compilations[1], str(compilations))
 
 
 def unique_graphs() -> int:

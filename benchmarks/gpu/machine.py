@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from .record import NotRun
+from .record import NotRunHereError
 
 
 PACKAGES = (
@@ -58,7 +58,7 @@ def kernel_signature() -> str:
 def require(package: str) -> None:
     """Stop a part that needs a package which is not installed."""
     if find_spec(package) is None:
-        raise NotRun(f"{package} is not installed")
+        raise NotRunHereError(f"{package} is not installed")
 
 
 def synchronize(device: str) -> None:

@@ -18,7 +18,7 @@ from llamafactory_embed.files import write_json
 Status = Literal["running", "passed", "failed", "not run"]
 
 
-class NotRun(Exception):
+class NotRunHereError(Exception):
     """Raised by what this machine cannot do; its sentence says why."""
 
 
@@ -45,7 +45,7 @@ class Record:
         self.content: dict[str, Any] = {
             "step": step,
             "title": title,
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "status": "running",
             "reason": None,
             "seconds": None,
@@ -95,7 +95,7 @@ class Record:
         """Run a part; its exception is a failed check, and the parts behind it still run."""
         try:
             function()
-        except NotRun as reason:
+        except NotRunHereError as reason:
             self.skip(what, str(reason))
         except Exception as error:  # whatever a kernel, a library or a lack of memory raises is the finding
             first_line = (str(error).splitlines() or [""])[0]

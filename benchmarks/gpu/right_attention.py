@@ -122,9 +122,7 @@ def leak_matrix(bench: Bench, name: str, family: str, backend: Any, dtype: torch
         window = WINDOW if family == "mistral" else None
         visible = torch.block_diag(*(seen_in_text(length, mode, window) for length in lengths)) > 0
         with patch_attention(model, mode, backend=backend):
-            moved = movements(
-                model, sum(lengths), bench.device, lambda: packed_inputs(lengths, device=bench.device)
-            )
+            moved = movements(model, sum(lengths), bench.device, lambda: packed_inputs(lengths, device=bench.device))
         check_leaks(bench, f"{name}, {mode}: leaks of a packed row", moved, visible)
 
     bench.record.attempt(f"{name}, {mode}: leaks", compare)
@@ -190,9 +188,7 @@ def masks_of_training(bench: Bench, name: str, family: str, backend: Any, dtype:
             lambda model: packed_inputs([slots], device=bench.device) | mask_inputs(model, allowed),
         )
 
-    def compare_mask(
-        kind: str, visible: Tensor, tokens: int, inputs: Callable[[Any], dict[str, Any]]
-    ) -> None:
+    def compare_mask(kind: str, visible: Tensor, tokens: int, inputs: Callable[[Any], dict[str, Any]]) -> None:
         model = loaded(bench, family, dtype, layers=1)
         with patch_attention(model, "bidirectional", backend=backend):
             moved = movements(model, tokens, bench.device, lambda: inputs(model))

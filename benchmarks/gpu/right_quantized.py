@@ -11,7 +11,7 @@ import torch
 from .closeness import relative_error
 from .embedding_step import make_embedder, make_rows, optimized, plain_step, with_lora
 from .machine import require
-from .record import NotRun
+from .record import NotRunHereError
 from .shapes import QWEN3, TINY_QWEN3, build_model
 from .steps import Bench
 
@@ -24,7 +24,7 @@ def measure(bench: Bench) -> None:
     """Train, save the adapter, merge it into the weights that were never quantized."""
     require("bitsandbytes")
     if bench.device == "cpu":
-        raise NotRun("no CUDA device")
+        raise NotRunHereError("no CUDA device")
     shape = dataclasses.replace(bench.size(QWEN3, TINY_QWEN3), layers=4, vocabulary=400)
     base = bench.folder / "base"
     build_model(shape, bench.device, torch.bfloat16).save_pretrained(base)
@@ -53,9 +53,7 @@ def load_in_four_bits(folder: Path) -> Any:
     from peft import prepare_model_for_kbit_training
     from transformers import AutoModel, BitsAndBytesConfig
 
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     model = AutoModel.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16, device_map={"": 0})
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 

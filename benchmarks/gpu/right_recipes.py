@@ -17,7 +17,7 @@ from typing import Any
 from ..inputs import ModelSize, TripletSizes, make_triplets, save_model
 from ..processes import ROOT
 from ..training import write_dataset
-from .record import NotRun
+from .record import NotRunHereError
 from .steps import Bench
 
 
@@ -51,7 +51,7 @@ def interpreter(folder: Path) -> str:
         return sys.executable
     wheels = os.environ.get("WHEELS")
     if not wheels:
-        raise NotRun("LLaMA-Factory is not installed, and WHEELS names no folder of wheels")
+        raise NotRunHereError("LLaMA-Factory is not installed, and WHEELS names no folder of wheels")
     home = folder / "environment"
     # The machine's own torch and transformers stay visible: wheels bring what is missing.
     subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(home)], check=True)

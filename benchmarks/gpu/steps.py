@@ -10,9 +10,12 @@ from typing import Any
 from .record import Record
 
 
+HERE = "benchmarks.gpu"
+
+
 @dataclass(frozen=True)
 class Step:
-    """A function `module:name` of this package that takes a `Bench`, and the seconds after which it is stopped."""
+    """A function `module:name` that takes a `Bench`, and the seconds after which it is stopped."""
 
     name: str
     title: str
@@ -42,19 +45,24 @@ class Bench:
 
 
 STEPS = (
-    Step("machine", "What the machine is and can do", 30, "right_machine:measure"),
-    Step("attention", "Who sees whom: leaks, packed and separate, masks", 60, "right_attention:measure"),
-    Step("training", "GradCache, gradient checkpointing, Liger: the same gradients", 45, "right_training:measure"),
-    Step("contrastive", "A contrastive step, full and LoRA", 75, "fast_contrastive:measure"),
-    Step("peer", "The same step by sentence-transformers", 75, "fast_peer:measure"),
-    Step("grad_cache", "GradCache with 4,096 and 65,536 rows", 90, "fast_grad_cache:measure"),
-    Step("hidden_tokens", "Steps of mntp and ddm", 45, "fast_hidden_tokens:measure"),
-    Step("encode", "Encoding", 45, "fast_encode:measure"),
-    Step("golden", "The numbers of the original projects", 75, "right_golden:measure"),
-    Step("sampling", "Denoising with and without caches", 60, "fast_sampling:measure"),
-    Step("compiled", "torch.compile of the decoder layers", 60, "fast_compiled:measure"),
-    Step("quantized", "QLoRA trains and merges", 45, "right_quantized:measure"),
-    Step("recipes", "Recipes through LLaMA-Factory, interrupted and resumed", 120, "right_recipes:measure"),
+    Step("machine", "What the machine is and can do", 30, f"{HERE}.right_machine:measure"),
+    Step("attention", "Who sees whom: leaks, packed and separate, masks", 60, f"{HERE}.right_attention:measure"),
+    Step(
+        "training",
+        "GradCache, checkpointing, Liger: the same gradients",
+        45,
+        f"{HERE}.right_training:measure",
+    ),
+    Step("contrastive", "A contrastive step, full and LoRA", 75, f"{HERE}.fast_contrastive:measure"),
+    Step("peer", "The same step by sentence-transformers", 75, f"{HERE}.fast_peer:measure"),
+    Step("grad_cache", "GradCache with 4,096 and 65,536 rows", 90, f"{HERE}.fast_grad_cache:measure"),
+    Step("hidden_tokens", "Steps of mntp and ddm", 45, f"{HERE}.fast_hidden_tokens:measure"),
+    Step("encode", "Encoding", 45, f"{HERE}.fast_encode:measure"),
+    Step("golden", "The numbers of the original projects", 75, f"{HERE}.right_golden:measure"),
+    Step("sampling", "Denoising with and without caches", 60, f"{HERE}.fast_sampling:measure"),
+    Step("compiled", "torch.compile of the decoder layers", 60, f"{HERE}.fast_compiled:measure"),
+    Step("quantized", "QLoRA trains and merges", 45, f"{HERE}.right_quantized:measure"),
+    Step("recipes", "Recipes through LLaMA-Factory, interrupted and resumed", 120, f"{HERE}.right_recipes:measure"),
 )
 
 
@@ -69,4 +77,4 @@ def find_step(name: str) -> Step:
 def run_step(step: Step, bench: Bench) -> None:
     """Call a step's function; its exception is a failed check."""
     module, _, name = step.function.partition(":")
-    bench.record.attempt(step.title, lambda: getattr(import_module(f"benchmarks.gpu.{module}"), name)(bench))
+    bench.record.attempt(step.title, lambda: getattr(import_module(module), name)(bench))

@@ -6,6 +6,7 @@ starts in the time that it takes to make a CUDA context, and what a step breaks 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -45,6 +46,9 @@ def run_all(steps: list[Step], plan: Plan) -> bool:
     """Run the steps that have not passed; whether none of them failed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    first = context.Process(target=gc.collect)  # imports once, before any step's clock runs
+    first.start()
+    first.join()
     deadline = time.monotonic() + 60 * plan.minutes
     for step in steps:
         before = read_record(plan.path(step))
@@ -71,11 +75,20 @@ def _run_one(step: Step, plan: Plan, left: float, context: multiprocessing.conte
     child.start()
     child.join(limit)
     if child.is_alive():
-        os.killpg(child.pid or 0, signal.SIGKILL)  # and what it has started
-        child.join()
+        _kill(child)
         end_record(path, step.name, step.title, "failed", f"stopped after {limit:.0f} seconds")
     elif child.exitcode != 0:
         end_record(path, step.name, step.title, "failed", f"its process ended with code {child.exitcode}")
+
+
+def _kill(child: multiprocessing.process.BaseProcess) -> None:
+    """End a step and what it has started."""
+    assert child.pid is not None
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it had no time to become their leader
+        child.kill()
+    child.join()
 
 
 def run_in_child(step: Step, plan: Plan) -> None:
