@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test quality style bench chaos docs package clean
+.PHONY: demo test quality style bench gpu chaos docs package clean
 
 demo: $(VENV)/.demo  ## train, evaluate and query an embedder on this machine, in minutes
 	$(BIN)/llamafactory-embed demo
@@ -28,6 +28,11 @@ bench: $(VENV)/.dev  ## side-by-side runs; writes benchmarks/results and docs/be
 
 chaos: $(VENV)/.dev  ## kill, or refuse to write, at every system call that writes; exit code 1 if anything is lost
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+# No environment is made: a machine with a GPU brings its own torch. `make gpu GPU_PYTHON=…` names another Python.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:  ## what only a GPU can show, in 8 minutes; writes benchmarks/results/gpu
+	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 
 docs: $(VENV)/.dev  ## write the generated pages of docs/
 	$(BIN)/python -m benchmarks --only-docs

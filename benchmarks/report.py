@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .gpu.page import describe_all
 from .processes import ROOT
 from .results_file import RESULTS
 
@@ -15,6 +16,7 @@ from .results_file import RESULTS
 PAGE = ROOT / "docs" / "benchmarks.md"
 # The page is written by hand; only what stands between these two lines is not.
 BLOCK = re.compile(r"(<!-- results: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+GPU_BLOCK = re.compile(r"(<!-- results on a GPU -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def write_page(page: Path = PAGE, results: Path = RESULTS) -> None:
@@ -28,8 +30,11 @@ def write_page(page: Path = PAGE, results: Path = RESULTS) -> None:
     def fill(match: re.Match[str]) -> str:
         return f"{match[1]}{describe(results / (match['name'] + '.json'))}{match[3]}"
 
+    def fill_gpu(match: re.Match[str]) -> str:
+        return f"{match[1]}{describe_all(results / 'gpu')}{match[2]}"
+
     temporary = page.with_suffix(".tmp")
-    temporary.write_text(BLOCK.sub(fill, text), "utf-8")
+    temporary.write_text(GPU_BLOCK.sub(fill_gpu, BLOCK.sub(fill, text)), "utf-8")
     os.replace(temporary, page)
 
 
