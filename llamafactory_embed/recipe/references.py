@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..foreign import read_foreign_json
 from ..host.vocabulary import list_formats, list_templates
 from ..hparams.contrastive import ContrastiveOptions
 from ..hparams.objectives import check_objective, make_objective
@@ -48,12 +49,12 @@ def check_datasets(report: Report, options: dict[str, Any]) -> None:
     info_path = Path(folder) / "dataset_info.json"
     blamed = "dataset_dir" if "dataset_dir" in options else names[0][0]
     try:
-        entries = json.loads(info_path.read_text(encoding="utf-8"))
+        entries = read_foreign_json(info_path, "`dataset_dir` names its folder.")
     except OSError:
         report.problem(blamed, f"{info_path} does not exist: `dataset_dir` must name the folder that holds it.")
         return
     except ValueError as error:
-        report.problem(blamed, f"{info_path} is not valid JSON: {error}.")
+        report.problem(blamed, str(error))
         return
     if not (isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())):
         report.problem(blamed, f"{info_path} must map the name of each data set to its entry.")

@@ -6,7 +6,16 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..files import HubOptions, LocatedRecord, load_from_hub, number_rows, open_text, read_records
+from ..files import (
+    LONGEST_ROW,
+    HubOptions,
+    LocatedRecord,
+    load_from_hub,
+    number_rows,
+    numbered_rows,
+    open_text,
+    read_records,
+)
 from ..problems import BadRowError, BadRows, check_characters
 from .entries import TextSource
 
@@ -83,14 +92,14 @@ def _is_headerless(path: str) -> bool:
     if not path.removesuffix(".gz").endswith(".tsv") or not os.path.isfile(path):
         return False
     with open_text(path) as file:
-        names = file.readline().rstrip("\r\n").split("\t")
+        names = file.readline(LONGEST_ROW).rstrip("\r\n").split("\t")
     return not (set(names) & set(ID_COLUMNS) and set(names) & set(TEXT_COLUMNS))
 
 
 def _read_headerless(path: str) -> Iterator[LocatedRecord]:
     """`id<TAB>text` on each line; a quotation mark is a character like others."""
     with open_text(path) as file:
-        for line, content in enumerate(file, start=1):
+        for line, content in numbered_rows(file, path):
             key, tab, text = content.rstrip("\r\n").partition("\t")
             if not content.strip():
                 continue
