@@ -19,10 +19,12 @@ LARGEST_SETTINGS = 256 * 2**20
 LARGEST_YAML = 2**20
 # Values of a YAML file, each alias counted as the values that it stands for.
 MOST_YAML_VALUES = 100_000
+# Levels of lists and mappings in a YAML file.
+DEEPEST_YAML = 50
 # Digits of a whole number; Python writes none of more than 4300.
 LONGEST_NUMBER = 1000
 # What PyYAML's constructors raise for values that are not what their tags or their looks say (`!!bool x`, 2001-99-99).
-BAD_VALUES = (ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError, RecursionError)
+BAD_VALUES = (ValueError, KeyError, IndexError, AttributeError, TypeError, ArithmeticError, RecursionError)
 
 
 def read_foreign_text(path: str | Path, largest: int = LARGEST_SETTINGS) -> str:
@@ -73,6 +75,7 @@ def compose_yaml(text: str) -> yaml.Node | None:
     if len(text) > LARGEST_YAML:
         raise ValueError(f"it is longer than {LARGEST_YAML:,} characters, which no such file is")
     try:
+        _check_depth(text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None:
             _count_values(root, {})
@@ -85,6 +88,15 @@ def compose_yaml(text: str) -> yaml.Node | None:
             raise
         raise ValueError(f"it is not valid YAML ({type(error).__name__}: {error})") from error
     return root
+
+
+def _check_depth(text: str) -> None:
+    """Brackets in brackets cost PyYAML the square of their depth, before it says anything."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST_YAML:
+            raise ValueError(f"its values lie too deep in one another, more than {DEEPEST_YAML} levels")
 
 
 def is_plain_name(name: object) -> bool:

@@ -23,6 +23,7 @@ Read = TypeVar("Read")
 # The columns of a row that is an array of texts, as in sentence-transformers' collections of training data.
 ARRAY_COLUMNS = ("query", "positive", "negative")
 
+DAMAGED_ARCHIVE = (EOFError, zlib.error, gzip.BadGzipFile)
 # Characters of a row: of one line, or of the lines of one row of a table. What is packed may unpack to any length.
 LONGEST_ROW = 100_000_000
 # Characters of a `.json` array, which is read as a whole.
@@ -47,7 +48,13 @@ def registered_entries(
 
     names = dataset_names.split(",") if isinstance(dataset_names, str) else list(dataset_names)
     names = [name.strip() for name in names]
-    entries = [attributes.entry for attributes in get_dataset_list(names, dataset_dir)]
+    try:
+        entries = [attributes.entry for attributes in get_dataset_list(names, dataset_dir)]
+    except (AttributeError, TypeError, KeyError, RecursionError) as error:  # the host expects objects and texts
+        raise ValueError(
+            f"`dataset_dir`: an entry of dataset_info.json in {dataset_dir} is not as it must be ({error}): each is an "
+            "object, and so are its `columns` and `tags`."
+        ) from error
     # `dataset_dir: ONLINE` has no registry: the name is the whole entry
     return [
         (name, entry or {"hf_hub_url": name, "formatting": formatting})
@@ -98,7 +105,7 @@ def read_records(path: str, shown_as: str | None = None) -> Iterator[LocatedReco
     shown_as = shown_as or path
     if os.path.isdir(path):
         if is_saved_dataset(path):
-            yield from _read_saved_dataset(path, shown_as)
+            yield from _explain_table(_read_saved_dataset(path, shown_as), shown_as)
             return
         names = data_files(path)
         if not names:
@@ -120,7 +127,7 @@ def explain_damage(records: Iterable[Read], shown_as: str) -> Iterator[Read]:
             count += 1
     except UnicodeDecodeError as error:
         raise ValueError(f"`{shown_as}` is not UTF-8 text after its row {count}; convert it.") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED_ARCHIVE as error:
         raise ValueError(f"`{shown_as}` is damaged after its row {count} ({error}); fetch it again.") from error
 
 
@@ -297,6 +304,17 @@ def _read_text(path: str, shown_as: str) -> Iterator[LocatedRecord]:
                 yield shown_as, line, {"text": text.strip()}
 
 
+def _explain_table(records: Iterator[LocatedRecord], shown_as: str) -> Iterator[LocatedRecord]:
+    """Pass records of a binary file on, and name the file if it is damaged."""
+    import pyarrow
+
+    try:
+        yield from records
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`{shown_as}` is damaged ({reason}); fetch it again.") from error
+
+
 def _read_parquet(path: str, shown_as: str) -> Iterator[LocatedRecord]:
     import pyarrow.parquet
 
@@ -310,7 +328,9 @@ def _read_parquet(path: str, shown_as: str) -> Iterator[LocatedRecord]:
 def _read_arrow(path: str, shown_as: str) -> Iterator[LocatedRecord]:
     import datasets
 
-    yield from number_rows(datasets.Dataset.from_file(path), shown_as)
+    rows = datasets.Dataset.from_file(path)
+    rows.data.validate(full=True)  # lengths and places that the file tells are not checked while it is read
+    yield from number_rows(rows, shown_as)
 
 
 def _read_saved_dataset(path: str, shown_as: str) -> Iterator[LocatedRecord]:
@@ -325,6 +345,6 @@ READERS: dict[str, Callable[[str, str], Iterator[LocatedRecord]]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".txt": _read_text,
-    ".parquet": _read_parquet,
-    ".arrow": _read_arrow,
+    ".parquet": lambda path, shown_as: _explain_table(_read_parquet(path, shown_as), shown_as),
+    ".arrow": lambda path, shown_as: _explain_table(_read_arrow(path, shown_as), shown_as),
 }

@@ -17,8 +17,8 @@ from llamafactory_embed.chain.definition import read_chain
 from llamafactory_embed.chain.run import words_of
 from llamafactory_embed.recipe.check import check_recipe
 from llamafactory_embed.recipe.comparison import compare_recipes, show_recipe
-from llamafactory_embed.recipe.convert import convert_file
 from llamafactory_embed.recipe.conversions import TOOLS
+from llamafactory_embed.recipe.convert import convert_file
 from llamafactory_embed.recipe.pack import pack_recipe
 from tests.hostile.strategies import changed, json_files, texts, values, yaml_files
 from tests.hostile.verdict import a_result_or_a_sentence, hostile
@@ -46,7 +46,7 @@ recipes = changed(RECIPE).map(dump) | yaml_files
 blocks = (changed(PACKED["packed"]) | values).map(lambda value: dump({"packed": value})) | yaml_files
 
 
-@hostile(25)
+@hostile(4)
 @given(recipes, blocks, json_files(st.fixed_dictionaries({"rows": changed(ENTRY)})))
 def test_recipes_are_checked_shown_compared_and_packed(recipe: bytes, block: bytes, info: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -84,7 +84,7 @@ chains = st.fixed_dictionaries(
 )
 
 
-@hostile(80)
+@hostile(50)
 @given(chains.map(dump) | changed(CHAIN).map(dump) | yaml_files)
 def test_chains(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
@@ -123,7 +123,7 @@ scripts = st.lists(st.lists(shell_words, max_size=4).map(" ".join), max_size=6).
 settings_of_tools = st.dictionaries(st.sampled_from(flags), values, max_size=5)
 
 
-@hostile(80)
+@hostile(50)
 @given(
     scripts.map(lambda text: (".sh", text.encode("utf-8", "replace")))
     | json_files(settings_of_tools).map(lambda content: (".json", content))
@@ -154,7 +154,6 @@ def test_variables_of_variables_cost_nothing(tmp_path: Path) -> None:
         ("a: &a [*a]", "holds the alias itself"),
         ("[" * 5000, "too deep"),
         ("a: 0x" + "f" * 9000, "more than 1000 digits"),
-        ("a: 2001-99-99", "cannot be read"),
         ("a: !!bool x", "cannot be read"),
         ("a: " + "x" * 2**20, "is larger than 1,048,576 bytes"),
     ],

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 import llamafactory_embed
 from tests.patience import PATIENCE
@@ -30,6 +30,7 @@ def hostile(examples: int) -> settings:
         derandomize=LONG_RUN is None,
         database=None,
         deadline=None,
+        phases=(Phase.explicit, Phase.generate),  # a recipe takes seconds to check: cases are small as they are
         suppress_health_check=list(HealthCheck),
     )
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..files import (
-    LONGEST_ROW,
+    DAMAGED_ARCHIVE,
     HubOptions,
     LocatedRecord,
+    explain_damage,
     load_from_hub,
     number_rows,
     numbered_rows,
@@ -23,6 +24,9 @@ from .entries import TextSource
 # Names of the columns in public corpora and query files; the first that a record has is used.
 ID_COLUMNS = ("_id", "id", "docid", "query_id")
 TEXT_COLUMNS = ("text", "content", "question", "query")
+
+
+LONGEST_HEADER = 2**16  # characters of the names of columns
 
 
 class TextWithId(NamedTuple):
@@ -83,7 +87,9 @@ def _records_of_source(source: TextSource, hub: HubOptions) -> Iterator[LocatedR
 
 
 def _records(path: str, has_header: bool = False) -> Iterator[LocatedRecord]:
-    return read_records(path) if has_header or not _is_headerless(path) else _read_headerless(path)
+    if has_header or not _is_headerless(path):
+        return read_records(path)
+    return explain_damage(_read_headerless(path), path)
 
 
 def _is_headerless(path: str) -> bool:
@@ -91,8 +97,11 @@ def _is_headerless(path: str) -> bool:
     collections do."""
     if not path.removesuffix(".gz").endswith(".tsv") or not os.path.isfile(path):
         return False
-    with open_text(path) as file:
-        names = file.readline(LONGEST_ROW).rstrip("\r\n").split("\t")
+    try:
+        with open_text(path) as file:
+            names = file.readline(LONGEST_HEADER).rstrip("\r\n").split("\t")
+    except (UnicodeDecodeError, *DAMAGED_ARCHIVE):
+        return False  # whoever reads it says so
     return not (set(names) & set(ID_COLUMNS) and set(names) & set(TEXT_COLUMNS))
 
 
