@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import validate_repo_id
 
 from ..files import write_text
+from ..foreign import parse_yaml, read_foreign_text
 from ..hparams.secrets import secrets_of, without_secrets
 
 
@@ -119,12 +119,12 @@ def write_card_file(folder: str | Path, name: str, header: CardHeader, lines: Se
 def read_card_header(folder: str | Path) -> dict[str, Any]:
     """The front matter of the card in a folder; empty where there is none."""
     path = Path(folder) / CARD_NAME
-    found = _FRONT_MATTER.search(path.read_text(encoding="utf-8")) if path.is_file() else None
+    found = _FRONT_MATTER.search(read_foreign_text(path)) if path.is_file() else None
     if found is None:
         return {}
     try:
-        header = yaml.safe_load(found[1])
-    except yaml.YAMLError as error:
+        header = parse_yaml(found[1])
+    except ValueError as error:
         raise ValueError(f"{path} begins with something that is no YAML: mend it, or remove the file.") from error
     return header if isinstance(header, dict) else {}
 

@@ -24,9 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..files import digest
+from ..foreign import read_yaml
 from ..hparams.suggestion import suggest
 
 
@@ -71,10 +70,11 @@ def read_chain(path: Path) -> Chain:
     if not path.is_file():
         raise ValueError(f"There is no chain {path}.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict) or not values.get("steps") or "output_dir" not in values:
+        values = read_yaml(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    has_steps = isinstance(values, dict) and isinstance(values.get("steps"), list) and values["steps"]
+    if not has_steps or not isinstance(values.get("output_dir"), str):
         raise ValueError(f"{path} must hold `output_dir` and a list `steps`.")
     for key in values:
         if key not in ("output_dir", "steps"):
@@ -87,7 +87,7 @@ def read_chain(path: Path) -> Chain:
 
 
 def _read_step(where: str, number: int, entry: Any, output_dir: Path, before: Sequence[ChainStep]) -> ChainStep:
-    if not isinstance(entry, dict) or not NAME.fullmatch(str(entry.get("name", ""))):
+    if not isinstance(entry, dict) or not _is_name(entry.get("name")):
         raise ValueError(f"{where}: a step needs a `name` of letters, digits and `_`.")
     kinds = [key for key in entry if key not in ("name", "options")]
     if len(kinds) != 1 or kinds[0] not in KINDS:
@@ -98,8 +98,8 @@ def _read_step(where: str, number: int, entry: Any, output_dir: Path, before: Se
     if any(step.name == name for step in before):
         raise ValueError(f"{where}: the name `{name}` is taken by an earlier step.")
     options = entry.get("options") or {}
-    if not isinstance(options, dict):
-        raise ValueError(f"{where}: `options` must map names to values.")
+    if not isinstance(options, dict) or not all(map(_is_name, options)):
+        raise ValueError(f"{where}: `options` must map names of letters, digits and `_` to values.")
     reserved = next((key for key in ("output_dir", "output", "folder") if key in options), None)
     if reserved is not None:
         raise ValueError(f"{where}: the chain itself chooses `{reserved}`, below {output_dir}: leave it out.")
@@ -113,6 +113,10 @@ def _read_step(where: str, number: int, entry: Any, output_dir: Path, before: Se
     resolved = _resolve(options, folders, needs, where)
     output = output_dir / f"{number}_{name}"
     return ChainStep(number, name, kind, subjects, resolved, output, tuple(dict.fromkeys(needs)))
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and NAME.fullmatch(value) is not None
 
 
 def _resolve(value: Any, folders: Mapping[str, str], needs: list[str], where: str) -> Any:

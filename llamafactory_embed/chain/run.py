@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from ..files import digest, write_json, write_text
+from ..foreign import read_yaml
 from .definition import Chain, ChainStep
 
 
@@ -90,7 +91,7 @@ def _words(step: ChainStep) -> list[str]:
 def recipe_to_run(step: ChainStep) -> dict[str, Any]:
     """A training's recipe with the chain's values. A run that stopped is taken up at its newest checkpoint; one that
     has left none begins anew."""
-    recipe: dict[str, Any] = yaml.safe_load(Path(step.subjects[0]).read_text(encoding="utf-8"))
+    recipe: dict[str, Any] = read_yaml(step.subjects[0])
     has_checkpoint = any(step.output.glob("checkpoint-*"))
     return recipe | dict(step.options) | {"output_dir": str(step.output), "overwrite_output_dir": not has_checkpoint}
 

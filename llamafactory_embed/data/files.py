@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,13 @@ Read = TypeVar("Read")
 # The columns of a row that is an array of texts, as in sentence-transformers' collections of training data.
 ARRAY_COLUMNS = ("query", "positive", "negative")
 
+DAMAGED_ARCHIVE = (EOFError, zlib.error, gzip.BadGzipFile)
+# Characters of a row: of one line, or of the lines of one row of a table. What is packed may unpack to any length.
+LONGEST_ROW = 100_000_000
+# Characters of a `.json` array, which is read as a whole.
+LARGEST_ARRAY = 2_000_000_000
 # Cells of a table may be whole documents; the csv module refuses more than 128 kB unless told.
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+csv.field_size_limit(LONGEST_ROW)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,13 @@ def registered_entries(
 
     names = dataset_names.split(",") if isinstance(dataset_names, str) else list(dataset_names)
     names = [name.strip() for name in names]
-    entries = [attributes.entry for attributes in get_dataset_list(names, dataset_dir)]
+    try:
+        entries = [attributes.entry for attributes in get_dataset_list(names, dataset_dir)]
+    except (AttributeError, TypeError, KeyError, RecursionError) as error:  # the host expects objects and texts
+        raise ValueError(
+            f"`dataset_dir`: an entry of dataset_info.json in {dataset_dir} is not as it must be ({error}): each is an "
+            "object, and so are its `columns` and `tags`."
+        ) from error
     # `dataset_dir: ONLINE` has no registry: the name is the whole entry
     return [
         (name, entry or {"hf_hub_url": name, "formatting": formatting})
@@ -95,7 +105,7 @@ def read_records(path: str, shown_as: str | None = None) -> Iterator[LocatedReco
     shown_as = shown_as or path
     if os.path.isdir(path):
         if is_saved_dataset(path):
-            yield from _read_saved_dataset(path, shown_as)
+            yield from _explain_table(_read_saved_dataset(path, shown_as), shown_as)
             return
         names = data_files(path)
         if not names:
@@ -117,7 +127,7 @@ def explain_damage(records: Iterable[Read], shown_as: str) -> Iterator[Read]:
             count += 1
     except UnicodeDecodeError as error:
         raise ValueError(f"`{shown_as}` is not UTF-8 text after its row {count}; convert it.") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED_ARCHIVE as error:
         raise ValueError(f"`{shown_as}` is damaged after its row {count} ({error}); fetch it again.") from error
 
 
@@ -148,9 +158,47 @@ def open_text(path: str) -> TextIO:
     return open(path, encoding="utf-8-sig", newline="")
 
 
+class RowLines:
+    """The lines of a text, of which a row may have several: refuses one that is longer than `LONGEST_ROW` before it is
+    read to its end."""
+
+    def __init__(self, file: TextIO, shown_as: str) -> None:
+        self._file, self._shown_as = file, shown_as
+        self._line = 0
+        self._length = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        text = self._file.readline(LONGEST_ROW + 1)
+        if not text:
+            raise StopIteration
+        self._line += 1
+        self._length += len(text)
+        if self._length > LONGEST_ROW:
+            raise ValueError(
+                f"{self._shown_as}:{self._line}: this row is longer than {LONGEST_ROW:,} characters: cut it, or give "
+                "the file one row a line."
+            )
+        return text
+
+    def end_row(self) -> None:
+        """What follows is another row."""
+        self._length = 0
+
+
+def numbered_rows(file: TextIO, shown_as: str) -> Iterator[tuple[int, str]]:
+    """Every line with its number, each of them a row."""
+    lines = RowLines(file, shown_as)
+    for number, text in enumerate(lines, start=1):
+        lines.end_row()
+        yield number, text
+
+
 def _read_json_lines(path: str, shown_as: str) -> Iterator[LocatedRecord]:
     with open_text(path) as file:
-        for line, text in enumerate(file, start=1):
+        for line, text in numbered_rows(file, shown_as):
             if text.strip():
                 yield shown_as, line, _parse_json(text)
 
@@ -181,7 +229,12 @@ def _as_record(value: object) -> dict[str, Any] | BadRowError:
 def _read_json(path: str, shown_as: str) -> Iterator[LocatedRecord]:
     """A JSON array of objects; a `.json` file that holds JSON lines is read as such."""
     with open_text(path) as file:
-        text = file.read()
+        text = file.read(LARGEST_ARRAY + 1)
+    if len(text) > LARGEST_ARRAY:
+        raise ValueError(
+            f"`{shown_as}` is longer than {LARGEST_ARRAY:,} characters: write it as JSON lines (.jsonl), which are "
+            "read row by row."
+        )
     position = _skip_space(text, 0)
     if not text.startswith("[", position):
         yield from _read_json_lines(path, shown_as)
@@ -216,12 +269,15 @@ def _skip_space(text: str, position: int) -> int:
 
 def _read_table(path: str, shown_as: str, delimiter: str) -> Iterator[LocatedRecord]:
     with open_text(path) as file:
-        rows = csv.reader(file, delimiter=delimiter, strict=True)
+        lines = RowLines(file, shown_as)
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
         line = 1
         try:
             header = next(rows, [])
+            lines.end_row()
             line = rows.line_num + 1
             for cells in rows:
+                lines.end_row()
                 if cells and len(cells) != len(header):
                     problem = BadRowError(f"this row has {len(cells)} cells, the header has {len(header)}")
                     yield shown_as, line, problem
@@ -243,9 +299,20 @@ def _read_tsv(path: str, shown_as: str) -> Iterator[LocatedRecord]:
 def _read_text(path: str, shown_as: str) -> Iterator[LocatedRecord]:
     """One text a line; empty lines separate and are no rows."""
     with open_text(path) as file:
-        for line, text in enumerate(file, start=1):
+        for line, text in numbered_rows(file, shown_as):
             if text.strip():
                 yield shown_as, line, {"text": text.strip()}
+
+
+def _explain_table(records: Iterator[LocatedRecord], shown_as: str) -> Iterator[LocatedRecord]:
+    """Pass records of a binary file on, and name the file if it is damaged."""
+    import pyarrow
+
+    try:
+        yield from records
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`{shown_as}` is damaged ({reason}); fetch it again.") from error
 
 
 def _read_parquet(path: str, shown_as: str) -> Iterator[LocatedRecord]:
@@ -261,7 +328,9 @@ def _read_parquet(path: str, shown_as: str) -> Iterator[LocatedRecord]:
 def _read_arrow(path: str, shown_as: str) -> Iterator[LocatedRecord]:
     import datasets
 
-    yield from number_rows(datasets.Dataset.from_file(path), shown_as)
+    rows = datasets.Dataset.from_file(path)
+    rows.data.validate(full=True)  # lengths and places that the file tells are not checked while it is read
+    yield from number_rows(rows, shown_as)
 
 
 def _read_saved_dataset(path: str, shown_as: str) -> Iterator[LocatedRecord]:
@@ -276,6 +345,6 @@ READERS: dict[str, Callable[[str, str], Iterator[LocatedRecord]]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".txt": _read_text,
-    ".parquet": _read_parquet,
-    ".arrow": _read_arrow,
+    ".parquet": lambda path, shown_as: _explain_table(_read_parquet(path, shown_as), shown_as),
+    ".arrow": lambda path, shown_as: _explain_table(_read_arrow(path, shown_as), shown_as),
 }

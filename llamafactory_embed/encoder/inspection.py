@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import yaml
 from huggingface_hub import get_safetensors_metadata
 from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError
 
+from ..foreign import parse_yaml, read_foreign_text
 from ..hparams.command_line import add_options, read_options
 from ..hparams.option import REQUIRED, option
 from ..hparams.source import SourceOptions
@@ -142,13 +142,13 @@ def licence_of(repository: Repository) -> str | None:
     """What the model card says in its first lines, for the hub to read."""
     if not repository.has(CARD_NAME):
         return None
-    before, dashes, rest = (repository.folder / CARD_NAME).read_text("utf-8").partition("---\n")
+    before, dashes, rest = read_foreign_text(repository.folder / CARD_NAME).partition("---\n")
     header, end, _ = rest.partition("\n---")
     if before.strip() or not dashes or not end:
         return None
     try:
-        values = yaml.safe_load(header)
-    except yaml.YAMLError:
+        values = parse_yaml(header)
+    except ValueError:
         return None
     return str(values["license"]) if isinstance(values, dict) and values.get("license") else None
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.files import READERS, LocatedRecord, explain_damage, open_text, read_records
+from ..data.files import READERS, LocatedRecord, explain_damage, numbered_rows, open_text, read_records
 from ..data.problems import BadRowError, BadRows, check_characters
 
 
@@ -95,7 +95,7 @@ class Texts:
 def read_lines(path: str, shown_as: str) -> Iterator[LocatedRecord]:
     """Every line is a row, an empty one too: vectors and lines are counted alike."""
     with open_text(path) as file:
-        for line, text in enumerate(file, start=1):
+        for line, text in numbered_rows(file, shown_as):
             yield shown_as, line, {TEXT_COLUMN: text.rstrip("\r\n")}
 
 

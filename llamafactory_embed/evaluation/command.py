@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from ..foreign import read_json_object
 from ..hparams.command_line import add_options
 from .groups import GROUPS
 from .options import EvaluationOptions, options_of
@@ -72,9 +72,9 @@ def read_prompts(words: list[str]) -> dict[str, str]:
         if not path.is_file():
             raise ValueError(f"`--prompts {words[0]}` is neither KEY=TEXT nor a JSON file.")
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}.") from error
+            return read_json_object(path, "`--prompts` names it.")
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error}.") from error
     pairs = {}
     for word in words:
         key, equals, text = word.partition("=")

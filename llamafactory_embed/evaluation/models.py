@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch
 
 from ..data.packages import default_cache, fetch_from_package
 from ..encoder.encoder import Encoder
+from ..foreign import read_json_object
 from ..hparams.embedding import Precision
 from ..hparams.suggestion import suggest
 from ..loading.source import Source, find_source
@@ -284,7 +284,7 @@ def check_dimension(size: int | None, config: EmbeddingConfig, path: Path) -> No
     trained = config.matryoshka_dims or []
     if size is None or size in trained or not (path / "config.json").is_file():
         return  # the Encoder will look again
-    full = json.loads((path / "config.json").read_text("utf-8")).get("hidden_size")
+    full = read_json_object(path / "config.json").get("hidden_size")
     full = None if full is None else config.embedding_size(full)
     if full is not None and size != full:
         sizes = ", ".join(map(str, sorted({*trained, full})))

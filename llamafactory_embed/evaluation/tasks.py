@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from ..data.retrieval.entries import make_entry
+from ..foreign import read_json_object
 from ..hparams.suggestion import suggest
 from .groups import GROUPS, SPLITS, Group
 
@@ -159,10 +159,7 @@ def read_entries(dataset_dir: str | None) -> dict[str, Any]:
     path = Path(dataset_dir or "") / "dataset_info.json"
     if dataset_dir is None or not path.is_file():
         return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    return read_json_object(path, "`dataset_dir` names its folder.")
 
 
 def texts_of(rows: Dataset, task_metadata: TaskMetadata, prompt_type: PromptType) -> list[str]:

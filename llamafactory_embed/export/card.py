@@ -19,6 +19,7 @@ from ..cards.header import (
     write_card_file,
 )
 from ..cards.sections import CITATION, DATA, SAMPLES, SETTINGS, property_table, sections_of
+from ..foreign import read_json_object
 from ..model.embedding_config import EmbeddingConfig
 from .serving import DOCUMENT, QUERY, Serving, list_commands
 
@@ -138,7 +139,7 @@ def metrics_of_run(checkpoint: str | Path) -> list[str]:
     path = Path(checkpoint) / METRICS_FILE
     if not path.is_file():
         return []
-    figures = json.loads(path.read_text("utf-8"))
+    figures = read_json_object(path)
     rows = [
         f"| {name.removeprefix('eval_')} | {value:.4f} |"
         for name, value in figures.items()

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
 
 from ..files import write_json
+from ..foreign import read_yaml
 from ..loading.checkpoint import POOLER_NAME, load_embedding_model
 from ..loading.weights import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 from ..model.embedding import EmbeddingModel
@@ -84,7 +84,7 @@ def find_base(checkpoint: str | Path, config: EmbeddingConfig) -> str:
 def read_quantization(checkpoint: str | Path) -> BitsAndBytesConfig:
     """How the base model was quantized while the adapter was trained, from the recipe that the checkpoint keeps."""
     path = Path(checkpoint) / RECIPE_NAME
-    recipe: dict[str, Any] = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
+    recipe: dict[str, Any] = (read_yaml(path) or {}) if path.is_file() else {}
     bits, method = recipe.get("quantization_bit"), recipe.get("quantization_method", "bnb")
     if bits not in (4, 8) or method not in ("bnb", "bitsandbytes"):
         raise ValueError(

@@ -38,8 +38,9 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ..model.mask_token import MaskedTokenRecord
+from ..model.tensor_files import read_tensors
 from .repository import Repository
-from .weights import WRAPPED_DECODER, find_weight_files, has_wrapper, read_names, read_tensors
+from .weights import WRAPPED_DECODER, find_weight_files, has_wrapper, read_names
 
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..model.pooling import LatentPooling
-from .weights import load_without_code
+from ..model.tensor_files import load_without_code
 
 
 ATTENTION_POOL_NAME = "attn_pool.pt"

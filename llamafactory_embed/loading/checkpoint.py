@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,6 +21,7 @@ from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
 from ..model.families import Family, find_family
 from ..model.mask_token import MaskedTokenRecord, learn_mask_embedding, load_mask_embedding
+from ..model.tensor_files import load_safetensors
 from .adapted_checkpoint import convert_checkpoint, is_wrapped
 from .masked_tokens import MaskedTokenRequest, MaskedTokenSettings, resolve_masked_tokens
 from .repository import Repository
@@ -82,7 +83,7 @@ def load_pooling(model: EmbeddingModel, folder: Path) -> None:
     path = folder / POOLER_NAME
     if not path.is_file():
         raise ValueError(f"{folder} holds no {POOLER_NAME}, which `{model.embedding_config.pooling_options}` needs.")
-    model.load_pooling_weights(load_file(path))
+    model.load_pooling_weights(load_safetensors(path))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamafactory.extras import logging
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from ..hparams.embedding import EmbeddingOptions
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from ..model.mask_token import MaskedTokenRecord, load_mask_embedding
+from ..model.tensor_files import load_safetensors
 from .attention_pool import ATTENTION_POOL_NAME, AttentionPoolShape, read_attention_pool
 from .backbone import (
     adapter_folders,
@@ -100,7 +100,7 @@ def continue_pooler(model: EmbeddingModel, start: str) -> None:
         if is_sentence_transformers_folder(start) and now.dense == read_dense_layers(start):
             load_dense_modules(model, start)
         return
-    weights, saved = load_file(path), EmbeddingConfig.load(start)
+    weights, saved = load_safetensors(path), EmbeddingConfig.load(start)
     own = model.pooling_weights()
     for name in own:
         same = saved.dense == now.dense if name.startswith("dense.") else saved.pooling == now.pooling

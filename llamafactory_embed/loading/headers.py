@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..model.tensor_files import read_shapes
 from .llm2vec_adapters import OLD_WEIGHTS_FILE, WEIGHTS_FILE
-from .weights import ADAPTER_CONFIG_NAME, find_weight_files, read_shapes
+from .weights import ADAPTER_CONFIG_NAME, find_weight_files
 
 
 @dataclass(frozen=True)

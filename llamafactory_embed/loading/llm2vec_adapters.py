@@ -21,10 +21,12 @@ from typing import Any, Literal
 
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
+
+from ..foreign import read_json_object
+from ..model.tensor_files import read_shapes, read_tensors
 
 
 AdapterLayout = Literal["causal_lm", "decoder"]
@@ -106,26 +108,18 @@ class AdapterFiles:
         return cls(str(name), Path(config), Path(weights))
 
     def read_config(self) -> dict[str, Any]:
-        return json.loads(self.config.read_text(encoding="utf-8"))
+        return read_json_object(self.config)
 
     def parameter_names(self) -> list[str]:
         """Without reading the weights, where the file allows it."""
-        if self.weights.suffix != ".safetensors":
-            return list(self.read_weights())
-        with safe_open(self.weights, framework="pt") as file:
-            return list(file.keys())
+        return list(read_shapes(self.weights))
 
     def parameter_shapes(self) -> dict[str, list[int]]:
         """Without reading the weights, where the file allows it."""
-        if self.weights.suffix != ".safetensors":
-            return {name: list(each.shape) for name, each in self.read_weights().items()}
-        with safe_open(self.weights, framework="pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in self.parameter_names()}
+        return {name: list(shape) for name, (shape, _) in read_shapes(self.weights).items()}
 
     def read_weights(self) -> dict[str, torch.Tensor]:
-        if self.weights.suffix == ".safetensors":
-            return load_file(self.weights)
-        return torch.load(self.weights, map_location="cpu", weights_only=True)
+        return dict(read_tensors(self.weights))
 
     def fingerprint(self) -> str:
         """A few digits that change with the adapter."""

@@ -8,13 +8,13 @@ a model is recognised by its name on the hub, the name of its folder, or `_name_
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..foreign import read_json_object
 from ..hparams.embedding import EmbeddingOptions
 from ..model.embedding_config import EmbeddingConfig
 from ..model.pooling import Pooling
@@ -255,7 +255,7 @@ def find_preset(name: str, folder: Path) -> Preset | None:
     """The row of a model by its name on the hub, or of a local copy by its folder or `_name_or_path`. A folder named
     like the repository, with or without the owner, is a copy of it."""
     config = folder / "config.json"
-    original = json.loads(config.read_text("utf-8")).get("_name_or_path", "") if config.is_file() else ""
+    original = str(read_json_object(config).get("_name_or_path", "")) if config.is_file() else ""
     cached = [parent.name for parent in folder.parents if parent.name.startswith("models--")]
     for candidate in (name, folder.name, *cached, original):
         for preset in PRESETS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from ..foreign import read_json_object
 from .attention_pool import ATTENTION_POOL_NAME
 from .weights import ADAPTER_CONFIG_NAME
 
@@ -78,7 +78,7 @@ class Repository:
 
     def read_json(self, file_name: str) -> dict[str, Any]:
         """The content of a JSON file; empty if there is none."""
-        return read_json_file(self.folder / file_name) if self.has(file_name) else {}
+        return read_json_object(self.folder / file_name) if self.has(file_name) else {}
 
     def with_weights(self) -> Path:
         """The folder with everything in it."""
@@ -106,14 +106,3 @@ def download(name: str, revision: str | None, patterns: list[str], hub: Mapping[
         at = "" if revision is None else f" at `{revision}`"
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{name} is no folder, and the hub does not give it{at}: {reason}") from error
-
-
-def read_json_file(path: Path) -> dict[str, Any]:
-    """A mapping in a JSON file; a sentence where it is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): copy it from the checkpoint again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object: copy it from the checkpoint again.")
-    return values

@@ -8,7 +8,8 @@ release 6. What else a folder may hold (other modules, several poolings at once,
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from attention_patch import Backend, is_encoder
 
+from ..foreign import is_plain_name, read_foreign_json, read_json_object
 from ..hparams.embedding import EmbeddingOptions
 from ..model.dense import ACTIVATIONS, DenseLayer
 from ..model.embedding import EmbeddingModel
@@ -189,7 +191,13 @@ def _sort_modules(folder: Path) -> tuple[Module, Module, list[Module], bool]:
 
 def _read_modules(folder: Path) -> list[Module]:
     modules = []
-    for entry in json.loads((folder / MODULES_NAME).read_text("utf-8")):
+    entries = read_foreign_json(folder / MODULES_NAME)
+    if not isinstance(entries, list) or not all(map(_is_module, entries)):
+        raise ValueError(
+            f"{folder / MODULES_NAME} must list modules with their `type` and `path`, folders in this one: copy it "
+            "from the checkpoint again."
+        )
+    for entry in entries:
         package, _, kind = entry["type"].rpartition(".")
         own = folder / entry["path"] if entry["path"] else folder
         names = TRANSFORMER_SETTINGS if kind == "Transformer" else ["config.json"]
@@ -200,6 +208,13 @@ def _read_modules(folder: Path) -> list[Module]:
             kind = entry["type"]
         modules.append(Module(kind, own, _read_json(found[0]) if found else {}))
     return modules
+
+
+def _is_module(entry: object) -> bool:
+    """Whether an entry of modules.json is what sentence-transformers writes, and leads nowhere else."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+        return False
+    return entry.get("path") == "" or is_plain_name(entry.get("path"))
 
 
 def _check_transformer(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -214,9 +229,9 @@ def _check_transformer(folder: Path, settings: Mapping[str, Any]) -> None:
             "config_args",
             "config_kwargs",
         ):
-            same = set(value) <= HARMLESS_ARGUMENTS
+            same = isinstance(value, dict) and value.keys() <= HARMLESS_ARGUMENTS
         elif name == "modality_config":
-            same = set(value) == {"text"}
+            same = isinstance(value, dict) and value.keys() == {"text"}
         else:
             same = name in HARMLESS or value in (None, {}, expected.get(name))
         if not same:
@@ -230,21 +245,24 @@ def _check_transformer(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _lowercases(normalizer: Mapping[str, Any] | None) -> bool:
     """Whether the normalizer of a tokenizer.json puts a text into small letters."""
-    if normalizer is None:
+    if not isinstance(normalizer, Mapping):
         return False
-    inner = any(_lowercases(each) for each in normalizer.get("normalizers", []))
+    inner = any(_lowercases(each) for each in normalizer.get("normalizers") or [])
     return inner or normalizer.get("type") == "Lowercase" or bool(normalizer.get("lowercase"))
 
 
 def _longest_text(folder: Path, settings: Mapping[str, Any], config: PretrainedConfig) -> int:
     """`max_seq_length`, else what tokenizer and model allow, as sentence-transformers has it."""
-    if settings.get("max_seq_length"):
-        return int(settings["max_seq_length"])
+    longest = settings.get("max_seq_length")
+    if longest and not isinstance(longest, int):
+        raise _unknown(folder, f"its `max_seq_length` is {reprlib.repr(longest)}")
+    if longest:
+        return int(longest)
     lengths = [
         _read_json(folder / "tokenizer_config.json").get("model_max_length"),
         getattr(config, "max_position_embeddings", None),
     ]
-    known = [int(length) for length in lengths if length is not None and length > 0]
+    known = [int(length) for length in lengths if isinstance(length, (int, float)) and 0 < length < math.inf]
     if not known:
         raise _unknown(folder, "it does not say how long a text may be")
     return min(known)
@@ -254,9 +272,9 @@ def _read_pooling(folder: Path, module: Module) -> Any:
     modes = module.settings.get("pooling_mode")
     if modes is None:
         modes = [mode for name, mode in CLASSIC_POOLINGS.items() if module.settings.get(name)] or ["mean"]
-    modes = [modes] if isinstance(modes, str) else list(modes)
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise _unknown(folder, f"its pooling is {' and '.join(modes)}")
+    modes = modes if isinstance(modes, list) else [modes]
+    if len(modes) != 1 or modes[0] not in list(POOLINGS):
+        raise _unknown(folder, f"its pooling is {' and '.join(map(str, modes))}")
     return POOLINGS[modes[0]]
 
 
@@ -264,12 +282,15 @@ def _read_dense(folder: Path, module: Module) -> DenseLayer:
     settings = module.settings
     if settings.get("use_residual") or settings.get("module_input_name", "sentence_embedding") != "sentence_embedding":
         raise _unknown(folder, f"{module.folder.name} is more than a linear layer of the embedding")
-    function = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
+    function = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    size, bias = settings.get("out_features"), settings.get("bias", True)
+    if not isinstance(size, int) or not isinstance(bias, bool):
+        raise _unknown(folder, f"{module.folder.name} does not say its size (`out_features`, `bias`)")
     names = {type(make()).__name__: name for name, make in ACTIVATIONS.items()}
     package, _, kind = function.rpartition(".")
     if not package.startswith("torch.nn") or kind not in names:
         raise _unknown(folder, f"the activation of {module.folder.name} is {function}")
-    return DenseLayer(settings["out_features"], settings.get("bias", True), names[kind])
+    return DenseLayer(size, bias, names[kind])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -279,7 +300,10 @@ def _read_dense(folder: Path, module: Module) -> DenseLayer:
 
 def read_saved_prompts(folder: str | Path) -> dict[str, str]:
     """The prompts by their names, empty ones included."""
-    saved = _read_json(Path(folder, MODEL_SETTINGS)).get("prompts") or {}
+    path = Path(folder, MODEL_SETTINGS)
+    saved = _read_json(path).get("prompts") or {}
+    if not isinstance(saved, dict) or not all(isinstance(each, str | None) for each in saved.values()):
+        raise ValueError(f"{path}: `prompts` must map names to texts: copy it from the checkpoint again.")
     return {name: prompt or "" for name, prompt in saved.items()}
 
 
@@ -288,7 +312,7 @@ def _prompt_fields(folder: Path, saved: Mapping[str, Any], pooling: Module) -> d
     prompts = read_saved_prompts(folder)
     if any(prompts.values()) and not pooling.settings.get("include_prompt", True):
         raise _unknown(folder, "its pooling leaves the prompt out, counted as sentence-transformers counts it")
-    otherwise: str = saved.get("default_prompt_name") or ""
+    otherwise = str(saved.get("default_prompt_name") or "")
     document = next((prompts[name] for name in (*DOCUMENT_PROMPTS, otherwise) if prompts.get(name)), "")
     if "{" in document:
         raise _unknown(folder, f"its prompt for documents holds a brace: {document!r}")
@@ -308,7 +332,7 @@ def _read_similarity(folder: Path, saved: Mapping[str, Any]) -> Literal["cosine"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _unknown(folder: Path, what: str) -> UnknownModules:

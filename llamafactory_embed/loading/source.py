@@ -16,6 +16,7 @@ from typing import Any, Literal
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from ..foreign import read_json_object
 from ..hparams.embedding import EmbeddingOptions
 from ..hparams.option import make_options
 from ..hparams.source import SOURCE_SETTINGS, SourceOptions
@@ -26,7 +27,7 @@ from .attention_pool import ATTENTION_POOL_NAME, AttentionPoolShape
 from .llm2vec_adapters import LLM2VEC_SETTINGS
 from .llm2vec_settings import embedder_settings
 from .presets import find_preset
-from .repository import MODEL_CONFIG_NAME, Repository, read_json_file
+from .repository import MODEL_CONFIG_NAME, Repository
 from .sentence_transformers_folder import (
     MODULES_NAME,
     find_attention,
@@ -216,7 +217,7 @@ def check_record(config: EmbeddingConfig, own: Repository) -> None:
 def read_llm2vec(own: Repository, chain: list[Repository]) -> dict[str, Any]:
     """LLM2Vec's settings, and the prompts that it writes around the texts of some models."""
     path = own.folder / LLM2VEC_SETTINGS
-    saved = read_json_file(path) if path.is_file() else {}
+    saved = read_json_object(path) if path.is_file() else {}
     model = chain[0].read_json(MODEL_CONFIG_NAME)
     named = chain[1].read_json(ADAPTER_CONFIG_NAME) if len(chain) > 1 else {}
     base = named.get("base_model_name_or_path") or model.get("_name_or_path") or chain[0].name

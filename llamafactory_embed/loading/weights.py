@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import pickle
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,12 +13,12 @@ from unittest import mock
 
 import torch
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from ..foreign import is_plain_name, read_json_object
+from ..model.tensor_files import load_safetensors, read_shapes, read_tensors
 from . import pissa
 from .llm2vec_adapters import AdapterFiles, ModuleNames, adapter_for_causal_lm
 
@@ -74,51 +72,12 @@ def read_names(folder: Path) -> list[str]:
     return []
 
 
-def read_shapes(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of every weight in a file, by its name, without reading the weights; a sentence for a file that
-    is cut off or damaged."""
-    if file.suffix != ".safetensors":
-        loaded = load_without_code(file, "meta")
-        return {name: (tuple(each.shape), str(each.dtype).removeprefix("torch.")) for name, each in loaded.items()}
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = opened.keys()  # the file itself is no mapping
-            slices = {name: opened.get_slice(name) for name in names}
-            return {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is cut off or damaged ({error}): copy it from the checkpoint again.") from error
-
-
-def load_without_code(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """A file of torch with nothing but weights in it: an object could run code while it is read."""
-    try:
-        loaded = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds Python objects, which could run code, and is not read: save the weights alone "
-            "(`state_dict()`), as safetensors."
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path} cannot be read ({reason}): copy it from the checkpoint again.") from error
-    if not isinstance(loaded, dict) or not all(isinstance(each, Tensor) for each in loaded.values()):
-        raise ValueError(f"{path} must map names to weights: save the model's `state_dict()`.")
-    return loaded
-
-
-def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a file, one by one."""
-    if file.suffix != ".safetensors":
-        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
-        return
-    with safe_open(file, framework="pt") as opened:
-        names = opened.keys()  # the file itself is no mapping
-        for name in names:
-            yield name, opened.get_tensor(name)
-
-
 def _read_index(file: Path) -> dict[str, str]:
-    return json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+    """The shard of each weight, a file beside the index."""
+    shards = read_json_object(file).get("weight_map")
+    if not isinstance(shards, dict) or not all(map(is_plain_name, shards.values())):
+        raise ValueError(f"{file} must map each weight to a file of its own folder (`weight_map`): copy it again.")
+    return shards
 
 
 def has_wrapper(names: Iterable[str]) -> bool:
@@ -147,7 +106,7 @@ def load_backbone_weights(backbone: Any, folder: Path) -> None:
     if not isinstance(backbone, PeftModel):
         _load_whole_weights(backbone, folder)
         return
-    saved = load_file(folder / ADAPTER_NAME)
+    saved = load_safetensors(folder / ADAPTER_NAME)
     if pissa.start_of(backbone) is not None:
         saved = pissa.undo_conversion(backbone, saved)
     set_peft_model_state_dict(backbone, saved, adapter_name=backbone.active_adapters[0])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.retrieval.evalset import RetrievalEval, build_retrieval_eval
 from ..data.retrieval.reader import load_tasks
+from ..foreign import read_json_object
 
 
 TYPED = "typed texts"
@@ -69,10 +69,12 @@ def retrieval_sets(dataset_dir: str | Path) -> list[str]:
     """The data sets of a folder that hold queries and answers."""
     path = Path(dataset_dir) / "dataset_info.json"
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = read_json_object(path)
     except (OSError, ValueError):
         return []
-    return [name for name, entry in entries.items() if entry.get("formatting") == "retrieval"]
+    return [
+        name for name, entry in entries.items() if isinstance(entry, dict) and entry.get("formatting") == "retrieval"
+    ]
 
 
 def read_pasted_lines(path: str | Path) -> str:

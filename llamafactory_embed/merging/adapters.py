@@ -9,7 +9,6 @@ where sᵢ is an adapter's scale, they are exact: the rank of the result is the 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import whole_file, write_json
+from ..foreign import read_json_object
 from ..loading.weights import ADAPTER_CONFIG_NAME, ADAPTER_NAME
+from ..model.tensor_files import load_safetensors
 from .tensors import merge_tensors
 
 
@@ -35,7 +36,7 @@ NOT_ADDED_UP = {"use_dora": "DoRA", "use_qalora": "QALoRA", "alora_invocation_to
 def merge_adapters(folders: Sequence[Path], weights: Sequence[float], target: Path) -> None:
     """Write the mean of adapters of the same modules."""
     configs = [_read_config(folder) for folder in folders]
-    adapters = [load_file(folder / ADAPTER_NAME) for folder in folders]
+    adapters = [load_safetensors(folder / ADAPTER_NAME) for folder in folders]
     _check_alike(folders, configs, adapters)
 
     merged: dict[str, Tensor] = {}
@@ -88,7 +89,7 @@ def _settings(ranks: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
+    return read_json_object(folder / ADAPTER_CONFIG_NAME)
 
 
 def _check_alike(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from ..cards.header import CardHeader, write_card_file
@@ -20,6 +20,7 @@ from ..loading.checkpoint import POOLER_NAME, load_diffusion_model
 from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
 from ..model.mask_token import EMBEDDING_NAME, RECORD_NAME, MaskedTokenRecord
+from ..model.tensor_files import load_safetensors
 from .adapters import merge_adapters
 from .plan import Merge
 from .records import merge_records
@@ -103,7 +104,7 @@ def _merge_beside(merge: Merge, name: str, folder: Path) -> None:
     if len(having) < len(merge.checkpoints):
         lacking = next(each for each in merge.checkpoints if each not in having)
         raise ValueError(f"{having[0]} holds {name} and {lacking} does not: merge checkpoints of one kind.")
-    parts = [load_file(checkpoint / name) for checkpoint in having]
+    parts = [load_safetensors(checkpoint / name) for checkpoint in having]
     if any(set(part) != set(parts[0]) for part in parts):
         raise ValueError(f"The weights in {name} have other names in each checkpoint: merge checkpoints of one kind.")
     merged = {

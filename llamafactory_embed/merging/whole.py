@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ..files import write_json
+from ..foreign import read_json_object
 from ..loading.weights import find_weight_files, load_language_model
+from ..model.tensor_files import load_without_code, read_shapes
 from .options import Method
 from .tensors import merge_tensors
 
@@ -31,11 +32,12 @@ class WeightReader:
         self.folder = folder
         self._sources: dict[str, object] = {}
         for file in find_weight_files(folder):
+            read_shapes(file)  # refuses what is cut off or damaged
             if file.suffix == ".safetensors":
                 opened = closing.enter_context(safe_open(file, framework="pt"))
                 self._sources |= dict.fromkeys(opened.keys(), opened)
             else:
-                self._sources |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                self._sources |= load_without_code(file, mmap=True)
 
     @property
     def names(self) -> list[str]:
@@ -71,7 +73,7 @@ def merge_whole_weights(
 
 
 def _read_configs(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    configs = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in folders]
+    configs = [read_json_object(folder / "config.json") for folder in folders]
     for folder, config in zip(folders[1:], configs[1:], strict=True):
         if config.get("architectures") != configs[0].get("architectures"):
             raise ValueError(

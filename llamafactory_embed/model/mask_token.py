@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import whole_file
 from .records import CheckpointRecord, find_last
+from .tensor_files import load_safetensors
 
 
 RECORD_NAME = "masked_tokens.json"
@@ -176,7 +177,7 @@ def save_mask_embedding(folder: str | Path, vector: Tensor) -> None:
 def load_mask_embedding(folders: Sequence[str | Path], **hub: Any) -> Tensor | None:
     """That of the last adapter which has one."""
     path = find_last(folders, EMBEDDING_NAME, **hub)
-    return None if path is None else load_file(path)[PARAMETER]
+    return None if path is None else load_safetensors(path)[PARAMETER]
 
 
 def write_mask_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vector: Tensor, token_id: int) -> None:

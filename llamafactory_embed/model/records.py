@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from types import UnionType
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from huggingface_hub import hf_hub_download
 
 from ..files import write_json
+from ..foreign import read_json_object
 
 
 class CheckpointRecord:
@@ -42,10 +44,7 @@ class CheckpointRecord:
 
     @classmethod
     def _read(cls, path: Path) -> Self:
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}): copy it from the checkpoint again.") from error
+        values = read_json_object(path)
         fields = {each.name: each for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
         unknown = sorted(set(values) - set(fields))
         if unknown:
@@ -56,11 +55,59 @@ class CheckpointRecord:
         missing = [name for name, each in fields.items() if name not in values and _is_required(each)]
         if missing:
             raise ValueError(f"{path} lacks the key `{missing[0]}`: copy the file from the checkpoint again.")
+        hints = get_type_hints(cls)
+        for name, value in values.items():
+            if not _fits(value, hints[name]):
+                raise ValueError(
+                    f"{path}: `{name}` must be {_describe(hints[name])}, not {reprlib.repr(value)}: copy the "
+                    "file from the checkpoint again."
+                )
         return cls(**values)
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _fits(value: object, annotation: Any) -> bool:
+    """Whether a value of JSON is one of this type, as `dataclasses.asdict` has written it."""
+    kind, inner = get_origin(annotation), get_args(annotation)
+    if kind in (Union, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if kind is Literal:
+        return isinstance(value, str) and value in inner
+    if kind in (list, tuple):
+        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(each, inner[1]) for each in value.values())
+    if dataclasses.is_dataclass(annotation):
+        hints = get_type_hints(annotation)
+        required = {each.name for each in dataclasses.fields(annotation) if _is_required(each)}
+        return (
+            isinstance(value, dict)
+            and required <= value.keys() <= hints.keys()
+            and all(_fits(each, hints[name]) for name, each in value.items())
+        )
+    if annotation is type(None):
+        return value is None
+    if isinstance(value, bool):
+        return annotation is bool
+    return isinstance(value, (int, float) if annotation is float else annotation)
+
+
+def _describe(annotation: Any) -> str:
+    """A type in words."""
+    kind, inner = get_origin(annotation), get_args(annotation)
+    if kind in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_describe(each) for each in inner))
+    if kind is Literal:
+        return f"one of {', '.join(inner)}"
+    if kind in (list, tuple):
+        return "a list"
+    if kind is dict or dataclasses.is_dataclass(annotation):
+        return "an object"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return words[annotation]
 
 
 def find_last(folders: Sequence[str | Path], name: str, **hub: Any) -> Path | None:

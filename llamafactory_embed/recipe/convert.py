@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..foreign import BAD_VALUES
 from ..hparams.secrets import is_secret_name, without_secrets
 from ..hparams.suggestion import suggest
 from .conversions import TOOLS
@@ -76,12 +78,18 @@ def convert_settings(settings: Settings, tool: Tool) -> Conversion:
                 continue
             flags.append(ConvertedFlag(name, value, {}, f"no flag of {tool.title}{suggest(name, names)}"))
             continue
-        ours = {} if is_secret_name(name) else flag.values(value, settings)
+        try:
+            ours = {} if is_secret_name(name) else flag.values(value, settings)
+        except BAD_VALUES as error:
+            raise ValueError(f"`{name}: {reprlib.repr(value)}` is no value of this flag of {tool.title}.") from error
         is_said_elsewhere = bool(flag.ours) and not ours
         remark = "" if ours or is_said_elsewhere else f"has no counterpart: {flag.says}"
         flags.append(ConvertedFlag(name, value, ours, remark))
     said = {name for flag in flags for name in flag.ours}
-    implied = {name: value for name, value in tool.implied(settings).items() if name not in said}
+    try:
+        implied = {name: value for name, value in tool.implied(settings).items() if name not in said}
+    except BAD_VALUES as error:
+        raise ValueError(f"The flags do not go together as {tool.title} reads them ({error}).") from error
     return Conversion(tool, tuple(flags), implied)
 
 

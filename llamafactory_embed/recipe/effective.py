@@ -39,7 +39,12 @@ def effective_values(options: Mapping[str, Any]) -> dict[str, Any]:
         unknown = [name for name in options if name not in known]
         if unknown:
             raise ValueError(f"`{unknown[0]}` is not an option: run `llamafactory-embed recipe check` first.")
-        parsed, _ = parse_arguments(dict(options), is_training)
+        try:
+            parsed, _ = parse_arguments(dict(options), is_training)
+        except Exception as error:  # whatever the host makes of a value is what the run would end with
+            raise ValueError(
+                f"{' '.join(str(error).split())} (`llamafactory-embed recipe check` says more)"
+            ) from error
     values = {
         declared.name: plain_value(getattr(arguments, declared.name))
         for arguments in parsed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import operator
 import re
 import shlex
@@ -11,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..foreign import LARGEST_YAML, parse_foreign_json, parse_yaml, read_foreign_text
 
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}|\$(\w+)|\$\(\(([^()]+)\)\)")
 _FLAG = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
+LONGEST_FACTOR = 20  # digits of a number in a product
 # Words at which a command ends or another begins.
 _ENDS = frozenset(("|", "|&", ">", ">>", "2>&1", "&&", "||", ";", "&", "fi", "then", "do", "done"))
 
@@ -24,17 +24,17 @@ _ENDS = frozenset(("|", "|&", ">", ">>", "2>&1", "&&", "||", ";", "&", "fi", "th
 def read_old_file(path: Path) -> dict[str, Any]:
     """Flags by name, in their order; of one that stands twice the last value counts."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_foreign_text(path, LARGEST_YAML)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from None
     try:
         if path.suffix == ".json":
-            settings = json.loads(text)
+            settings = parse_foreign_json(text)
         elif path.suffix in (".yaml", ".yml"):
-            settings = yaml.safe_load(text)
+            settings = parse_yaml(text)
         else:
             settings = read_shell(text)
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not what its name says: {' '.join(str(error).split())}.") from None
     if not isinstance(settings, dict) or not settings:
         raise ValueError(f"{path} holds no settings: it must be a JSON or YAML mapping, or text with --flags.")
@@ -67,7 +67,7 @@ def parse_value(text: str) -> Any:
         return lowered == "true"
     if text.startswith(("{", "[")):
         try:
-            return json.loads(text)
+            return parse_foreign_json(text)
         except ValueError:
             return text
     return _number(text)
@@ -123,6 +123,8 @@ def _expand(text: str, variables: dict[str, str]) -> str:
         changed = _VARIABLE.sub(value_of, text)
         if changed == text:
             return text
+        if len(changed) > LARGEST_YAML:
+            raise ValueError(f"its variables stand for more than {LARGEST_YAML:,} characters")
         text = changed
     return text
 
@@ -130,10 +132,11 @@ def _expand(text: str, variables: dict[str, str]) -> str:
 def _quotient(text: str, variables: dict[str, str]) -> str:
     """Products and quotients of whole numbers, as scripts compute a batch size."""
     numbers = [variables.get(part.strip().lstrip("$"), part.strip()) for part in re.split(r"[*/]", text)]
-    if not all(number.isdigit() for number in numbers):
+    signs = re.findall(r"[*/]", text)
+    is_sum = all(number.isdecimal() and len(number) <= LONGEST_FACTOR for number in numbers)
+    if not is_sum or any(sign == "/" and int(number) == 0 for sign, number in zip(signs, numbers[1:], strict=True)):
         return f"$(({text}))"
     operators = {"*": operator.mul, "/": operator.floordiv}
-    signs = re.findall(r"[*/]", text)
     steps = zip(signs, map(int, numbers[1:]), strict=True)
     return str(functools.reduce(lambda left, step: operators[step[0]](left, step[1]), steps, int(numbers[0])))
 

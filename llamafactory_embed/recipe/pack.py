@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from ..foreign import parse_yaml, read_foreign_json, read_json_object
 from ..hparams.secrets import is_secret_name, secrets_of, without_secrets
 from .effective import read_recipe_options
 from .reading import replace_options
@@ -54,7 +55,7 @@ def pack_recipe(path: Path) -> str:
         if is_secret_name(name):
             changes[name] = None
         elif name in CONTENT_OPTIONS and isinstance(value, str) and not value.startswith("{"):
-            changes[name] = yaml_value(json.loads(Path(value).read_text(encoding="utf-8")))
+            changes[name] = yaml_value(read_foreign_json(value, f"`{name}` names it."))
         elif name in PATH_OPTIONS and isinstance(value, str) and Path(value).expanduser().is_absolute():
             changes[name] = yaml_value(_below_here(name, value))
     text = replace_options(path.read_text(encoding="utf-8"), changes)
@@ -87,7 +88,7 @@ def fingerprint_data(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     names = [name for key in ("dataset", "eval_dataset") for name in split_commas(options.get(key))]
     if not names or not info.is_file():
         return {}
-    entries = json.loads(info.read_text(encoding="utf-8"))
+    entries = read_json_object(info, "`dataset_dir` names its folder.")
     found = {}
     for name in names:
         plain = name.partition("[")[0]
@@ -147,9 +148,9 @@ def read_record(text: str) -> dict[str, Any] | None:
     if not lines:
         return None
     try:
-        record = yaml.safe_load("\n".join(lines))
+        record = parse_yaml("\n".join(lines))
         return dict(record["packed"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return {}
 
 
@@ -169,6 +170,9 @@ def check_packed(report: Report, options: Mapping[str, Any]) -> None:
                                "the working directory.")  # fmt: skip
     found = fingerprint_data(options) if isinstance(options.get("dataset_dir", "data"), str) else {}
     for name, packed in record["data"].items():
+        if not isinstance(packed, dict):
+            report.problem(None, f"the block of lines that begin with `{MARK}` is damaged: pack the recipe again.")
+            return
         option = "dataset" if name in str(options.get("dataset")) else "eval_dataset"
         if name in found and found[name] != packed:
             part = next(key for key in {**packed, **found[name]} if packed.get(key) != found[name].get(key))

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..foreign import BAD_VALUES, LARGEST_YAML, compose_yaml, read_foreign_text
 from .report import Report
 
 
@@ -22,8 +23,8 @@ def read_recipe_file(report: Report) -> dict[Any, Any] | None:
         report.problem(None, "LLaMA-Factory reads recipes from files that end in .yaml or .yml.")
         return None
     try:
-        text = report.path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        text = read_foreign_text(report.path, LARGEST_YAML)
+        root = compose_yaml(text)
         if not isinstance(root, yaml.MappingNode) or not root.value:
             report.problem(None, "a recipe must hold lines of the form `option: value`.")
             return None
@@ -34,7 +35,7 @@ def read_recipe_file(report: Report) -> dict[Any, Any] | None:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         report.problem(None, f"not valid YAML: {' '.join(filter(None, (error.context, error.problem)))}.", line)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, ValueError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, *BAD_VALUES) as error:
         report.problem(None, f"cannot be read: {' '.join(str(error).split())}")
     return None
 

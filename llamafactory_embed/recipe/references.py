@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..foreign import read_foreign_json
 from ..host.vocabulary import list_formats, list_templates
 from ..hparams.contrastive import ContrastiveOptions
 from ..hparams.objectives import check_objective, make_objective
@@ -48,12 +49,12 @@ def check_datasets(report: Report, options: dict[str, Any]) -> None:
     info_path = Path(folder) / "dataset_info.json"
     blamed = "dataset_dir" if "dataset_dir" in options else names[0][0]
     try:
-        entries = json.loads(info_path.read_text(encoding="utf-8"))
+        entries = read_foreign_json(info_path, "`dataset_dir` names its folder.")
     except OSError:
         report.problem(blamed, f"{info_path} does not exist: `dataset_dir` must name the folder that holds it.")
         return
     except ValueError as error:
-        report.problem(blamed, f"{info_path} is not valid JSON: {error}.")
+        report.problem(blamed, str(error))
         return
     if not (isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())):
         report.problem(blamed, f"{info_path} must map the name of each data set to its entry.")
@@ -66,7 +67,7 @@ def check_datasets(report: Report, options: dict[str, Any]) -> None:
         check_entry(report, option, name, entries[name], info_path)
         check_texts(report, option, name, entries[name], info_path)
         formatting = entries[name].get("formatting")
-        if formatting is not None and formatting not in formats:
+        if formatting is not None and formatting not in list(formats):
             reads = f"reads {', '.join(formats)}{suggest(formatting, formats)}"
             report.problem(
                 option, f"`formatting: {formatting}` of {name} in {info_path} is not for this stage, which {reads}"
@@ -126,6 +127,9 @@ def check_entry(report: Report, option: str, name: str, entry: dict[str, Any], i
             option, f"the entry {name} of {info_path} does not say where its rows are: it needs one of {sources}."
         )
         return
+    if not isinstance(entry[source], str):
+        report.problem(option, f"the `{source}` of {name} in {info_path} must be a path.")
+        return
     file = info_path.parent / entry[source]
     if not file.exists():
         report.problem(option, f"{file}, the `{source}` of {name} in {info_path}, does not exist.")
@@ -138,7 +142,7 @@ def check_texts(report: Report, option: str, name: str, entry: dict[str, Any], i
         file_name = value if isinstance(value, str) else None
         if isinstance(value, dict) and "hf_hub_url" not in value:
             file_name = value.get("file_name")
-        if file_name is not None and not (info_path.parent / file_name).exists():
+        if isinstance(file_name, str) and not (info_path.parent / file_name).exists():
             file = info_path.parent / file_name
             report.problem(option, f"{file}, the `{key}` of {name} in {info_path}, does not exist.")
 

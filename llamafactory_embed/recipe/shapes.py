@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..foreign import read_json_object
 from .memory import ModelShape
 
 
@@ -28,7 +28,7 @@ def read_shape(model: str) -> ModelShape:
     if not path.is_file():
         path = download_configuration(model)
     try:
-        return shape_of_configuration(json.loads(path.read_text(encoding="utf-8")))
+        return shape_of_configuration(read_json_object(path))
     except (ValueError, OSError) as error:
         raise ValueError(f"`--model {model}`: {path} cannot be read: {error}") from None
 

@@ -47,6 +47,8 @@ class Registry:
 
     def find(self, name: str) -> Stage | None:
         """The plugin stage of that name, None for a stage of the host; a ValueError for anything else."""
+        if not isinstance(name, str):
+            raise ValueError(f"`stage` must be a name, not {name!r}.")
         if name in self.stages:
             return self.stages[name]
         if name in HOST_STAGES:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from ..files import RowLines, explain_damage, open_text
 from ..problems import BadRows
 from .texts import TextWithId, read_texts
 
@@ -162,19 +163,29 @@ def _split_of(file: str) -> str:
 
 def read_judgements(path: str) -> Iterator[tuple[int, tuple[str, str, float]]]:
     """Line, and (query, passage, grade), of every judgement: three columns under a header, or TREC's four without."""
-    with open(path, encoding="utf-8", newline="") as file:
-        for number, cells in enumerate(csv.reader(file, delimiter="\t"), start=1):
-            try:
-                if len(cells) == 4:
-                    query, _, passage, grade = cells
-                elif number == 1:
-                    continue  # the header: query-id, corpus-id, score
-                else:
-                    query, passage, grade = cells
-                yield number, (query, passage, float(grade))
-            except ValueError as error:
-                where = f"{path}:{number}"
-                raise ValueError(f"{where}: a judgement is query-id, corpus-id and a number.") from error
+    for number, cells in enumerate(explain_damage(_read_cells(path), path), start=1):
+        try:
+            if len(cells) == 4:
+                query, _, passage, grade = cells
+            elif number == 1:
+                continue  # the header: query-id, corpus-id, score
+            else:
+                query, passage, grade = cells
+            yield number, (query, passage, float(grade))
+        except ValueError as error:
+            where = f"{path}:{number}"
+            raise ValueError(f"{where}: a judgement is query-id, corpus-id and a number.") from error
+
+
+def _read_cells(path: str) -> Iterator[list[str]]:
+    with open_text(path) as file:
+        lines = RowLines(file, path)
+        try:
+            for cells in csv.reader(lines, delimiter="\t"):
+                lines.end_row()
+                yield cells
+        except csv.Error as error:
+            raise ValueError(f"`{path}` is not a table of judgements ({error}).") from error
 
 
 def _shown(keys: Sequence[str]) -> str:

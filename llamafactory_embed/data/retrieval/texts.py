@@ -6,7 +6,17 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..files import HubOptions, LocatedRecord, load_from_hub, number_rows, open_text, read_records
+from ..files import (
+    DAMAGED_ARCHIVE,
+    HubOptions,
+    LocatedRecord,
+    explain_damage,
+    load_from_hub,
+    number_rows,
+    numbered_rows,
+    open_text,
+    read_records,
+)
 from ..problems import BadRowError, BadRows, check_characters
 from .entries import TextSource
 
@@ -14,6 +24,9 @@ from .entries import TextSource
 # Names of the columns in public corpora and query files; the first that a record has is used.
 ID_COLUMNS = ("_id", "id", "docid", "query_id")
 TEXT_COLUMNS = ("text", "content", "question", "query")
+
+
+LONGEST_HEADER = 2**16  # characters of the names of columns
 
 
 class TextWithId(NamedTuple):
@@ -74,7 +87,9 @@ def _records_of_source(source: TextSource, hub: HubOptions) -> Iterator[LocatedR
 
 
 def _records(path: str, has_header: bool = False) -> Iterator[LocatedRecord]:
-    return read_records(path) if has_header or not _is_headerless(path) else _read_headerless(path)
+    if has_header or not _is_headerless(path):
+        return read_records(path)
+    return explain_damage(_read_headerless(path), path)
 
 
 def _is_headerless(path: str) -> bool:
@@ -82,15 +97,18 @@ def _is_headerless(path: str) -> bool:
     collections do."""
     if not path.removesuffix(".gz").endswith(".tsv") or not os.path.isfile(path):
         return False
-    with open_text(path) as file:
-        names = file.readline().rstrip("\r\n").split("\t")
+    try:
+        with open_text(path) as file:
+            names = file.readline(LONGEST_HEADER).rstrip("\r\n").split("\t")
+    except (UnicodeDecodeError, *DAMAGED_ARCHIVE):
+        return False  # whoever reads it says so
     return not (set(names) & set(ID_COLUMNS) and set(names) & set(TEXT_COLUMNS))
 
 
 def _read_headerless(path: str) -> Iterator[LocatedRecord]:
     """`id<TAB>text` on each line; a quotation mark is a character like others."""
     with open_text(path) as file:
-        for line, content in enumerate(file, start=1):
+        for line, content in numbered_rows(file, path):
             key, tab, text = content.rstrip("\r\n").partition("\t")
             if not content.strip():
                 continue

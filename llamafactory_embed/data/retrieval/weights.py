@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Mapping, Sequence
+
+from ...foreign import read_foreign_json
 
 
 PROPORTIONAL = "proportional"
@@ -43,10 +44,9 @@ def read_weights(
     if not os.path.isfile(path):
         raise ValueError(f"`{option}` must be {others}, or a JSON file of weights; there is no file `{path}`.")
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`{option}`: {path}:{error.lineno} is not JSON ({error.msg}).") from error
+        content = read_foreign_json(path, "write task names with their weights.")
+    except ValueError as error:
+        raise ValueError(f"`{option}`: {error}") from error
     if isinstance(content, dict) and "domain_weights" in content:
         content = content["domain_weights"]
     if not isinstance(content, dict):

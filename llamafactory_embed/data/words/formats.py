@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...hparams.suggestion import suggest
-from ..files import open_text
+from ..files import RowLines, open_text
 from ..problems import BadRowError, check_characters
 
 
@@ -83,9 +83,11 @@ def _read_lines(
     labels: list[str] = []
     start = 1
     with open_text(path) as file:
-        for line, text in enumerate(file, start=1):
+        lines = RowLines(file, shown_as)  # a sentence is a row
+        for line, text in enumerate(lines, start=1):
             text = text.rstrip("\r\n")
             if not text.strip():
+                lines.end_row()
                 yield from _finish(words, labels, shown_as, start)
                 words, labels = [], []
                 continue

@@ -79,7 +79,7 @@ def mapped(name: str, ours: str, words: Mapping[Any, Any], says: str = "") -> Fl
     shown = says or ", ".join(f"`{theirs}` → `{_shown(value)}`" for theirs, value in words.items())
 
     def convert(value: Any, settings: Settings) -> Values:
-        return {ours: words[value]} if value in words else {}
+        return {ours: words[value]} if value in list(words) else {}
 
     return Flag(name, (ours,), convert, shown)
 

@@ -43,7 +43,7 @@ def test_weights_files_of_tdro_name_their_tasks(tmp_path: Path) -> None:
         ('{"b": -1, "c": 1}', "the weight of `b` must be a number of at least 0, not -1"),
         ('{"b": 0, "c": 0}', "gives no task a weight above 0"),
         ("[1]", "must map task names to weights"),
-        ('{"b": 1,\n oops}', r"w\.json:2 is not JSON"),
+        ('{"b": 1,\n oops}', r"w\.json is not valid JSON \(.*line 2"),
     ],
 )
 def test_bad_weights_files(tmp_path: Path, content: str, problem: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ....files import whole_file
 from ....hparams.contrastive import ContrastiveOptions
+from ....model.tensor_files import load_safetensors
 from ..gather import gather, world_size
 from ..losses.rows import EmbeddedRows
 from ..losses.vectors import taught_texts, vector_distances
@@ -89,7 +90,7 @@ class TeacherProjection:
         """Go on with a map that `save` wrote; there is none before the first batch with vectors."""
         if not path.is_file():
             return
-        tensors = load_file(path)
+        tensors = load_safetensors(path)
         optimizer = self._start(tensors["weight"].to(device))
         assert self.weight is not None
         optimizer.state[self.weight] = {  # Adam counts its steps on the CPU

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -25,6 +25,7 @@ from ....files import whole_file
 from ....hparams.contrastive import ComparisonOptions
 from ....model.embedding_config import EmbeddingConfig
 from ....model.packed import PackedBatch
+from ....model.tensor_files import load_safetensors
 from ..gather import gather_values, rank
 from .batch import ReferenceFunction, TdroBatch, TdroCollator, example_id
 
@@ -148,7 +149,7 @@ def read_losses(path: Path) -> dict[int, float]:
     """Losses by example, none if there is no file."""
     if not path.is_file():
         return {}
-    tensors = load_file(path)
+    tensors = load_safetensors(path)
     return dict(zip(tensors["examples"].tolist(), tensors["losses"].tolist(), strict=True))
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ....files import whole_file
 from ....hparams.word_task import WordTaskOptions
 from ....model.records import CheckpointRecord
+from ....model.tensor_files import load_safetensors
 
 
 RECORD_NAME = "word_task.json"
@@ -61,7 +62,7 @@ def save_classifier(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def load_classifier(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / CLASSIFIER_NAME)
+    return load_safetensors(folder / CLASSIFIER_NAME)
 
 
 def find_classifier(candidates: list[str | None]) -> Path | None:
