@@ -35,7 +35,7 @@ EXAMPLES = {
         "Training arguments (`SentenceTransformerTrainingArguments`) with the values of its page on training; the loss is "
         "chosen in Python there and is an option here (`contrastive_loss`).",
         "A training script becomes a recipe: model, loss, data and arguments are keys of one YAML file. Columns become an "
-        "entry of `dataset_info.json` ([data](../data.md)); the losses are compared in [contrastive](../contrastive.md#losses). "
+        "entry of `dataset_info.json` ([data](../data.md)); the losses are compared in [contrastive](../contrastive.md#loss). "
         "What you train here is exported to its layout by `llamafactory-embed export` ([export](../export.md)), and its "
         "models are loaded by name ([presets](../presets.md)). Encoders as base models stay there: this package trains "
         "decoders.",
