@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.docs import commands, moves
+from tests.docs.picture import picture
 from tests.docs.site import DOCS, navigation
 
 
@@ -82,6 +83,7 @@ def first_sentences(page: str) -> str:
 GENERATED: dict[str, Callable[[], str]] = {
     "commands.md": commands.page,
     **{f"move-here/{tool}.md": lambda tool=tool: moves.page(tool) for tool in moves.EXAMPLES},  # type: ignore[misc]
+    "pictures/before-after.svg": picture,
     "troubleshooting.md": troubleshooting,
     "llms.txt": llms,  # reads the others
 }
