@@ -2,11 +2,12 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+SITE_VENV ?= .venv-site
 # CPU runs: fp32, no model hub.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test quality style bench gpu chaos docs package clean
+.PHONY: demo test quality style bench gpu chaos hostile docs site package clean
 
 demo: $(VENV)/.demo  ## train, evaluate and query an embedder on this machine, in minutes
 	$(BIN)/llamafactory-embed demo
@@ -37,6 +38,10 @@ gpu:  ## what only a GPU can show, in 8 minutes; writes benchmarks/results/gpu
 docs: $(VENV)/.dev  ## write the generated pages of docs/
 	$(BIN)/python -m benchmarks --only-docs
 	$(BIN)/python -m tests.published.page
+	$(BIN)/python -m tests.docs.generated
+
+site: $(SITE_VENV)/.site  ## build the documentation site into site/; a broken link or anchor stops it
+	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/python -m mkdocs build
 
 package: $(VENV)/.dev  ## build sdist and wheel, and look into them
 	$(BIN)/python scripts/check_wheel.py
@@ -53,5 +58,12 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[demo,dev,eval,deepspeed,ray,metrics,lm-eval]'
 	touch $@
 
+# The site needs mkdocs-material and nothing of this package, whose dependencies weigh gigabytes.
+$(SITE_VENV)/.site: pyproject.toml
+	$(PYTHON) -m venv $(SITE_VENV)
+	$(SITE_VENV)/bin/python -m pip install --quiet $$($(PYTHON) -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $@
+
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(SITE_VENV) site dist build .pytest_cache .ruff_cache .mypy_cache

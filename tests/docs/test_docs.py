@@ -60,3 +60,17 @@ def test_the_page_on_stages_shows_the_tested_files() -> None:
     for name, language in (("pyproject.toml", "toml"), ("scaled_pt.py", "python")):
         file = (ROOT / "tests" / "third_party" / name).read_text(encoding="utf-8")
         assert f"```{language}\n{file}```\n" in page, f"docs/write-a-stage.md does not show {name} as it is"
+
+
+def test_the_chinese_readme_shows_what_the_english_one_shows() -> None:
+    """The same recipes, pages and ratios in the tables, and no command that the other does not have."""
+    english, chinese = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README_zh.md"))
+    assert set(links(chinese)) <= set(links(english)) | {"docs/troubleshooting.md"}
+    recipes = [link for link in links(english) if link.startswith("examples/")]
+    assert len(recipes) == 12
+    assert [link for link in links(chinese) if link.startswith("examples/")] == recipes
+    ratios = re.findall(r"(\d\.\d+)(?:×| times| 倍)", english)
+    assert ratios == ["3.6", "0.37", "3.5"]
+    assert re.findall(r"(\d\.\d+) 倍", chinese) == ratios
+    commands = re.findall(r"^llamafactory\S+ [a-z]+", english, re.MULTILINE)
+    assert set(re.findall(r"^llamafactory\S+ [a-z]+", chinese, re.MULTILINE)) <= set(commands)

@@ -1,0 +1,21 @@
+torchrun --nproc_per_node 2 -m FlagEmbedding.finetune.embedder.decoder_only.base \
+  --model_name_or_path BAAI/bge-multilingual-gemma2 \
+  --use_lora True --lora_rank 32 --lora_alpha 64 \
+  --target_modules q_proj k_proj v_proj o_proj gate_proj down_proj up_proj \
+  --train_data ./data/retrieval.jsonl ./data/sts.jsonl \
+  --train_group_size 8 \
+  --query_max_len 512 --passage_max_len 512 \
+  --query_instruction_for_retrieval 'Given a query, retrieve passages that are relevant to the query.' \
+  --query_instruction_format '<instruct>{}\n<query>{}' \
+  --knowledge_distillation True \
+  --same_dataset_within_batch True \
+  --output_dir bge-multilingual-gemma2-mine \
+  --learning_rate 1e-4 --fp16 --num_train_epochs 1 \
+  --per_device_train_batch_size 2 \
+  --warmup_ratio 0.1 --gradient_checkpointing \
+  --logging_steps 1 --save_steps 1000 \
+  --negatives_cross_device \
+  --temperature 0.02 \
+  --sentence_pooling_method last_token \
+  --normalize_embeddings True \
+  --kd_loss_type m3_kd_loss
