@@ -39,6 +39,7 @@ SERVED_ALIKE = (
     "sliding_window",
     "pooling",
     "mask_tokens",
+    "mask_token",
     "skip_instruction",
     "query_template",
     "document_template",
