@@ -28,6 +28,7 @@ from llamafactory_embed.export.openvino.graph import OUTPUT, traceable_mask
 from llamafactory_embed.export.options import ExportOptions
 from llamafactory_embed.export.serving import plan_serving
 from llamafactory_embed.export.verify import Case, Expected
+from llamafactory_embed.loading.weights import find_weight_files
 from tests.embedders import INSTRUCTION, PROSE, make_config, make_embedder
 from tests.export.checkpoints import TASKS, Trained, train
 from tests.tiny_models import tiny_config, tiny_tokenizer
@@ -71,6 +72,12 @@ def test_without_the_packages_a_sentence_names_the_extra(
     assert main(["export", str(trained.folder), str(tmp_path / "exported"), "--layout", "openvino"]) == 1
     assert "pip install 'llamafactory-embed[eval,openvino]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_opens_a_graph_as_a_checkpoint_hears_how_it_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "openvino").mkdir()
+    with pytest.raises(ValueError, match=r'holds an OpenVINO graph .* backend="openvino"'):
+        find_weight_files(tmp_path)
 
 
 def test_a_pooling_of_all_layers_is_refused() -> None:
