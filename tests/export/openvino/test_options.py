@@ -23,7 +23,7 @@ from llamafactory_embed.cli import main
 from llamafactory_embed.encoder.encoder import Encoder
 from llamafactory_embed.export.openvino import check, export, graph
 from llamafactory_embed.export.openvino.check import TaskScore, ThroughGraph, check_cosines, lowest_cosine
-from llamafactory_embed.export.openvino.export import ExportedGraph, check_options, describe_graph, find_check_tasks
+from llamafactory_embed.export.openvino.export import ExportedGraph, describe_graph, find_check_tasks, graph_dtype
 from llamafactory_embed.export.openvino.graph import OUTPUT, traceable_mask
 from llamafactory_embed.export.options import ExportOptions
 from llamafactory_embed.export.serving import plan_serving
@@ -82,8 +82,8 @@ def test_who_opens_a_graph_as_a_checkpoint_hears_how_it_is_loaded(tmp_path: Path
 
 def test_a_pooling_of_all_layers_is_refused() -> None:
     with pytest.raises(ValueError, match=r"gives those of the last one only"):
-        check_options(ExportOptions(), make_config(pooling="multi_layer_latent"))
-    assert check_options(ExportOptions(), make_config()) == "float32"
+        graph_dtype(ExportOptions(), make_config(pooling="multi_layer_latent"))
+    assert graph_dtype(ExportOptions(), make_config()) == "float32"
 
 
 def test_check_tasks_must_be_tasks_of_retrieval(monkeypatch: pytest.MonkeyPatch) -> None:
