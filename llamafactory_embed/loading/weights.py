@@ -54,6 +54,11 @@ def find_weight_files(folder: Path) -> list[Path]:
             return [folder / name]
     if (folder / ADAPTER_CONFIG_NAME).is_file():
         raise ValueError(f"{folder} holds an adapter: name it in `adapter_name_or_path` instead.")
+    if (folder / "openvino").is_dir():
+        raise ValueError(
+            f"{folder} holds an OpenVINO graph and no weights for torch: load it with "
+            'SentenceTransformer(…, backend="openvino"), or name the checkpoint that it was made from.'
+        )
     raise ValueError(
         f"{folder} holds no weights (neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME} nor an index of shards): name the "
         "folder of a saved model."

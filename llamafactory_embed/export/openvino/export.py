@@ -42,7 +42,7 @@ def export_openvino(checkpoint: str | Path, target: str | Path, options: ExportO
     """Write a checkpoint as a graph. The folder is checked before it gets its name: a failure leaves nothing."""
     options = options or ExportOptions()
     config = EmbeddingConfig.load(checkpoint)
-    dtype = check_options(options, config)
+    dtype = graph_dtype(options, config)
     require_openvino()
     require_sentence_transformers()
     tasks = find_check_tasks(options)
@@ -66,7 +66,7 @@ def export_openvino(checkpoint: str | Path, target: str | Path, options: ExportO
     return exported
 
 
-def check_options(options: ExportOptions, config: EmbeddingConfig) -> str:
+def graph_dtype(options: ExportOptions, config: EmbeddingConfig) -> str:
     """The type of the graph's weights; refuses what a graph cannot be."""
     if options.dtype not in ("auto", "float32", "int8"):
         raise ValueError(f"`--dtype {options.dtype}`: an OpenVINO graph is exported in float32 or int8.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,8 @@ def convert_decoder(folder: Path) -> Model:
     decoder = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation=TRACEABLE).eval()
     lengths = torch.tensor(EXAMPLE_LENGTHS)
     mask = (torch.arange(max(EXAMPLE_LENGTHS)) < lengths[:, None]).long()
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of branches on a mask, which is always there
         graph = openvino.convert_model(
             LastStates(decoder),
             example_input={"input_ids": torch.ones_like(mask), "attention_mask": mask},

@@ -23,11 +23,12 @@ from llamafactory_embed.cli import main
 from llamafactory_embed.encoder.encoder import Encoder
 from llamafactory_embed.export.openvino import check, export, graph
 from llamafactory_embed.export.openvino.check import TaskScore, ThroughGraph, check_cosines, lowest_cosine
-from llamafactory_embed.export.openvino.export import ExportedGraph, check_options, describe_graph, find_check_tasks
+from llamafactory_embed.export.openvino.export import ExportedGraph, describe_graph, find_check_tasks, graph_dtype
 from llamafactory_embed.export.openvino.graph import OUTPUT, traceable_mask
 from llamafactory_embed.export.options import ExportOptions
 from llamafactory_embed.export.serving import plan_serving
 from llamafactory_embed.export.verify import Case, Expected
+from llamafactory_embed.loading.weights import find_weight_files
 from tests.embedders import INSTRUCTION, PROSE, make_config, make_embedder
 from tests.export.checkpoints import TASKS, Trained, train
 from tests.tiny_models import tiny_config, tiny_tokenizer
@@ -73,10 +74,16 @@ def test_without_the_packages_a_sentence_names_the_extra(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_who_opens_a_graph_as_a_checkpoint_hears_how_it_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "openvino").mkdir()
+    with pytest.raises(ValueError, match=r'holds an OpenVINO graph .* backend="openvino"'):
+        find_weight_files(tmp_path)
+
+
 def test_a_pooling_of_all_layers_is_refused() -> None:
     with pytest.raises(ValueError, match=r"gives those of the last one only"):
-        check_options(ExportOptions(), make_config(pooling="multi_layer_latent"))
-    assert check_options(ExportOptions(), make_config()) == "float32"
+        graph_dtype(ExportOptions(), make_config(pooling="multi_layer_latent"))
+    assert graph_dtype(ExportOptions(), make_config()) == "float32"
 
 
 def test_check_tasks_must_be_tasks_of_retrieval(monkeypatch: pytest.MonkeyPatch) -> None:
