@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import statistics
 import time
@@ -90,6 +91,7 @@ def peak_gib(work: Callable[[], Any], device: str) -> float:
     if device != "cuda":
         work()
         return 0.0
+    gc.collect()  # what an earlier side of a comparison left in circles of references
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     work()

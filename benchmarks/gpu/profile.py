@@ -23,6 +23,6 @@ def profiled(path: Path, device: str) -> Iterator[None]:
     with profile(activities=activities, acc_events=True) as profiler:
         yield
     averages = profiler.key_averages()
-    orders = {"cuda": ("self_cuda_time_total", "self_cpu_time_total")}.get(device, ("self_cpu_time_total",))
+    orders = ["self_cpu_time_total"] if device == "cpu" else ["self_device_time_total", "self_cpu_time_total"]
     tables = [averages.table(sort_by=order, row_limit=ROWS, max_name_column_width=90) for order in orders]
     write_text(path, "\n\n".join(tables) + "\n")

@@ -6,7 +6,6 @@ starts in the time that it takes to make a CUDA context, and what a step breaks 
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import signal
@@ -44,11 +43,7 @@ class Plan:
 
 def run_all(steps: list[Step], plan: Plan) -> bool:
     """Run the steps that have not passed; whether none of them failed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    first = context.Process(target=gc.collect)  # imports once, before any step's clock runs
-    first.start()
-    first.join()
+    context = _context_for(plan.device)
     deadline = time.monotonic() + 60 * plan.minutes
     for step in steps:
         before = read_record(plan.path(step))
@@ -63,7 +58,32 @@ def run_all(steps: list[Step], plan: Plan) -> bool:
     return all(record is not None and record["status"] != "failed" for record in records)
 
 
-def _run_one(step: Step, plan: Plan, left: float, context: multiprocessing.context.ForkServerContext) -> None:
+Context = multiprocessing.context.ForkServerContext | multiprocessing.context.SpawnContext
+
+
+def _context_for(device: str) -> Context:
+    """Processes that have imported everything before any step's clock runs. Where an import has touched the device, a
+    fork of it cannot use the device any more: then every step imports for itself."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asks whether there is a device without touching it
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    probe = context.Process(target=use_device, args=(device,))
+    probe.start()
+    probe.join()
+    if probe.exitcode == 0:
+        return context
+    print("steps start slowly: an import uses the device, so no process can be forked", flush=True)
+    return multiprocessing.get_context("spawn")
+
+
+def use_device(device: str) -> None:
+    """The least that shows that a process can use the device."""
+    import torch
+
+    torch.zeros(1, device=device)
+
+
+def _run_one(step: Step, plan: Plan, left: float, context: Context) -> None:
     """A step in its process, until it ends or its time does; afterwards its file says how it ended."""
     path = plan.path(step)
     path.unlink(missing_ok=True)
