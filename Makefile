@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test quality style bench docs package clean
+.PHONY: demo test hostile quality style bench docs package clean
 
 demo: $(VENV)/.demo  ## train, evaluate and query an embedder on this machine, in minutes
 	$(BIN)/llamafactory-embed demo
 
 test: $(VENV)/.dev  ## everything that needs no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $${TEST_WORKERS:-2} --dist loadscope $(TEST_ARGS)
+
+hostile: $(VENV)/.dev  ## files and requests of strangers, ever new ones, for an hour (HOSTILE_SECONDS=…)
+	$(BIN)/python -m tests.hostile $${HOSTILE_SECONDS:-3600}
 
 quality: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .
