@@ -1,6 +1,6 @@
 """`python -m tests.hostile [SECONDS]`: the properties on ever new cases until the time is over or one of them fails.
 
-Each round draws HOSTILE_EXAMPLES cases of every property by a seed that is printed, so that a failure can be seen again.
+Each round draws HOSTILE_EXAMPLES cases of every property by a seed that is printed: a failure can be seen again.
 """
 
 from __future__ import annotations
