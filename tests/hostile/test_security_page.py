@@ -1,4 +1,4 @@
-"""What SECURITY.md promises of files of strangers: each line names its tests, which are there, and the code keeps to it."""
+"""What SECURITY.md promises of files of strangers: each line names its tests, and the code keeps to it."""
 
 from __future__ import annotations
 
