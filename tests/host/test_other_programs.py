@@ -7,12 +7,18 @@ import sys
 
 
 # Asked for in one process; those that are not installed are passed over.
-POPULAR = ["numpy", "scipy", "pandas", "sklearn", "matplotlib", "PIL", "requests", "urllib3", "idna", "certifi", "charset_normalizer", "yaml", "json5", "tqdm", "rich", "click", "typer", "jinja2", "markupsafe", "packaging", "attr", "pydantic", "fastapi", "starlette", "uvicorn", "httpx", "httpcore", "anyio", "sniffio", "aiohttp", "multidict", "yarl", "dateutil", "pytz", "six", "wrapt", "psutil", "joblib", "threadpoolctl", "networkx", "sympy", "regex", "fsspec", "filelock", "huggingface_hub", "tokenizers", "safetensors", "pyarrow", "xxhash", "dill", "pygments", "docutils", "lxml", "bs4", "sqlite3", "asyncio", "email", "http.server", "unittest", "xml.etree", "pytest", "hypothesis", "omegaconf", "antlr4", "websockets", "orjson", "msgpack", "zstandard", "cryptography", "setuptools", "pip", "wheel"]
+POPULAR = """
+numpy scipy pandas sklearn matplotlib PIL requests urllib3 idna certifi charset_normalizer yaml tqdm rich click
+typer jinja2 markupsafe packaging attr pydantic fastapi starlette uvicorn httpx httpcore anyio aiohttp multidict
+yarl dateutil pytz six wrapt psutil joblib threadpoolctl networkx sympy regex fsspec filelock huggingface_hub
+safetensors tokenizers pyarrow xxhash dill pygments docutils lxml bs4 sqlite3 asyncio email http.server unittest
+xml.etree pytest hypothesis omegaconf antlr4 websockets orjson msgpack zstandard cryptography setuptools pip wheel
+"""
 
 SHOW = f"""
 import importlib, sys
 found = 0
-for name in {POPULAR!r}:
+for name in {POPULAR!r}.split():
     try:
         importlib.import_module(name)
         found += 1

@@ -68,9 +68,8 @@ def cut(files: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
 def flipped(content: bytes) -> st.SearchStrategy[bytes]:
     """A good file with some other bytes in it, or cut off."""
     places = st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), min_size=1, max_size=4)
-    return places.map(lambda changes: _flip(content, changes)) | st.integers(0, len(content)).map(
-        lambda end: content[:end]
-    )
+    ends = st.integers(0, len(content)).map(lambda end: content[:end])
+    return places.map(lambda changes: _flip(content, changes)) | ends
 
 
 def _flip(content: bytes, changes: list[tuple[int, int]]) -> bytes:

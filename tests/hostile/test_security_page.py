@@ -28,9 +28,10 @@ def test_each_named_test_exists() -> None:
 
 
 def test_each_line_about_files_of_strangers_names_a_test() -> None:
-    lines = [line for line in PAGE.splitlines() if line.startswith("- cannot:") or line.startswith("- can:")]
-    assert len(lines) > 10
-    assert [line for line in lines if not NAMED_TEST.search(line)] == []
+    lines = re.findall(r"^- can(?:not)?: .*(?:\n  .*)*", PAGE, re.MULTILINE)
+    assert len(lines) > 15
+    own_deed = "once you train it"  # what a recipe is for
+    assert [line for line in lines if not NAMED_TEST.search(line) and own_deed not in line] == []
 
 
 def calls(text: str) -> Iterator[tuple[str, dict[str, str], list[str]]]:
