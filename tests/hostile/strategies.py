@@ -49,8 +49,9 @@ BAD_YAML = [
     "a: !!python/object/apply:os.system ['touch x']", "a: !!binary x", "a: !!set {a, b}", "a: !!omap [a: 1]",
     "a: !!pairs [1]", "a: 0x" + "f" * 9000, "a: 1" + "0" * 5000, "a: 1:60:60:60", "a: .inf", "a: .nan", "a: 1e400",
     "[" * 5000, "a: " + "{a: " * 3000, "- - - -", "%YAML 9.9\n---\na: 1", "%TAG ! x\n---\na: !x 1", "a: \"\\ud800\"",
-    "a: 1\na: 2", "1: 2\ntrue: 3\nnull: 4", "? [a, b]\n: c", "? {a: b}\n: c", "a:\tb", "\t", "a: |\n\tb", "--- a\n--- b",
-    "a: '", 'a: "', "a: ${b}", "a: ${oc.env:HOME}", "a: ${a}", "${", "a: ${" * 50, "&a", "*", "!", "!!", "? ", "a: \x00", "\x01",
+    "a: 1\na: 2", "1: 2\ntrue: 3\nnull: 4", "? [a, b]\n: c", "? {a: b}\n: c", "a:\tb", "\t", "a: |\n\tb",
+    "--- a\n--- b", "a: '", 'a: "', "a: ${b}", "a: ${oc.env:HOME}", "a: ${a}", "${", "a: ${" * 50,
+    "&a", "*", "!", "!!", "? ", "a: \x00", "\x01",
 ]  # fmt: skip
 
 

@@ -64,7 +64,8 @@ def test_safetensors(content: bytes) -> None:
 
 pickles = st.sampled_from(
     [pickle.dumps(Mark()), torch_file({"a": Mark()}), torch_file([1]), torch_file({"a": 1}), torch_file(WEIGHTS),
-     torch_file(WEIGHTS, _use_new_zipfile_serialization=False), torch_file({"a": Mark()}, _use_new_zipfile_serialization=False)]
+     torch_file(WEIGHTS, _use_new_zipfile_serialization=False),
+     torch_file({"a": Mark()}, _use_new_zipfile_serialization=False)]
 )  # fmt: skip
 
 
