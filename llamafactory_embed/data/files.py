@@ -52,8 +52,8 @@ def registered_entries(
         entries = [attributes.entry for attributes in get_dataset_list(names, dataset_dir)]
     except (AttributeError, TypeError, KeyError, RecursionError) as error:  # the host expects objects and texts
         raise ValueError(
-            f"`dataset_dir`: an entry of dataset_info.json in {dataset_dir} is not as it must be ({error}): each is an "
-            "object, and so are its `columns` and `tags`."
+            f"`dataset_dir`: an entry of dataset_info.json in {dataset_dir} is not as it must be ({error}): each is "
+            "an object, and so are its `columns` and `tags`."
         ) from error
     # `dataset_dir: ONLINE` has no registry: the name is the whole entry
     return [

@@ -49,7 +49,8 @@ def a_result_or_a_sentence(reader: str, *also_from: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        assert is_sentence(error, also_from), f"{reader}: {type(error).__name__} is none of our sentences: {error}"
+        if not is_sentence(error, also_from):
+            raise AssertionError(f"{reader}: {type(error).__name__} is none of our sentences: {error}") from error
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
