@@ -59,7 +59,8 @@ def test_this_environment_is_healthy(capsys: pytest.CaptureFixture[str]) -> None
         assert f"ok    {line}" in printed
     for backend in ("eager", "sdpa"):
         assert f"ok    {backend}, cpu" in printed
-    assert "LLaMA-Factory            adjusted: launcher, options, data, templates, families, dispatch, chat" in printed
+    adjusted = "launcher, options, data, templates, families, dispatch, api, chat"
+    assert f"LLaMA-Factory            adjusted: {adjusted}" in printed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -212,11 +213,11 @@ def test_a_host_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Monk
 def test_seams_that_do_not_fit_and_stages_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pretended host of another version, and two packages of which one registers what cannot be loaded."""
     host = tmp_path / "llamafactory"
-    for folder in (".", "hparams", "data", "train", "webui", "model", "chat"):
-        (host / folder).mkdir(parents=True)
+    modules = ["/".join(name.split(".")[1:]) for name in SEAMS if name.startswith("llamafactory.")]
+    for folder in {".", *(module.rpartition("/")[0] for module in modules)}:
+        (host / folder).mkdir(parents=True, exist_ok=True)
         (host / folder / "__init__.py").touch()
-    modules = [name.split(".")[1:] for name in SEAMS if name.startswith("llamafactory.")]
-    for module in map("/".join, modules):
+    for module in modules:
         (host / f"{module}.py").touch()
     install_pretended(tmp_path, "llamafactory", "7.0")
     for package, target in (("good-package", "warm:STAGE"), ("bad-package", "nowhere:STAGE")):

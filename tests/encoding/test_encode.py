@@ -264,7 +264,7 @@ BAD = [
 def test_a_bad_input_is_told_with_file_and_line(
     name: str, content: bytes, sentence: str, encode_cli: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "open_encoder", lambda options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(encode, "load_encoder_of", lambda options: pytest.fail("a model was loaded"))
     path = tmp_path / name
     path.write_bytes(content)
     code, said = encode_cli("--input", path, "--output", tmp_path / "vectors.npy")

@@ -14,7 +14,8 @@ import pytest
 import pytrec_eval
 
 from llamafactory_embed.data.packages import default_cache
-from llamafactory_embed.evaluation.models import MINILM_NAME, fetch_minilm, name_of_folder
+from llamafactory_embed.evaluation.models import MINILM_NAME, fetch_minilm
+from llamafactory_embed.evaluation.revisions import name_of_folder
 from tests.evaluation.conftest import write_lines
 
 

@@ -72,7 +72,7 @@ def families() -> list[Path]:
     first: dict[tuple[Any, ...], Path] = {}
     for recipe in RECIPES:
         options = read(recipe)
-        if options.get("stage") == "contrastive":
+        if options.get("stage") == "contrastive" and options.get("do_train"):
             key = tuple(options.get(name) for name in TELLING_VALUES) + tuple(name in options for name in TELLING_KEYS)
             first.setdefault(key, recipe)
     return list(first.values())

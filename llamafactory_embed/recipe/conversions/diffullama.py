@@ -24,9 +24,11 @@ def _is_program(settings: Settings) -> bool:
 
 
 def _separator(settings: Settings) -> Values:
-    """GPT-2's tokenizer is wrapped: a separator of its own, and every digit by itself."""
+    """The tokens that its loader sets. GPT-2's tokenizer is wrapped, too, and reads every digit by itself."""
     is_gpt2 = "gpt2" in str(settings.get("model_name_or_path", ""))
-    return {"ddm_split_digits": True, "ddm_separator": "======"} if is_gpt2 else {"ddm_split_digits": False}
+    if is_gpt2:
+        return {"ddm_split_digits": True, "ddm_separator": "======", "ddm_padding": "101"}
+    return {"ddm_split_digits": False, "ddm_separator": "4936", "ddm_padding": "30399"}
 
 
 def _count_of_texts(value: Any, settings: Settings) -> Values:

@@ -346,6 +346,7 @@ def load(data: Path, dataset: str, **options: Any) -> tuple[Any, list[Any]]:
         Namespace(cache_dir=None, hf_hub_token=None),
         Namespace(**{**data_args, "dataset": dataset.split(","), **options}),
         Namespace(do_train=True, seed=options.get("seed", 1)),
+        objectives={},
     )
 
 
