@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from attention_patch import patch_attention
 from llamafactory_embed import Encoder
 from llamafactory_embed.cli import main
 from llamafactory_embed.export.adapter import export_adapter
-from llamafactory_embed.export.llm2vec import export_llm2vec
+from llamafactory_embed.export.llm2vec import check_fits, export_llm2vec
 from llamafactory_embed.model.embedding_config import EmbeddingConfig
-from tests.embedders import INSTRUCTION
+from tests.embedders import INSTRUCTION, make_config
 from tests.export.checkpoints import TEXTS, train
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
@@ -90,13 +90,14 @@ def test_what_llm2vec_does_not_support_gets_one_sentence(tmp_path: Path) -> None
             "is for bidirectional models, and this one has `attention: causal`",
         ),
         ("eos", "llama", {"pooling": "eos"}, "cannot pool like `pooling: eos`"),
-        ("mask", "llama", {"pooling": "mask"}, "LLM2Vec appends no mask tokens"),
         ("dense", "llama", {"dense_sizes": [8]}, r"has no layers behind its pooling.*`dense_sizes: \[8\]`"),
         ("phi", "phi3", {}, "has classes for llama, mistral, gemma, qwen2, not for phi3"),
     ):
         trained = train(tmp_path / name, family, **options)
         with pytest.raises(ValueError, match=sentence):
             export_llm2vec(trained.folder, tmp_path / "exported")
+    with pytest.raises(ValueError, match="LLM2Vec appends no mask tokens"):
+        check_fits(make_config(pooling="mask"), LlamaConfig())
     assert not (tmp_path / "exported").exists()
 
 
