@@ -10,8 +10,9 @@ from llamafactory_embed.cli import COMMANDS, build_parser
 
 TOP = """# Commands, every option
 
-What `llamafactory-embed COMMAND --help` says, for all commands. Explanations and examples: [cli.md](cli.md) and the pages it names.
-This page is generated (`make docs`) from the parsers, and a test compares the two.
+What `llamafactory-embed COMMAND --help` says, for all commands. Explanations and examples:
+[cli.md](cli.md) and the pages it names. This page is generated (`make docs`) from the parsers, and a test compares the
+two.
 """
 
 
@@ -48,7 +49,9 @@ def _is_shown(action: argparse.Action) -> bool:
 
 
 def _row(action: argparse.Action) -> str:
-    names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.metavar or action.dest}`".replace("|", "\\|")
+    names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.metavar or action.dest}`".replace(
+        "|", "\\|"
+    )
     meaning = (action.help or "").replace("%%", "%").replace("|", "\\|")
     if action.required and action.option_strings:
         meaning += " (required)"

