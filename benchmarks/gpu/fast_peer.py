@@ -7,6 +7,8 @@ in bfloat16 with the same AdamW. Before anything is timed, both compute the batc
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +124,9 @@ def load_theirs(folder: Path, bench: Bench, attention: str, dtype: torch.dtype) 
 
 def their_loss(model: Any) -> Any:
     """In-batch negatives at the same temperature."""
-    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-
-    return MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE)
+    room = "sentence_transformers.sentence_transformer"  # of newer releases
+    losses = import_module(f"{room}.losses" if find_spec(room) else "sentence_transformers.losses")
+    return losses.MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE)
 
 
 def features_of(rows: Rows, device: str) -> list[dict[str, Tensor]]:
