@@ -99,7 +99,7 @@ def _read_step(where: str, number: int, entry: Any, output_dir: Path, before: Se
         raise ValueError(f"{where}: the name `{name}` is taken by an earlier step.")
     options = entry.get("options") or {}
     if not isinstance(options, dict) or not all(map(_is_name, options)):
-        raise ValueError(f"{where}: `options` must map names of letters, digits and `_` to values.")
+        raise ValueError(f"{where}: `options` must map names to values; names are of letters, digits and `_`.")
     reserved = next((key for key in ("output_dir", "output", "folder") if key in options), None)
     if reserved is not None:
         raise ValueError(f"{where}: the chain itself chooses `{reserved}`, below {output_dir}: leave it out.")

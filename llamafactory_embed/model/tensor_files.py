@@ -37,7 +37,7 @@ def load_without_code(path: Path, device: str = "cpu", *, mmap: bool = False) ->
             f"{path} holds Python objects, which could run code, and is not read: save the weights alone "
             "(`state_dict()`), as safetensors."
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # bytes that are no pickle make the unpickler fail in any way
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path} cannot be read ({reason}): copy it from the checkpoint again.") from error
     if not isinstance(loaded, dict) or not all(isinstance(each, Tensor) for each in loaded.values()):

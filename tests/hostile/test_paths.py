@@ -61,7 +61,7 @@ def test_plain_names() -> None:
 
 
 # Options of the host that sound like places and are none.
-NO_PLACES = {"image_max_pixels"}
+NO_PLACES = {"overwrite_output_dir"}
 
 
 def test_a_packed_recipe_is_looked_at_for_every_option_that_names_a_place() -> None:

@@ -46,7 +46,7 @@ recipes = changed(RECIPE).map(dump) | yaml_files
 blocks = (changed(PACKED["packed"]) | values).map(lambda value: dump({"packed": value})) | yaml_files
 
 
-@hostile(4)
+@hostile(3)
 @given(recipes, blocks, json_files(st.fixed_dictionaries({"rows": changed(ENTRY)})))
 def test_recipes_are_checked_shown_compared_and_packed(recipe: bytes, block: bytes, info: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:

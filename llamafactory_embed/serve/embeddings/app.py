@@ -29,6 +29,7 @@ from .worker import EmbeddingWorker
 
 OWNER = "llamafactory-embed"  # in `/v1/models`, by which `verify` knows a server of ours
 CLIENT_GONE = 499  # as web servers log it; nobody reads that answer
+LONGEST_LENGTH = 20  # digits of a number of bytes
 TEXTS_AT_ONCE = 64  # tokenized before the next request gets its turn
 BODIES_AT_ONCE = 16  # the largest bodies that may be on their way in at the same time; of small ones, as many as fit
 
@@ -146,7 +147,10 @@ class EmbeddingServer:
         """The whole body, if it is small enough, comes fast enough, and not too many others are coming."""
         limit = self.options.max_body_bytes
         too_large = RequestError(f"The body is larger than {limit} bytes: send fewer texts a request.", 413)
-        if int(request.headers.get("content-length") or 0) > limit:
+        announced = request.headers.get("content-length") or "0"
+        if not announced.isdecimal() or not announced.isascii():
+            raise RequestError("`content-length` must be the number of bytes of the body.")
+        if len(announced) > LONGEST_LENGTH or int(announced) > limit:
             raise too_large
         parts, size = [], 0
         try:
