@@ -28,7 +28,7 @@ def digests_of_data(data_args: DataArguments, training_args: TrainingArguments) 
     except (ValueError, OSError):
         return {}  # the stage reads them, and says what is wrong
     names = data_args.dataset if isinstance(data_args.dataset, list) else data_args.dataset.split(",")
-    digests = {}
+    digests: dict[str, str] = {}
     for name, data_set in zip(names, data_sets, strict=True):
         place = Path(data_args.dataset_dir, data_set.dataset_name) if data_set.load_from == "file" else None
         if place is None or not place.exists():

@@ -44,7 +44,7 @@ def step_of(checkpoint: Path) -> int:
 
 def newest_whole_checkpoint(run: str | Path) -> tuple[Path | None, list[str]]:
     """The last whole checkpoint of a run, and a sentence about each newer one that is not."""
-    skipped = []
+    skipped: list[str] = []
     for checkpoint in reversed(numbered_checkpoints(run)):
         problem = find_damage(checkpoint)
         if problem is None:
