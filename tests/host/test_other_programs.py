@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.patience import PATIENCE
+
 
 # Asked for in one process; those that are not installed are passed over.
 POPULAR = """
@@ -29,7 +31,9 @@ print(found, *sorted(name for name in sys.modules if name.startswith(("llamafact
 
 
 def test_popular_packages_load_nothing_of_this_one() -> None:
-    done = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, check=True, cwd="/")
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW], capture_output=True, text=True, check=True, cwd="/", timeout=PATIENCE
+    )
     found, *loaded = done.stdout.splitlines()[-1].split()
     assert int(found) >= 50
     assert loaded == ["llamafactory_embed", "llamafactory_embed.autoload"]

@@ -75,30 +75,6 @@ def test_no_file_of_a_run_holds_a_secret(stage: str, tiny_llama: Path, data: Pat
         assert arguments.output_dir == given["output_dir"]
 
 
-def test_no_file_of_the_commands_around_a_run_holds_a_secret(
-    tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Export, merge, encode and pack, with secrets in the recipe, in the environment and on the command line."""
-    from llamafactory_embed.cli import main
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_TOKEN", "PLANTED-environment")
-    monkeypatch.setenv("OPENAI_API_KEY", "PLANTED-openai-key")
-    given = recipe(tiny_llama, data, tmp_path / "run", **SHORT, **SECRETS)
-    perform(given)
-    shared = given | {"model_name_or_path": "model", "dataset_dir": "data", "output_dir": "saves", **SECRETS}
-    Path("mine.yaml").write_text(yaml.safe_dump(shared | {"run_name": "PLANTED-hub-token"}), encoding="utf-8")
-    Path("written").mkdir()
-    commands = [
-        ["export", "run", "written/exported"],
-        ["merge", "run", "run/checkpoint-1", "--output", "written/merged"],
-        ["encode", "run", "--input", str(data / "texts.jsonl"), "--output", "written/vectors.npy"],
-        ["recipe", "pack", "mine.yaml", "-o", "written/packed.yaml"],
-    ]
-    assert [main(command) for command in commands] == [0] * len(commands)
-    assert files_with_secrets(Path("run")) + files_with_secrets(Path("written")) == []
-
-
 def test_words_of_a_command_line_hold_no_secret(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     from llamafactory.train.tuner import run_exp
 
