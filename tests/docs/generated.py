@@ -36,8 +36,8 @@ Before anything else:
 - `llamafactory-embed recipe check my.yaml` lists *all* problems of a recipe, with their lines, before anything is
   loaded.
 - `llamafactory-embed doctor` says whether packages, plugin, attention and devices work.
-- A message of this package says in one sentence what is wrong, which option or line, and what would be right. If one does
-  not help you, that is a bug: please report it.
+- A message of this package says in one sentence what is wrong, which option or line, and what would be right. If one
+  does not help you, that is a bug: please report it.
 """
 
 MESSAGES = re.compile(r"^\| message \| (?:what to do|remedy) \|\n\|---\|---\|\n((?:\|.*\n)+)", re.MULTILINE)
