@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import openvino_encoding
 from benchmarks.openvino_encoding import CASE, FLOAT32, INT8, OURS, TORCH, Settings
@@ -47,6 +48,7 @@ def test_sides_that_compute_something_else_are_not_compared(tmp_path: Path, monk
     texts = tmp_path / "texts.json"
     texts.write_text('["a", "b"]')
     vectors = {OURS: np.zeros((2, 3)), TORCH: np.full((2, 3), 1e-3)}
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # other tests share this process
     monkeypatch.setattr(openvino_encoding, "open_side", lambda side, model, size: lambda texts: vectors[side])
     request = {"texts": str(texts), "models": vectors, "batch_size": 8, "warm_up_texts": 1, "repeats": 2}
     with pytest.raises(ValueError, match=r"differ by 0\.001, no comparison is fair"):
