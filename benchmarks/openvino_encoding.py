@@ -1,6 +1,7 @@
 """The packed engine against sentence-transformers on torch and on OpenVINO graphs in float32 and int8, on one core.
 
-Every side has one thread, and its CPU time is what counts: other work on the machine slows that down little.
+All sides stand in one process and take turns, each with one thread, and CPU time is what counts: other work on the
+machine slows that down little.
 
 Needs an environment with the extra `openvino`, which the developers' environment does not have:
 
@@ -11,14 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import encode
-from .encode import check_same_embeddings, save_checkpoint, short_paragraphs, time_encoding
+from .encode import TOLERANCE, read_texts, save_checkpoint, short_paragraphs
 from .inputs import ModelSize
-from .processes import Variant, take_turns
+from .processes import Run, Variant, run_fresh
 from .results_file import Result, ratio, table_of
 
 
@@ -31,24 +33,26 @@ TORCH, FLOAT32, INT8 = "torch", "OpenVINO float32", "OpenVINO int8"  # of senten
 @dataclass(frozen=True)
 class Settings:
     model: ModelSize = field(default_factory=ModelSize)
-    texts: int = 300
+    texts: int = 200
     batch_size: int = 8  # sentence-transformers' best on a CPU, see the benchmark of encoding
     warm_up_texts: int = 16
 
 
 def measure(settings: Settings, repeats: int, folder: Path) -> Result:
-    """Export, which checks the graphs; then all sides in turns."""
+    """Export, which checks the graphs; then time all sides."""
     checkpoint = save_checkpoint(folder, settings.model)
     sizes, cosines = export_graphs(checkpoint, folder)
     texts = folder / "texts.json"
     texts.write_text(json.dumps(short_paragraphs(settings.texts)), "utf-8")
-    request = {"texts": str(texts), "warm_up_texts": settings.warm_up_texts}
-    variants = {OURS: Variant(f"{__name__}:ours", request | _paths(checkpoint, OURS, folder))}
-    for side, model in {TORCH: checkpoint, FLOAT32: folder / FLOAT32, INT8: folder / INT8}.items():
-        how = {"backend": "torch" if side == TORCH else "openvino", "batch_size": settings.batch_size}
-        variants[side] = Variant(f"{__name__}:sentence_transformers", request | _paths(model, side, folder) | how)
-    runs = take_turns({CASE: variants}, repeats)
-    check_same_embeddings(folder / f"{OURS}.npy", folder / f"{TORCH}.npy")
+    models = {OURS: checkpoint, TORCH: checkpoint, FLOAT32: folder / FLOAT32, INT8: folder / INT8}
+    request = {
+        "texts": str(texts),
+        "models": {side: str(model) for side, model in models.items()},
+        "batch_size": settings.batch_size,
+        "warm_up_texts": settings.warm_up_texts,
+        "repeats": repeats,
+    }
+    runs: list[Run] = run_fresh(Variant("benchmarks.openvino_encoding:time_sides", request))["runs"]
     for run in runs:
         run["model_mib"] = sizes[run["variant"]]
     return Result(
@@ -74,7 +78,6 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
             {
                 "texts a CPU second": lambda median: f"{settings.texts / median('cpu_seconds'):.0f}",
                 "CPU seconds": lambda median: f"{median('cpu_seconds'):.2f}",
-                "peak memory, MiB": lambda median: f"{median('peak_mib'):.0f}",
                 "files of the model, MiB": lambda median: f"{median('model_mib'):.1f}",
             },
         ),
@@ -97,25 +100,40 @@ def export_graphs(checkpoint: Path, folder: Path) -> tuple[dict[str, float], dic
     return sizes, cosines
 
 
-def ours(request: dict[str, Any]) -> dict[str, Any]:
-    """One process of ours, with one thread."""
+def time_sides(request: dict[str, Any]) -> dict[str, Any]:
+    """CPU seconds of every side in turns, every other time in reverse order."""
+    import numpy as np
     import torch
 
     torch.set_num_threads(1)
-    return encode.ours(request)
+    texts = read_texts(request)
+    sides = {side: open_side(side, model, request["batch_size"]) for side, model in request["models"].items()}
+    for encode in sides.values():
+        encode(texts[: request["warm_up_texts"]])
+    runs: list[Run] = []
+    vectors: dict[str, Any] = {}
+    for repeat in range(request["repeats"]):
+        for side in list(sides) if repeat % 2 == 0 else list(sides)[::-1]:
+            start = time.process_time()
+            vectors[side] = sides[side](texts)
+            seconds = time.process_time() - start
+            runs.append({"case": CASE, "variant": side, "repeat": repeat, "cpu_seconds": seconds})
+    difference = float(np.abs(vectors[OURS] - vectors[TORCH]).max())
+    if not difference <= TOLERANCE:
+        raise ValueError(f"The embeddings of the sides on torch differ by {difference:.2g}, no comparison is fair.")
+    return {"runs": runs}
 
 
-def sentence_transformers(request: dict[str, Any]) -> dict[str, Any]:
-    """One process of sentence-transformers on one of its backends, with one thread."""
-    import torch
+def open_side(side: str, model: str, batch_size: int) -> Callable[[list[str]], Any]:
+    """What embeds texts."""
+    if side == OURS:
+        from llamafactory_embed import Encoder
+
+        encoder = Encoder(model, device="cpu")
+        return encoder.encode
     from sentence_transformers import SentenceTransformer
 
-    torch.set_num_threads(1)
-    size, backend = request["batch_size"], request["backend"]
-    one_thread = {"ov_config": {"INFERENCE_NUM_THREADS": 1}} if backend == "openvino" else {}
-    model = SentenceTransformer(request["checkpoint"], device="cpu", backend=backend, model_kwargs=one_thread)
-    return time_encoding(request, lambda texts: model.encode(texts, batch_size=size, normalize_embeddings=True))
-
-
-def _paths(model: Path, side: str, folder: Path) -> dict[str, str]:
-    return {"checkpoint": str(model), "output": str(folder / f"{side}.npy")}
+    on_torch = side == TORCH
+    options: dict[str, Any] = {} if on_torch else {"model_kwargs": {"ov_config": {"INFERENCE_NUM_THREADS": 1}}}
+    loaded = SentenceTransformer(model, device="cpu", backend="torch" if on_torch else "openvino", **options)
+    return lambda texts: loaded.encode(texts, batch_size=batch_size, normalize_embeddings=True)
