@@ -197,7 +197,7 @@ def finished(
     given = recipe(
         tiny_llama, data, tmp_path_factory.mktemp("finished") / "embedder", **LORA, **LATENT,
         dataset="nouns,with_negatives", task_batching="homogeneous", skip_instruction=True, plot_loss=True,
-        query_max_length=40, max_steps=12, learning_rate=20.0, optim="adamw_torch",
+        query_max_length=40, max_steps=12, learning_rate=2.0, optim="adamw_torch",
         eval_dataset=",".join(HELD_OUT), do_eval=True, eval_on_start=True, eval_strategy="steps", eval_steps=1,
         save_strategy="steps", save_steps=1, load_best_model_at_end=True, metric_for_best_model="ndcg@10",
         early_stopping_steps=2,
