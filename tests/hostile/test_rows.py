@@ -7,6 +7,7 @@ import json
 import logging
 import tempfile
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,15 @@ from tests.hostile.strategies import DEEP_JSON, bad_bytes, changed, cut, flipped
 from tests.hostile.verdict import a_result_or_a_sentence, hostile
 
 
-logging.getLogger("llamafactory_embed").setLevel(logging.ERROR)
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> Iterator[None]:
+    """Thousands of warnings would be most of what these tests do."""
+    logger = logging.getLogger("llamafactory_embed")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(before)
+
 
 record_lines = st.lists(
     st.dictionaries(st.sampled_from(["query", "positive", "text", "_id"]), values, max_size=4).map(json.dumps)
