@@ -4,7 +4,6 @@ of the others what it lacks."""
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,7 +201,7 @@ def test_weights_of_a_dense_layer_may_be_pickled_tensors_and_nothing_else(writte
     load_dense_modules(model, folder)
     assert torch.equal(model.dense.layers[0].weight, saved["linear.weight"])
     torch.save(saved | {"linear.bias": Path()}, folder / "2_Dense" / "pytorch_model.bin")
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    with pytest.raises(ValueError, match="holds Python objects, which could run code"):
         load_dense_modules(model, folder)
 
 
