@@ -57,7 +57,7 @@ def short_pairs(count: int) -> list[dict[str, Any]]:
     """Queries and positives of WordNet, no text twice."""
     seen: set[str] = set()
     pairs = []
-    for path in sorted(WORDNET.glob("*.jsonl")):
+    for path in sorted(WORDNET.glob("*_to_*.jsonl")):
         for line in path.read_text("utf-8").splitlines():
             row = json.loads(line)
             positives = row["positive"] if isinstance(row["positive"], list) else [row["positive"]]

@@ -30,7 +30,7 @@ COMMANDS = {
     "export": Command("llamafactory_embed.export.command", "write a checkpoint for sentence-transformers and servers"),
     "merge": Command("llamafactory_embed.merging.command", "average checkpoints, or interpolate between two"),
     "chain": Command("llamafactory_embed.chain.command", "run recipes, merges, evaluations and exports in order"),
-    "inspect": Command("llamafactory_embed.encoder.inspection", "say what a checkpoint is and what it is good for"),
+    "inspect": Command("llamafactory_embed.encoding.inspect_command", "say what a checkpoint is and is good for"),
     "verify": Command("llamafactory_embed.export.server.command", "compare a running server with its checkpoint"),
     "serve": Command("llamafactory_embed.serve.embeddings.command", "serve embeddings in OpenAI's format"),
     "recipe": Command("llamafactory_embed.recipe.command", "find, write, check, compare, pack and convert recipes"),

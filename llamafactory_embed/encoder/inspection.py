@@ -1,20 +1,15 @@
-"""`llamafactory-embed inspect SOURCE`: what a checkpoint is and what can be done with it; no weight is loaded."""
+"""What a source is and what can be done with it, from its small files and the headers of its weights."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import get_safetensors_metadata
 from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError
 
 from ..foreign import parse_yaml, read_foreign_text
-from ..hparams.command_line import add_options, read_options
-from ..hparams.option import REQUIRED, option
-from ..hparams.source import SourceOptions
 from ..loading.adapted_checkpoint import is_wrapped
 from ..loading.adapter_chain import find_chain
 from ..loading.headers import Weights, measure_weights, name_of
@@ -28,16 +23,6 @@ from ..model.mask_token import RECORD_NAME
 CARD_NAME = "README.md"
 HIDDEN_SIZES = ("hidden_size", "n_embd", "d_model")  # how architectures call the size of their states
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
-
-
-@dataclass(frozen=True)
-class InspectOptions(SourceOptions):
-    """What is inspected, and how it is shown."""
-
-    source: str = option(
-        REQUIRED, "Folder, name on the hub, or name@revision there.", positional=True, metavar="SOURCE"
-    )
-    json: bool = option(False, "Print JSON instead of a table.")
 
 
 @dataclass(frozen=True)
@@ -59,23 +44,6 @@ class Inspected:
     dtypes: list[str]
     licence: str | None
     uses: list[str]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    add_options(parser, InspectOptions, ("source", "json"))
-    add_options(parser.add_argument_group("how it is to be read"), SourceOptions)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Inspect and print."""
-    options = read_options(arguments, InspectOptions)
-    found = inspect_source(options.source, options.settings)
-    if options.json:
-        print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
-    else:
-        print("\n".join(describe_source(found)))
-    return 0
 
 
 def inspect_source(name: str, settings: Mapping[str, Any] | None = None) -> Inspected:

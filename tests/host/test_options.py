@@ -91,6 +91,7 @@ def test_every_list_of_argument_classes_gets_the_options() -> None:
     module = ModuleType("llamafactory.hparams.parser")
     module.FinetuningArguments = FinetuningArguments
     module.get_train_args = lambda args=None: ()
+    module.get_last_checkpoint = lambda folder: None
     for name in (*ARGUMENT_LISTS, "_TRAIN_MBRIDGE_ARGS"):
         setattr(module, name, [FinetuningArguments])
     module._TRAIN_MCA_ARGS = []  # its package is not installed
