@@ -30,6 +30,7 @@ def inspect(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         def load(*args: Any, **kwargs: Any) -> Any:
             raise AssertionError("a model was loaded")
 
+        capsys.readouterr()  # what was said while the checkpoint was made
         with monkeypatch.context() as patched:
             patched.setattr(PreTrainedModel, "from_pretrained", load)
             assert main(["inspect", *map(str, words)]) == 0
