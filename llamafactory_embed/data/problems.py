@@ -34,7 +34,7 @@ class BadRows:
         """Note one bad row."""
         self.count += 1
         if len(self.told) < MOST_PROBLEMS_TOLD:
-            self.told.append(f"{file}:{line}: {problem}")
+            self.told.append(printable(f"{file}:{line}: {problem}"))
 
     def finish(self) -> None:
         """Raise one ValueError for all bad rows, or log how many were skipped."""
@@ -48,6 +48,12 @@ class BadRows:
         raise ValueError(
             f"The data has {self.count} bad rows{more}; {self.advice}:\n  " + "\n  ".join(self.told) + columns
         )
+
+
+def printable(text: str) -> str:
+    """The text with half characters (lone surrogates, as a column's name may hold) written out, as `\\ud83d`: logs and
+    terminals cannot encode them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def broken_character(text: str) -> str | None:

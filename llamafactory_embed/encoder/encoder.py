@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +34,7 @@ from ..model.quantization import (
     stored_as,
 )
 from .pool import EncoderPool
+from .results import EmbeddingResults
 
 
 # Texts tokenized, sorted and embedded together: enough to fill batches evenly, few enough for any corpus.
@@ -137,26 +137,15 @@ class Encoder:
         ranges = self.ranges_for(precision, size, unit_length)
 
         dtype, columns = stored_as(precision, size)
-        shape = (len(texts), columns)
-        temporary = None if output_file is None else Path(f"{output_file}.tmp")
-        if temporary is None:
-            result = np.empty(shape, dtype)
-        else:
-            result = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        results = EmbeddingResults((len(texts), columns), dtype, output_file)
         embed = self.embed if devices is None else self._pool_on(devices).embed
         with tqdm(total=len(texts), desc="Encoding", disable=not show_progress_bar) as progress:
             for indices, embeddings in embed(texts, instructions, role):
                 finished = self.finish(embeddings, dimensions, unit_length).cpu().numpy()
-                result[indices] = quantize(finished, precision, ranges)
+                results.rows[indices] = quantize(finished, precision, ranges)
                 progress.update(len(indices))
 
-        if temporary is not None:
-            result.flush()  # type: ignore[attr-defined]
-            os.replace(temporary, str(output_file))
-            result = np.load(str(output_file), mmap_mode="r")
-        if single:
-            result = result[0]
-        return torch.from_numpy(np.array(result)) if convert_to == "torch" else result
+        return results.finish(single=single, convert_to=convert_to)
 
     def encode_queries(self, texts: str | Sequence[str], **how: Any) -> Any:
         """`encode` with the role of queries, also where no task or prompt is named."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +12,9 @@ import torch
 
 from ..hparams.suggestion import suggest
 from ..loading.repository import Repository
-from ..loading.sentence_transformers_folder import DOCUMENT_PROMPTS, UnknownModules
+from ..loading.sentence_transformers_folder import DOCUMENT_PROMPTS, UnknownModulesError
 from .encoder import WINDOW, Encoder, Role
+from .results import EmbeddingResults
 
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class SentenceTransformersEncoder:
         dtype: torch.dtype | None = None,
         because: str = "",
     ) -> None:
-        """`because` is the sentence of `UnknownModules`, which is said once."""
+        """`because` is the sentence of `UnknownModulesError`, which is said once."""
         try:
             from sentence_transformers import SentenceTransformer
             from sentence_transformers.base.modules import Normalize
@@ -85,12 +85,7 @@ class SentenceTransformersEncoder:
             raise ValueError(f"`dimensions: {size}` must lie between 1 and the embedding's size {self.dimension}.")
         normalize = self.normalize if normalize is None else normalize
 
-        shape = (len(texts), size)
-        temporary = None if output_file is None else Path(f"{output_file}.tmp")
-        if temporary is None:
-            result = np.empty(shape, dtype=np.float32)
-        else:
-            result = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        results = EmbeddingResults((len(texts), size), np.float32, output_file)
         use: dict[str, Any] = {"device": None if devices is None else list(devices), "convert_to_numpy": True}
         for start in range(0, len(texts), WINDOW):
             window = range(start, min(start + WINDOW, len(texts)))
@@ -104,15 +99,9 @@ class SentenceTransformersEncoder:
                     **use,
                 )[:, :size].astype(np.float32)
                 lengths = np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else 1.0
-                result[indices] = vectors / np.maximum(lengths, 1e-12)
+                results.rows[indices] = vectors / np.maximum(lengths, 1e-12)
 
-        if temporary is not None:
-            result.flush()  # type: ignore[attr-defined]
-            os.replace(temporary, str(output_file))
-            result = np.load(str(output_file), mmap_mode="r")
-        if single:
-            result = result[0]
-        return torch.from_numpy(np.array(result)) if convert_to == "torch" else result
+        return results.finish(single=single, convert_to=convert_to)
 
     def close(self) -> None:
         """Nothing outlives a call: sentence-transformers ends its processes itself."""
@@ -149,7 +138,7 @@ def open_encoder(
     the same `encode`, which is said once."""
     try:
         return Encoder(name, device=device, dtype=dtype, cache_dir=cache_dir, **settings)
-    except UnknownModules as error:
+    except UnknownModulesError as error:
         if settings:
             raise
         hub = {} if cache_dir is None else {"cache_dir": cache_dir}

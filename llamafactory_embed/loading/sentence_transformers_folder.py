@@ -2,7 +2,7 @@
 
 `modules.json` lists Transformer, Pooling, perhaps Dense layers and Normalize, in the classic layout and in that of
 release 6. What else a folder may hold (other modules, several poolings at once, chat templates, code of its own) is
-`UnknownModules`: sentence-transformers itself can embed with it.
+`UnknownModulesError`: sentence-transformers itself can embed with it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ ENCODERS = ("bert", "distilbert", "electra", "roberta", "xlm-roberta", "modernbe
 Attention = Literal["bidirectional", "causal"]
 
 
-class UnknownModules(ValueError):  # noqa: N818 — a case that the caller handles
+class UnknownModulesError(ValueError):
     """What a folder holds beyond the modules that our engine has: a sentence that says what."""
 
 
@@ -335,5 +335,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     return read_json_object(path) if path.is_file() else {}
 
 
-def _unknown(folder: Path, what: str) -> UnknownModules:
-    return UnknownModules(f"{folder} needs sentence-transformers, for {what.removesuffix('.')}.")
+def _unknown(folder: Path, what: str) -> UnknownModulesError:
+    return UnknownModulesError(f"{folder} needs sentence-transformers, for {what.removesuffix('.')}.")

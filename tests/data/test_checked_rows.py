@@ -137,7 +137,7 @@ def assert_rejected_by_line(error: ValueError, path: Path) -> None:
     assert re.fullmatch(r"The data has \d+ bad rows( \(reading stopped there\))?; repair them .*:", first)
     assert told
     assert all(re.match(r"\d+: .", line) for line in told)
-    assert broken_character(message.split("\nKnown columns")[0].replace(str(path), "")) is None or "column" in message
+    assert broken_character(message) is None  # logs and terminals can show it
 
 
 def assert_nothing_is_left(error: ValueError) -> None:

@@ -12,7 +12,10 @@ from sentence_transformers import SentenceTransformer
 
 from llamafactory_embed.encoder import foreign
 from llamafactory_embed.encoder.foreign import SentenceTransformersEncoder
-from llamafactory_embed.loading.sentence_transformers_folder import UnknownModules, read_sentence_transformers_folder
+from llamafactory_embed.loading.sentence_transformers_folder import (
+    UnknownModulesError,
+    read_sentence_transformers_folder,
+)
 from tests.loading.sentence_transformers_models import PROMPTS, TEXTS, write_model
 
 
@@ -71,7 +74,7 @@ def test_what_nobody_knows_is_refused(encoder: SentenceTransformersEncoder) -> N
 
 
 def test_it_says_why(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(UnknownModules) as unknown:
+    with pytest.raises(UnknownModulesError) as unknown:
         read_sentence_transformers_folder(folder)
     with caplog.at_level(logging.WARNING, logger=foreign.__name__):
         SentenceTransformersEncoder(folder, device="cpu", because=str(unknown.value))

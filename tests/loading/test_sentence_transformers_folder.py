@@ -21,7 +21,7 @@ from llamafactory_embed.export.export import export_checkpoint
 from llamafactory_embed.export.serving import plan_serving
 from llamafactory_embed.loading.embedder import continue_pooler
 from llamafactory_embed.loading.sentence_transformers_folder import (
-    UnknownModules,
+    UnknownModulesError,
     is_sentence_transformers_folder,
     load_dense_modules,
     load_sentence_transformers_folder,
@@ -172,7 +172,7 @@ UNKNOWN: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_a_folder_that_is_more_says_what(case: str, written: Path, tmp_path: Path) -> None:
     changes, sentence = UNKNOWN[case]
-    with pytest.raises(UnknownModules, match=f"needs sentence-transformers, for .*{sentence}"):
+    with pytest.raises(UnknownModulesError, match=f"needs sentence-transformers, for .*{sentence}"):
         read_sentence_transformers_folder(edited(written, tmp_path, changes))
 
 

@@ -14,13 +14,12 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from llamafactory_embed import Encoder
+from llamafactory_embed import Encoder, open_encoder
 from llamafactory_embed.data.embedding_tokenizer import wraps
-from llamafactory_embed.encoder.foreign import open_encoder
 from llamafactory_embed.loading.as_checkpoint import as_checkpoint
 from llamafactory_embed.loading.llm2vec_settings import WRITTEN_EOS, adapter_below, embedder_settings
 from llamafactory_embed.loading.repository import split_revision
-from llamafactory_embed.loading.sentence_transformers_folder import UnknownModules
+from llamafactory_embed.loading.sentence_transformers_folder import UnknownModulesError
 from llamafactory_embed.loading.source import find_source
 from llamafactory_embed.model.families import find_family
 from tests.embedders import PROSE
@@ -315,7 +314,7 @@ def test_a_folder_of_sentence_transformers_in_our_engine_and_in_its_own(tmp_path
         np.testing.assert_allclose(Encoder(checkpoint, device="cpu").encode(TEXTS), encoder.encode(TEXTS), **CLOSE)
 
     unknown = write_model(tmp_path / "unknown", "mpnet", ["mean", "max"])
-    with pytest.raises(UnknownModules, match="needs sentence-transformers"):
+    with pytest.raises(UnknownModulesError, match="needs sentence-transformers"):
         Encoder(unknown, device="cpu")
     other = open_encoder(unknown, device="cpu")
     theirs = SentenceTransformer(str(unknown), device="cpu")
