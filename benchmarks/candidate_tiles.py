@@ -1,66 +1,131 @@
-"""Peak memory and time of InfoNCE over a large batch, with and without `candidate_tile`; no model takes part.
+"""One GradCache step of InfoNCE over a large batch, with `candidate_tile` and with all similarities at once: the same
+loss and gradient, and how much memory.
 
-    python benchmarks/candidate_tiles.py --rows 4096 16384 --tiles 0 2048
-
-Each measurement is a process of its own; what the process held before the loss is subtracted. glibc keeps freed tiles
-in pieces unless large blocks are always given back, which `MALLOC_MMAP_THRESHOLD_` asks for.
+The model is a tiny one, so that what is left is the loss; texts are a few random tokens.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import resource
-import subprocess
-import sys
+import ctypes
+import dataclasses
 import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .inputs import ModelSize, save_model
+from .processes import Variant, take_turns
+from .results_file import Result, check_equal, spread, table_of
 
 
-def peak_mebibytes() -> float:
-    """The most memory that this process has held (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+TITLE = "InfoNCE of up to 65,536 rows, in tiles"
+AT_ONCE = "all at once"
+MMAP_THRESHOLD = -3  # of `mallopt`
 
 
-def measure(rows: int, size: int, tile: int) -> None:
-    """Print memory and seconds of one forward and backward of the loss."""
+@dataclass(frozen=True)
+class Settings:
+    model: ModelSize = field(
+        default_factory=lambda: ModelSize(
+            layers=1, hidden_size=64, intermediate_size=128, heads=4, key_value_heads=2, vocabulary=2048, longest=32
+        )
+    )
+    rows: tuple[int, ...] = (4096, 16384, 65536)
+    largest_at_once: int = 16384
+    candidate_tile: int = 2048
+    grad_cache_tokens: int = 16384
+    longest: int = 8  # tokens of a text; the shortest has half as many
+
+
+def measure(settings: Settings, repeats: int, folder: Path) -> Result:
+    """Once: the memory hardly varies."""
+    model = save_model(folder / "model", settings.model)
+    tiled = f"tiles of {settings.candidate_tile}"
+    cases: dict[str, dict[str, Variant]] = {}
+    for rows in settings.rows:
+        tiles = {tiled: settings.candidate_tile}
+        if rows <= settings.largest_at_once:
+            tiles[AT_ONCE] = 0
+        request = dataclasses.asdict(settings) | {"model": str(model), "rows": rows}
+        cases[f"{rows:,} rows"] = {
+            name: Variant("benchmarks.candidate_tiles:run", request | {"candidate_tile": tile})
+            for name, tile in tiles.items()
+        }
+    runs = take_turns(cases, repeats=1)
+    for case in cases:
+        check_equal(runs, case)
+        check_equal(runs, case, "gradient", tolerance=1e-4)
+    largest = [run["peak_mib"] for run in runs if run["case"] == f"{settings.rows[-1]:,} rows"]
+    return Result(
+        settings=dataclasses.asdict(settings),
+        runs=runs,
+        figures=[spread(f"memory of a step of {settings.rows[-1]:,} rows in tiles", largest, unit="MiB")],
+        table=table_of(
+            runs,
+            {
+                "peak memory, MiB": lambda median: f"{median('peak_mib'):,.0f}",
+                "one matrix of similarities, MiB": lambda median: f"{median('matrix_mib'):,.0f}",
+                "loss": lambda median: f"{median('first_loss'):.6f}",
+                "length of the gradient": lambda median: f"{median('gradient'):.6f}",
+            },
+        ),
+    )
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """One process, one step: every chunk is embedded twice, the loss sees all embeddings."""
     import torch
+    from transformers import AutoModel
 
     from llamafactory_embed.hparams.contrastive import ContrastiveOptions
+    from llamafactory_embed.hparams.embedding import EmbeddingOptions
+    from llamafactory_embed.model.embedding import EmbeddingModel
+    from llamafactory_embed.model.embedding_config import EmbeddingConfig
+    from llamafactory_embed.model.packed import pack_texts
+    from llamafactory_embed.train.embed.grad_cache import cached_backward
     from llamafactory_embed.train.embed.losses.info_nce import info_nce
     from llamafactory_embed.train.embed.losses.rows import EmbeddedRows
 
+    from .memory import PeakMemory
+
+    # Large blocks are given back as soon as they are free; glibc would keep freed tiles in pieces.
+    ctypes.CDLL("libc.so.6").mallopt(MMAP_THRESHOLD, 2**18)
     torch.set_num_threads(1)
+    config = EmbeddingConfig.from_options(EmbeddingOptions(), cutoff_len=request["longest"])
+    model = EmbeddingModel(AutoModel.from_pretrained(request["model"]), config)
+    options = ContrastiveOptions(num_negatives=0, candidate_tile=request["candidate_tile"] or None)
+
+    def step(rows: int) -> torch.Tensor:
+        ids = torch.arange(rows).unsqueeze(1)
+
+        def loss_of(embeddings: torch.Tensor) -> torch.Tensor:
+            queries, passages = embeddings.split(rows)
+            return info_nce(EmbeddedRows(queries, passages.unsqueeze(1), ids), options).mean()
+
+        texts = random_texts(2 * rows, request["longest"], model.config.vocab_size)
+        chunks = pack_texts(texts, request["grad_cache_tokens"])
+        return cached_backward(model, chunks, loss_of, torch.Tensor.backward, device=torch.device("cpu"))
+
+    step(8)  # loads what torch loads late
+    model.zero_grad()
+    memory, started = PeakMemory(), time.perf_counter()
+    loss = step(request["rows"])
+    seconds = time.perf_counter() - started
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return {
+        "seconds": seconds,
+        "peak_mib": memory.above_baseline(),
+        "matrix_mib": request["rows"] ** 2 * 4 / 2**20,
+        "first_loss": float(loss),
+        "gradient": float(torch.stack([each.square().sum() for each in gradients]).sum().sqrt()),
+    }
+
+
+def random_texts(count: int, longest: int, vocabulary: int) -> list[list[int]]:
+    """Texts of half to all of `longest` tokens, the same ones at every call."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
-    queries, passages = (torch.randn(rows, size, generator=generator).requires_grad_() for _ in range(2))
-    embedded = EmbeddedRows(queries, passages.unsqueeze(1), torch.arange(rows).unsqueeze(1))
-    options = ContrastiveOptions(num_negatives=0, candidate_tile=tile or None)
-    few = EmbeddedRows(queries[:8], passages[:8].unsqueeze(1), torch.arange(8).unsqueeze(1))
-    for given in (options, ContrastiveOptions(num_negatives=0, candidate_tile=4)):
-        info_nce(few, given).mean().backward()  # loads what torch loads late
-    before, started = peak_mebibytes(), time.perf_counter()
-    loss = info_nce(embedded, options).mean()
-    loss.backward()
-    taken = time.perf_counter() - started
-    print(f"{rows:7,} rows  tile {tile or 'none':>5}  {peak_mebibytes() - before:8,.0f} MiB  {taken:6.1f} s  "
-          f"loss {loss.item():.6f}", flush=True)  # fmt: skip
-
-
-def main() -> None:
-    """Measure every combination."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[2048, 4096, 8192, 16384])
-    parser.add_argument("--tiles", type=int, nargs="+", default=[0, 2048], help="0: all at once")
-    parser.add_argument("--size", type=int, default=128, help="numbers of an embedding")
-    parser.add_argument("--one", type=int, nargs=3, metavar=("ROWS", "SIZE", "TILE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        measure(*arguments.one)
-        return
-    for rows in arguments.rows:
-        for tile in arguments.tiles:
-            command = [sys.executable, __file__, "--one", *map(str, (rows, arguments.size, tile))]
-            subprocess.run(command, check=True, env={"MALLOC_MMAP_THRESHOLD_": "262144", **os.environ})
-
-
-if __name__ == "__main__":
-    main()
+    tokens = torch.randint(vocabulary, (count, longest), generator=generator)
+    lengths = torch.randint(longest // 2, longest + 1, (count,), generator=generator)
+    return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
