@@ -24,7 +24,11 @@ PROSE = Path(__file__).with_name("prose.txt").read_text(encoding="utf-8").splitl
 def make_config(**options: Any) -> EmbeddingConfig:
     """An embedder's configuration from a recipe's options."""
     more = {name: options.pop(name) for name in ("instructions", "symmetric_tasks", "base_model") if name in options}
-    more |= {name: options.pop(name) for name in ("similarity", "matryoshka_dims") if name in options}
+    more |= {
+        name: options.pop(name)
+        for name in ("similarity", "matryoshka_dims", "multi_vector", "mask_token")
+        if name in options
+    }
     return EmbeddingConfig.from_options(EmbeddingOptions(**options), cutoff_len=48, **more)
 
 

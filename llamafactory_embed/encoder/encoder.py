@@ -33,8 +33,10 @@ from ..model.quantization import (
     require_ranges,
     stored_as,
 )
+from ..model.vector_sets import count_vectors
 from .pool import EncoderPool
 from .results import EmbeddingResults
+from .sets import check_asked, collect_sets, similarity_of_sets
 
 
 # Texts tokenized, sorted and embedded together: enough to fill batches evenly, few enough for any corpus.
@@ -92,7 +94,7 @@ class Encoder:
 
     @property
     def dimension(self) -> int:
-        """The size of an embedding."""
+        """The size of an embedding, or of each of a text's vectors."""
         return self.model.dimension
 
     @functools.cached_property
@@ -116,7 +118,8 @@ class Encoder:
         output_file: str | Path | None = None,
         devices: Sequence[str] | None = None,
     ) -> Any:
-        """Embed texts [N] → [N, d] in their order, or one text → [d].
+        """Embed texts [N] → [N, d] in their order, or one text → [d]. A model with `multi_vector` gives a list of the
+        texts' vectors [n, d], or those of one text.
 
         With a `prompt` (an instruction, or one for each text) or a `task` (whose instruction was trained) texts are
         queries, otherwise documents; `role` overrides that, for instance for the documents of a symmetric task.
@@ -134,6 +137,11 @@ class Encoder:
         instructions = self._instructions(task, prompt, role, len(texts))
         size = self.check_dimensions(dimensions)
         unit_length = self.config.normalize if normalize is None else normalize
+        if self.config.multi_vector:
+            check_asked(precision, output_file, devices)
+            embedded = self.embed_sets(texts, instructions, role)
+            finish = functools.partial(self.finish, dimensions=dimensions, normalize=unit_length)
+            return collect_sets(embedded, len(texts), finish, precision, single, convert_to, show_progress_bar)
         ranges = self.ranges_for(precision, size, unit_length)
 
         dtype, columns = stored_as(precision, size)
@@ -158,11 +166,13 @@ class Encoder:
     def similarity(
         self, a: Any, b: Any, *, precision: Precision = "float32", dimensions: int | None = None
     ) -> np.ndarray:
-        """The model's similarity (cosine or inner product) of all pairs of [N, d] and [M, d]: [N, M].
+        """The model's similarity (cosine, inner product or MaxSim) of all pairs of N and M texts: [N, M].
 
         `precision` is that of vectors that are not floats; float ones may be compared with them. Of two vectors of
         bits it is 1 - 2 · (the share of bits that differ)."""
         size = self.check_dimensions(dimensions)
+        if self.config.multi_vector:
+            return similarity_of_sets(a, b)
         left, right = (self._as_compared(each, precision, size) for each in (a, b))
         return left @ right.T
 
@@ -177,6 +187,7 @@ class Encoder:
 
     def range_meter(self) -> RangeMeter:
         """Measures the ranges of all sizes of this model, on embeddings that are neither cut nor normalized."""
+        self.config.require_one_vector("Calibration")
         sizes = sorted({*(self.config.matryoshka_dims or []), self.dimension})
         return RangeMeter(sizes, self.config.normalize)
 
@@ -208,12 +219,16 @@ class Encoder:
         self, texts: Sequence[str], instructions: Sequence[str] | str, role: Role
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Embeddings of some of the texts at a time, neither cut nor normalized, with the texts' positions."""
-        for start in range(0, len(texts), WINDOW):
-            window = range(start, min(start + WINDOW, len(texts)))
-            own = instructions if isinstance(instructions, str) else [instructions[index] for index in window]
-            tokenized = self._tokenize([texts[index] for index in window], own, role, start)
-            for indices, embeddings in self._forward_tokens(tokenized):
-                yield [window[index] for index in indices], embeddings
+        self.config.require_one_vector("This use of an Encoder")
+        yield from ((positions, vectors) for positions, _, vectors in self._embed(texts, instructions, role))
+
+    def embed_sets(
+        self, texts: Sequence[str], instructions: Sequence[str] | str, role: Role
+    ) -> Iterator[tuple[Sequence[int], Sequence[Tensor]]]:
+        """The vectors [n, d] of some of the texts at a time, neither cut nor normalized, with the texts' positions."""
+        for positions, batch, vectors in self._embed(texts, instructions, role):
+            counts = [count for _, count in sorted(zip(batch.text_indices, count_vectors(batch), strict=True))]
+            yield positions, vectors.split(counts)
 
     def tokenize(
         self,
@@ -230,9 +245,10 @@ class Encoder:
 
     def encode_tokens(self, texts: Sequence[TokenizedText]) -> Tensor:
         """Embeddings [N, d] of tokenized texts, neither cut nor normalized."""
+        self.config.require_one_vector("`encode_tokens`")
         embeddings = torch.empty(len(texts), self.dimension)
-        for indices, some in self._forward_tokens(texts):
-            embeddings[list(indices)] = some.float().cpu()
+        for batch in self._pack(texts):
+            embeddings[sorted(batch.text_indices)] = self._forward(batch).float().cpu()
         return embeddings
 
     def finish(self, embeddings: Tensor, dimensions: int | None = None, normalize: bool | None = None) -> Tensor:
@@ -249,15 +265,23 @@ class Encoder:
         tokenize = self.tokenizer.queries if role == "query" else self.tokenizer.documents
         return tokenize(texts, instructions, first_number)
 
-    def _forward_tokens(self, texts: Sequence[TokenizedText]) -> Iterator[tuple[list[int], Tensor]]:
-        """Rows of at most `max_tokens_per_batch` tokens, one after the other, with the texts' positions."""
-        batches = pack_texts(
+    def _embed(
+        self, texts: Sequence[str], instructions: Sequence[str] | str, role: Role
+    ) -> Iterator[tuple[Sequence[int], PackedBatch, Tensor]]:
+        """The texts' positions, their tokens, and what the model makes of them, a row of tokens at a time."""
+        for start in range(0, len(texts), WINDOW):
+            window = range(start, min(start + WINDOW, len(texts)))
+            own = instructions if isinstance(instructions, str) else [instructions[index] for index in window]
+            for batch in self._pack(self._tokenize([texts[index] for index in window], own, role, start)):
+                yield [window[index] for index in sorted(batch.text_indices)], batch, self._forward(batch)
+
+    def _pack(self, texts: Sequence[TokenizedText]) -> list[PackedBatch]:
+        """Rows of at most `max_tokens_per_batch` tokens."""
+        return pack_texts(
             [text.token_ids for text in texts],
             tokens_per_batch(self.config.max_tokens_per_batch, self.model.device),
             [text.pooled_from for text in texts],
         )
-        for batch in batches:
-            yield sorted(batch.text_indices), self._forward(batch)
 
     def _pool_on(self, devices: Sequence[str]) -> EncoderPool:
         """The processes on these devices: those of an earlier call if the devices are the same and none has died."""

@@ -15,6 +15,7 @@ from ..data.retrieval.evalset import RetrievalEval
 from ..encoder.encoder import Encoder, Role
 from ..hparams.embedding import Precision
 from ..model.quantization import rounded
+from ..model.vector_sets import Texts, VectorSets, compare
 
 
 DEPTH = 100  # documents that are ranked for a query
@@ -36,7 +37,7 @@ def evaluate_retrieval(
     for task in tasks:
         queries = _embed(encoder, task.queries, list(task.query_instructions), "query", share_over_ranks)
         documents = _embed(encoder, task.corpus, task.corpus_instruction, "document", share_over_ranks)
-        as_read = {"": documents}
+        as_read: dict[str, Texts] = {"": documents}
         if precision != "float32":
             as_read[f"{precision}_"] = _as_stored_by(encoder, documents, precision)
         by_task[task.task] = {
@@ -52,8 +53,8 @@ def evaluate_retrieval(
     return metrics
 
 
-def rank_documents(queries: Tensor, documents: Tensor, depth: int) -> Tensor:
-    """The positions of the `depth` documents of the largest inner product, best first: [Q, d], [D, d] →
+def rank_documents(queries: Texts, documents: Texts, depth: int) -> Tensor:
+    """The positions of the `depth` documents of the largest inner product, or MaxSim, best first: Q and D texts →
     [Q, min(depth, D)].
 
     Equal similarities keep the corpus order, so that a model which embeds everything alike gains nothing by chance.
@@ -61,7 +62,7 @@ def rank_documents(queries: Tensor, documents: Tensor, depth: int) -> Tensor:
     depth = min(depth, len(documents))
     rankings = []
     for part in queries.split(QUERIES_AT_ONCE):
-        similarities = part @ documents.T  # [block, D]
+        similarities = compare(part, documents)  # [block, D]
         # Sorting all documents would take ten times as long as this choice; `~(… < …)` also chooses NaN.
         bounds = similarities.topk(depth, dim=1).values[:, -1:]
         for row, chosen in zip(similarities, ~(similarities < bounds), strict=True):
@@ -94,35 +95,45 @@ def retrieval_metrics(ranking: Tensor, relevant: Sequence[frozenset[int]]) -> di
 
 def _embed(
     encoder: Encoder, texts: Sequence[str], prompt: str | list[str], role: Role, share_over_ranks: bool
-) -> Tensor:
-    """Embeddings [N, d] as they are served."""
+) -> Texts:
+    """Embeddings of N texts as they are served."""
     how: dict[str, Any] = {"role": role, "convert_to": "torch"}
     world_size = dist.get_world_size() if share_over_ranks and dist.is_initialized() else 1
     if world_size == 1:
-        return encoder.encode(texts, prompt=prompt, **how)
+        return _as_texts(encoder.encode(texts, prompt=prompt, **how))
 
     mine = slice(dist.get_rank(), None, world_size)
     part = encoder.encode(texts[mine], prompt=prompt if isinstance(prompt, str) else prompt[mine], **how)
     parts = _of_all_ranks(part, world_size)
-    embeddings = part.new_empty(len(texts), part.shape[1])
+    embeddings: list[Tensor] = [torch.empty(0)] * len(texts)
     for rank, each in enumerate(parts):
-        embeddings[rank::world_size] = each
-    return embeddings
+        embeddings[rank::world_size] = list(each)
+    return _as_texts(embeddings)
 
 
-def _ranked(encoder: Encoder, queries: Tensor, documents: Tensor) -> Tensor:
+def _as_texts(embeddings: Tensor | list[Tensor]) -> Texts:
+    """A vector [d] or vectors [n, d] of each text, together."""
+    if isinstance(embeddings, Tensor):
+        return embeddings
+    return VectorSets.of(embeddings) if embeddings[0].ndim == 2 else torch.stack(embeddings)
+
+
+def _ranked(encoder: Encoder, queries: Texts, documents: Texts) -> Tensor:
+    if isinstance(queries, VectorSets) or isinstance(documents, VectorSets):
+        return rank_documents(queries, documents, DEPTH)  # which are of unit length
     if encoder.config.compares_unit_length:
         queries, documents = normalize(queries, dim=-1), normalize(documents, dim=-1)
     return rank_documents(queries, documents, DEPTH)
 
 
-def _as_stored_by(encoder: Encoder, vectors: Tensor, precision: Precision) -> Tensor:
+def _as_stored_by(encoder: Encoder, vectors: Texts, precision: Precision) -> Tensor:
+    assert isinstance(vectors, Tensor)
     ranges = encoder.ranges_for(precision, encoder.dimension, encoder.config.normalize)
     return torch.from_numpy(rounded(vectors.numpy(), precision, ranges))
 
 
-def _of_all_ranks(part: Tensor, world_size: int) -> list[Tensor]:
-    """The tensors of all ranks, through their main memory: NCCL would pass a whole corpus through every GPU's."""
+def _of_all_ranks(part: Tensor | list[Tensor], world_size: int) -> list[Any]:
+    """What all ranks have embedded, through their main memory: NCCL would pass a whole corpus through every GPU's."""
     parts: list[Any] = [None] * world_size
     if dist.get_backend() == "gloo":
         dist.all_gather_object(parts, part)

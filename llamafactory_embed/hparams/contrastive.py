@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from .embedding import EmbeddingOptions, check_mask_pooling
 from .loss_terms import CandidateOptions, TermOptions, check_matryoshka_weights, refuse_contradictory_terms
+from .multi_vector import MultiVectorOptions, refuse_one_vector_options
 from .option import option
 from .relevance import ON
 from .run import RunOptions
@@ -79,12 +80,15 @@ class LossFacts:
     similarity: Literal["cosine", "dot"] | None = None
     """How texts are compared, whatever the option `similarity` says; None: as it says."""
 
+    takes_sets: bool = False
+    """Whether texts may have several vectors (`multi_vector`)."""
+
 
 LOSSES: dict[str, LossFacts] = {
-    "info_nce": LossFacts(in_batch=True),
+    "info_nce": LossFacts(in_batch=True, takes_sets=True),
     "repllama": LossFacts(needs_negatives=True, similarity="dot"),
-    "kl_distillation": LossFacts(needs_negatives=True, needs_scores=True),
-    "margin_distillation": LossFacts(needs_negatives=True, needs_scores=True),
+    "kl_distillation": LossFacts(needs_negatives=True, needs_scores=True, takes_sets=True),
+    "margin_distillation": LossFacts(needs_negatives=True, needs_scores=True, takes_sets=True),
     "cosent": LossFacts(needs_scores=True, similarity="cosine"),
     "angle": LossFacts(needs_scores=True, similarity="cosine"),
     "mse": LossFacts(needs_scores=True, similarity="cosine"),
@@ -97,7 +101,13 @@ LOSSES: dict[str, LossFacts] = {
 
 @dataclass
 class ContrastiveOptions(
-    RunOptions, ComparisonOptions, RetrievalDataOptions, CandidateOptions, TermOptions, EmbeddingOptions
+    RunOptions,
+    ComparisonOptions,
+    RetrievalDataOptions,
+    CandidateOptions,
+    TermOptions,
+    MultiVectorOptions,
+    EmbeddingOptions,
 ):
     """Loss and negatives."""
 
@@ -199,6 +209,7 @@ class ContrastiveOptions(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_one_vector_options(self, tuple(name for name, facts in LOSSES.items() if facts.takes_sets))
         refuse_contradictory_terms(self)
         check_matryoshka_weights(self.matryoshka_dims, self.matryoshka_weights)
         self._check_quantization()

@@ -40,6 +40,7 @@ SERVED_ALIKE = (
     "pooling",
     "mask_tokens",
     "mask_token",
+    "multi_vector",
     "skip_instruction",
     "query_template",
     "document_template",

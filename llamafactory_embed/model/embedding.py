@@ -1,4 +1,4 @@
-"""A language model and a pooler: tokenized texts in, one vector a text out."""
+"""A language model and a pooler: tokenized texts in, vectors out, one a text or one a token."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .dense import DenseHead
 from .embedding_config import EmbeddingConfig
 from .packed import Lengths, PackedBatch, forward_packed
 from .pooling import Pooler, build_pooler
+from .vector_sets import count_vectors, counting_states
 
 
 class EmbeddingModel(AroundDecoder):
@@ -57,7 +58,8 @@ class EmbeddingModel(AroundDecoder):
         return self.embedding_config.embedding_size(self.config.hidden_size)
 
     def forward(self, batches: Sequence[PackedBatch]) -> Tensor:
-        """Embeddings [N, d] of the N texts of all batches, in the order in which they were given to `pack_texts`.
+        """Embeddings [N, d] of the N texts of all batches, in the order in which they were given to `pack_texts`; of a
+        model of several vectors [V, d], text after text, `vectors_of_texts` of the batches each.
 
         All forwards of a step happen in one call, which is what DDP, FSDP and ZeRO expect of the module they wrap.
         """
@@ -66,11 +68,16 @@ class EmbeddingModel(AroundDecoder):
             batch = batch.to(self.device)
             states = forward_packed(self.decoder, batch, all_layers=self.pooler.uses_all_layers)
             pooled.append(self.pool(states, batch.lengths, batch.pooled_tokens))
-        order = torch.tensor([index for batch in batches for index in batch.text_indices], device=pooled[0].device)
-        return torch.cat(pooled)[order.argsort()]
+        owners = torch.tensor([index for batch in batches for index in batch.text_indices], device=pooled[0].device)
+        if self.embedding_config.multi_vector:
+            counts = torch.tensor([count for batch in batches for count in count_vectors(batch)], device=owners.device)
+            owners = owners.repeat_interleave(counts)
+        return torch.cat(pooled)[owners.argsort(stable=True)]
 
     def pool(self, states: Sequence[Tensor], lengths: Lengths, pooled_tokens: Tensor | None = None) -> Tensor:
-        """Hidden states of texts end to end, as `forward_packed` returns them, → embeddings [B, d]."""
+        """Hidden states of texts end to end, as `forward_packed` returns them, → embeddings [B, d], or [V, d]."""
+        if self.embedding_config.multi_vector:
+            return self.dense(counting_states(states[-1], lengths, pooled_tokens))
         return self.dense(self.pooler(states, lengths, pooled_tokens))
 
     def pooling_weights(self, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -54,6 +54,8 @@ class EmbeddingConfig(CheckpointRecord):
     """The name in the vocabulary of the token that it appends."""
     default_task: str | None = None
     """The task of queries that name none."""
+    multi_vector: bool = False
+    """Whether each token that the pooling would average is a vector of its own, and MaxSim compares them."""
 
     def __post_init__(self) -> None:
         """A file holds each layer as an object of JSON."""
@@ -102,6 +104,14 @@ class EmbeddingConfig(CheckpointRecord):
         if not self.dense:
             return f"pooling: {self.pooling}"
         return f"dense_sizes: {self.dense_sizes}"
+
+    def require_one_vector(self, what: str) -> None:
+        """Refuse a model of several vectors a text where one is needed; `what` begins the sentence."""
+        if self.multi_vector:
+            raise ValueError(
+                f"{what} needs one vector a text, and this model has one for every token (`multi_vector: true`): use "
+                "`Encoder.encode` and `Encoder.similarity`."
+            )
 
     def embedding_size(self, hidden_size: int) -> int:
         """The size of an embedding of a model whose states have this size."""

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...model.vector_sets import VectorSets
+
 
 T = TypeVar("T")
 
@@ -32,6 +34,20 @@ def gather(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor
     return _Gather.apply(tensor)
+
+
+def gather_sets(sets: VectorSets) -> VectorSets:
+    """The texts of all ranks with their vectors, in rank order; every rank brings as many texts, each with as many
+    vectors as it has. Vectors travel in blocks of the largest rank's size, and gradients flow back as in `gather`."""
+    if world_size() == 1:
+        return sets
+    vectors = sets.vectors
+    counts = gather(torch.tensor(sets.counts, device=vectors.device)).view(world_size(), -1).tolist()
+    totals = [sum(each) for each in counts]
+    missing = vectors.new_zeros(max(totals) - len(vectors), vectors.shape[1])
+    blocks = gather(torch.cat([vectors, missing])).split(max(totals))
+    own = [block[:total] for block, total in zip(blocks, totals, strict=True)]
+    return VectorSets(torch.cat(own), tuple(count for each in counts for count in each))
 
 
 def gather_values(value: T) -> list[T]:

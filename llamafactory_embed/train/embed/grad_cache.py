@@ -6,6 +6,7 @@ embedded again, under the same random numbers, to carry its part of that gradien
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -40,11 +41,13 @@ def cached_backward(
     *,
     device: torch.device,
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
+    vectors_each: Sequence[int] | None = None,
 ) -> Tensor:
     """Run one step's backward and return its loss.
 
     `backward` takes a scalar and carries its gradient to the parameters (the Trainer's, which knows about scaling and
-    DeepSpeed); `no_sync` keeps DDP from averaging before the last backward.
+    DeepSpeed); `no_sync` keeps DDP from averaging before the last backward. `vectors_each` is how many vectors each of
+    the texts has; None: one.
     """
     *earlier, last = chunks
     states, parts = [], []
@@ -56,7 +59,7 @@ def cached_backward(
     with no_sync() if earlier else nullcontext():
         last_part = embed([last])
     after = RandomState(device)
-    rows = [torch.tensor(sorted(chunk.text_indices), device=device) for chunk in chunks]
+    rows = [torch.tensor(places, device=device) for places in places_of_chunks(chunks, vectors_each)]
     order = torch.cat(rows).argsort()
     embeddings = torch.cat([*parts, last_part.detach()])[order].float().requires_grad_()  # [N, d]
 
@@ -77,6 +80,17 @@ def cached_backward(
             carry(embed([chunk]), rows[number])
     after.restore()
     return loss.detach()
+
+
+def places_of_chunks(chunks: Sequence[PackedBatch], vectors_each: Sequence[int] | None) -> list[list[int]]:
+    """Where the embeddings of each chunk stand among those of all texts."""
+    if vectors_each is None:
+        return [sorted(chunk.text_indices) for chunk in chunks]
+    starts = list(itertools.accumulate(vectors_each, initial=0))
+    return [
+        [place for text in sorted(chunk.text_indices) for place in range(starts[text], starts[text + 1])]
+        for chunk in chunks
+    ]
 
 
 def split_batches(batches: Sequence[PackedBatch], count: int) -> list[PackedBatch]:

@@ -132,6 +132,7 @@ def embedding_config(
     tasks: Sequence[AnyTask],
     similarity: Similarity,
     matryoshka_dims: list[int] | None = None,
+    multi_vector: bool = False,
 ) -> EmbeddingConfig:
     """What the checkpoint will remember; `load_embedding_model_for_training` adds which adapters were merged."""
     return EmbeddingConfig.from_options(
@@ -142,4 +143,5 @@ def embedding_config(
         base_model=model_args.model_name_or_path,
         similarity=similarity,
         matryoshka_dims=matryoshka_dims,
+        multi_vector=multi_vector,
     )

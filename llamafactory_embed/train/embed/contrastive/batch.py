@@ -14,8 +14,9 @@ from ....data.embedding_tokenizer import EmbeddingTokenizer
 from ....data.retrieval.rows import Example
 from ....files import digest
 from ....model.packed import PackedBatch, cut_batch, pack_texts
+from ....model.vector_sets import VectorSets, vectors_of_texts
 from ..gather import rank
-from ..losses.rows import EmbeddedRows
+from ..losses.rows import EmbeddedRows, SetRows
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class ContrastiveBatch:
     task_indices: Tensor  # [B]
     teacher_vectors: Tensor | None  # [B, T, d'] of the first T of (query, positive, *negatives)
     examples: Sequence[Example] | None  # the texts themselves, where a guide has to read them
+    vectors_each: tuple[int, ...] | None = None  # how many vectors each text has; None: one
 
     @property
     def packed(self) -> list[PackedBatch]:
@@ -58,11 +60,29 @@ class ContrastiveBatch:
             teacher_vectors=None if self.teacher_vectors is None else self.teacher_vectors.to(device),
         )
 
+    def with_vectors(self, vectors: Tensor) -> SetRows:
+        """The same for texts of several vectors, [V, d], text after text."""
+        assert self.vectors_each is not None
+        texts = VectorSets(vectors, self.vectors_each)
+        rows, each = self.rows, self.negatives_per_row
+        negatives = [range(2 * rows + row * each, 2 * rows + (row + 1) * each) for row in range(rows)]
+        places = [place for row in range(rows) for place in (rows + row, *negatives[row])]
+        device = vectors.device
+        return SetRows(
+            texts.pick(range(rows)),
+            texts.pick(places),
+            passage_ids=self.passage_ids.to(device),
+            scores=None if self.scores is None else self.scores.to(device),
+            own_passages_only=self.own_passages_only.to(device),
+            first_row=rank() * rows,
+        )
+
 
 class ContrastiveCollator:
     """Tokenizes and packs; runs in the data loader's workers."""
 
     def __init__(self, tokenizer: EmbeddingTokenizer, max_tokens: int, keep_examples: bool = False) -> None:
+        """The tokenizer's configuration says whether texts have several vectors."""
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.keep_examples = keep_examples
@@ -91,6 +111,7 @@ class ContrastiveCollator:
             task_indices=torch.tensor([example.task_index for example in examples]),
             teacher_vectors=self._teacher_vectors(examples),
             examples=tuple(examples) if self.keep_examples else None,
+            vectors_each=vectors_of_texts([texts]) if self.tokenizer.config.multi_vector else None,
         )
         return {"input_ids": texts.token_ids, "batch": batch}  # `input_ids` is what the Trainer counts tokens by
 

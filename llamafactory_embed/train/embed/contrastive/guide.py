@@ -21,6 +21,7 @@ class Guide:
                 "`guide_model` cannot be loaded beside a model that ZeRO-3 cuts into parts: use ZeRO-2, or FSDP."
             )
         self.encoder = Encoder(source, device=device)
+        self.encoder.config.require_one_vector("`guide_model`")
 
     def embed(self, examples: Sequence[Example], device: torch.device) -> EmbeddedRows:
         """The rows [B] in the guide's space."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from ....hparams.contrastive import LOSSES, ContrastiveOptions
 from ....hparams.objectives import Objective
 from ..gather import gather
-from ..losses import FUNCTIONS
+from ..losses import FUNCTIONS, SET_FUNCTIONS
 from ..losses.distillation import kl_distillation
-from ..losses.rows import EmbeddedRows
+from ..losses.rows import AnyRows, EmbeddedRows, SetRows
 from ..losses.vectors import spread_out, vector_distillation
 from .batch import ContrastiveBatch
 from .guide import Guide
@@ -22,7 +22,7 @@ from .quantizer import EmbeddingQuantizer
 
 
 class ContrastiveObjective:
-    """Call it with embeddings [2B + B*K, d] in the order of `ContrastiveBatch`."""
+    """Call it with embeddings [2B + B*K, d], or [V, d] where texts have several, in the order of `ContrastiveBatch`."""
 
     def __init__(
         self,
@@ -40,15 +40,18 @@ class ContrastiveObjective:
 
     def __call__(self, embeddings: Tensor, batch: ContrastiveBatch) -> Tensor:
         self._check(batch)
-        rows = batch.with_embeddings(embeddings.float())
+        guided: EmbeddedRows | None = None
         if self.guide is not None:
             assert batch.examples is not None
-            rows = dataclasses.replace(rows, guide=self.guide.embed(batch.examples, rows.queries.device))
+            guided = self.guide.embed(batch.examples, embeddings.device)
+        if batch.vectors_each is not None:
+            sets = dataclasses.replace(batch.with_vectors(embeddings.float()), guide=guided)
+            return torch.stack([weight * self._loss_of_sets(sets.prefix(n)) for weight, n in self._cuts(sets)]).sum()
+
+        rows = dataclasses.replace(batch.with_embeddings(embeddings.float()), guide=guided)
         if self.quantizer is not None:
             self.quantizer.measure(rows)
-        prefixes = [self._as_stored(prefix) for prefix in self._prefixes(rows)]
-        weights = self.options.matryoshka_weights or [1.0] * len(prefixes)
-        losses = [weight * self._loss(prefix) for weight, prefix in zip(weights, prefixes, strict=True)]
+        losses = [weight * self._loss(self._as_stored(rows.prefix(n))) for weight, n in self._cuts(rows)]
         if self.options.vector_weight and rows.teacher_vectors is not None:
             losses.append(self.options.vector_weight * self._distance_to_teacher(self._as_stored(rows)))
         return torch.stack(losses).sum()
@@ -58,11 +61,19 @@ class ContrastiveObjective:
         `spread_out_weight` the regularizer."""
         is_distance = self.facts.needs_vectors
         loss = self._distance_to_teacher(rows) if is_distance else self.function(rows, self.options).mean()
-        if self.options.kl_weight and has_teacher(rows):
-            loss = loss + self.options.kl_weight * kl_distillation(rows, self.options).mean()
         if self.options.spread_out_weight:
             loss = loss + self.options.spread_out_weight * spread_out(rows).mean()
-        return loss
+        return loss + self._divergence(rows)
+
+    def _loss_of_sets(self, rows: SetRows) -> Tensor:
+        """The same without what is about one vector a text (`hparams.multi_vector`)."""
+        loss = SET_FUNCTIONS[self.options.contrastive_loss](rows, self.options).mean()
+        return loss + self._divergence(rows)
+
+    def _divergence(self, rows: AnyRows) -> Tensor | float:
+        if not self.options.kl_weight or not has_teacher(rows):
+            return 0.0
+        return self.options.kl_weight * kl_distillation(rows, self.options).mean()
 
     def _distance_to_teacher(self, rows: EmbeddedRows) -> Tensor:
         """Of whole embeddings: their first numbers have no counterpart in a teacher's vector."""
@@ -70,15 +81,16 @@ class ContrastiveObjective:
             return self.projection.distance(rows, self.options).mean()
         return vector_distillation(rows, self.options).mean()
 
-    def _prefixes(self, rows: EmbeddedRows) -> Sequence[EmbeddedRows]:
-        """Matryoshka (Kusupati et al. 2022): the first numbers of an embedding must be a good embedding themselves.
-        Losses on cosines normalize each prefix anew; with dot products prefixes stay as they are."""
-        dims, size = self.options.matryoshka_dims, rows.queries.shape[-1]
+    def _cuts(self, rows: AnyRows) -> Sequence[tuple[float, int]]:
+        """Weights and sizes of Matryoshka (Kusupati et al. 2022): the first numbers of an embedding must be a good
+        embedding themselves. Losses on cosines normalize each prefix anew; with dot products prefixes stay as they
+        are."""
+        dims, size = self.options.matryoshka_dims, rows.size
         if dims is None:
-            return [rows]
+            return [(1.0, size)]
         if not dims or not all(0 < dim <= size for dim in dims):
             raise ValueError(f"`matryoshka_dims` must lie between 1 and the embedding's size {size}, not {dims}.")
-        return [rows.prefix(dim) for dim in dims]
+        return list(zip(self.options.matryoshka_weights or [1.0] * len(dims), dims, strict=True))
 
     def _as_stored(self, rows: EmbeddedRows) -> EmbeddedRows:
         return rows if self.quantizer is None else self.quantizer.as_stored(rows)
@@ -148,6 +160,6 @@ class LossCurves:
         return {name: total / count for name, total, count in zip(self.names, sums, counts, strict=True) if count}
 
 
-def has_teacher(rows: EmbeddedRows) -> bool:
+def has_teacher(rows: AnyRows) -> bool:
     """Whether each of several passages of every row has a score, rather than the row as a scored pair, or nothing."""
-    return rows.scores is not None and rows.scores.shape == rows.passages.shape[:2] and rows.scores.shape[1] > 1
+    return rows.scores is not None and rows.scores.shape[1] == rows.passages_each > 1

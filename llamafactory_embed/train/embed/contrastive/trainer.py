@@ -82,6 +82,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
             self._backward,
             device=self.args.device,
             no_sync=lambda: self._no_sync(model),
+            vectors_each=batch.vectors_each,
         )
 
     def evaluation_metrics(self) -> dict[str, float]:

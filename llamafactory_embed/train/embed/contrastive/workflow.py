@@ -69,6 +69,7 @@ def run_contrastive(
         tasks or eval_tasks,
         similarity=compared_by(main.options),
         matryoshka_dims=sizes,
+        multi_vector=options.multi_vector,
     )
     config = with_mask_token(config, options.mask_token, tokenizer, model_args)
     has_several = len(tasks) > 1 and options.task_batching == "homogeneous"

@@ -13,12 +13,15 @@ from .info_nce import info_nce
 from .labelled_pairs import mse, online_pairs, pairs, triplet
 from .own_passages import repllama
 from .ranking import angle, cosent
-from .rows import EmbeddedRows
+from .rows import EmbeddedRows, SetRows
 from .vectors import vector_distillation
 
 
 LossFunction = Callable[[EmbeddedRows, ContrastiveOptions], Tensor]
 """Returns one loss for each row [B], of which the mean is taken, or one for the whole batch []."""
+
+SetLossFunction = Callable[[SetRows, ContrastiveOptions], Tensor]
+"""The same for texts of several vectors."""
 
 FUNCTIONS: dict[str, LossFunction] = {
     "info_nce": info_nce,
@@ -32,4 +35,11 @@ FUNCTIONS: dict[str, LossFunction] = {
     "online_pairs": online_pairs,
     "triplet": triplet,
     "vector_distillation": vector_distillation,
+}
+
+# Those with `takes_sets` in LOSSES.
+SET_FUNCTIONS: dict[str, SetLossFunction] = {
+    "info_nce": info_nce,
+    "kl_distillation": kl_distillation,
+    "margin_distillation": margin_distillation,
 }

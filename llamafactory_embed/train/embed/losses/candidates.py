@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ....hparams.contrastive import ContrastiveOptions
+from ....model.vector_sets import Texts, compare
 from .rows import for_similarity
 
 
@@ -73,9 +74,9 @@ class Goals:
 
 @dataclass(frozen=True)
 class Anchors:
-    """Texts [B, d] that candidates are compared with, of unit length where similarity is a cosine."""
+    """B texts that candidates are compared with, of unit length where similarity is a cosine."""
 
-    embeddings: Tensor
+    embeddings: Texts
     guide: Tensor | None = None  # [B, g]
 
     def split(self, size: int) -> Iterator[Anchors]:
@@ -94,7 +95,7 @@ class Anchors:
 class Rivals:
     """N texts of one kind."""
 
-    embeddings: Tensor  # [N, d]
+    embeddings: Texts  # of N texts
     rows: Tensor  # [N] the row that each belongs to
     not_for_own: Tensor  # [N] bool, whether it is left out for its own row: there it is the text to find, or no rival
     ids: Tensor | None = None  # [N]
@@ -128,8 +129,7 @@ def log_sum(anchors: Anchors, candidates: Rivals, goals: Goals, rules: Rules) ->
 
 def log_sum_at_once(anchors: Anchors, candidates: Rivals, goals: Goals, rules: Rules) -> Tensor:
     """The same over one matrix [B, N]."""
-    with torch.autocast(device_type=anchors.embeddings.device.type, enabled=False):
-        similarities = anchors.embeddings @ candidates.embeddings.T  # [B, N]
+    similarities = compare(anchors.embeddings, candidates.embeddings)  # [B, N]
     is_own = candidates.rows == goals.rows.unsqueeze(1)
     left_out = is_own & candidates.not_for_own
     if goals.ids is not None and candidates.ids is not None:

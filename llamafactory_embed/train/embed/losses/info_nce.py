@@ -13,22 +13,23 @@ from torch import Tensor
 from ....hparams.contrastive import ComparisonOptions, ContrastiveOptions
 from .candidates import Anchors, Goals, Rivals, Rules, log_sum, unit
 from .mixing import with_mixed_negatives
-from .rows import EmbeddedRows, Similarity, for_similarity, own_similarities, rows_of_all_ranks
+from .rows import AnyRows, EmbeddedRows, Similarity, for_similarity
 
 
 # 1 - p of a row that has found its positive, whose power below 1 has no gradient at 0.
 SMALLEST_DOUBT = 1e-12
 
 
-def info_nce(rows: EmbeddedRows, options: ContrastiveOptions) -> Tensor:
+def info_nce(rows: AnyRows, options: ContrastiveOptions) -> Tensor:
     """Cross entropy of softmax(similarity / temperature) against each query's positive, [B]; candidates are the
     passages of all rows, with `cross_device_negatives` those of other ranks too."""
-    rows = with_mixed_negatives(rows, options.mixed_negatives)
-    everyone = rows_of_all_ranks(rows) if options.cross_device_negatives else rows
+    if isinstance(rows, EmbeddedRows):
+        rows = with_mixed_negatives(rows, options.mixed_negatives)
+    everyone = rows.of_all_ranks() if options.cross_device_negatives else rows
     return focal(contrast(rows, everyone, options), options.focal_gamma)
 
 
-def contrast(rows: EmbeddedRows, everyone: EmbeddedRows, options: ContrastiveOptions) -> Tensor:
+def contrast(rows: AnyRows, everyone: AnyRows, options: ContrastiveOptions) -> Tensor:
     """The loss of `rows` [B] among `everyone`, who include them.
 
     With `both_directions` it is the mean of finding each query's positive and of finding each positive's query; rows
@@ -49,7 +50,7 @@ def contrast(rows: EmbeddedRows, everyone: EmbeddedRows, options: ContrastiveOpt
     return both if rows.own_passages_only is None else torch.where(rows.own_passages_only, losses, both)
 
 
-def find_positives(rows: EmbeddedRows, everyone: EmbeddedRows, options: ComparisonOptions) -> Tensor:
+def find_positives(rows: AnyRows, everyone: AnyRows, options: ComparisonOptions) -> Tensor:
     """Cross entropy of finding each query's positive among the passages of `everyone`, who include `rows` [B], [B]."""
     kinds = [(queries_of(rows, options.similarity), passages_of(everyone, options.similarity))]
     return lose(kinds, goals_of(rows, everyone, options.similarity), Rules(options.loss_temperature))
@@ -72,49 +73,47 @@ def focal(losses: Tensor, gamma: float) -> Tensor:
 # ------------------------------------------- who is compared with whom -------------------------------------------
 
 
-def goals_of(rows: EmbeddedRows, everyone: EmbeddedRows, similarity: Similarity) -> Goals:
+def goals_of(rows: AnyRows, everyone: AnyRows, similarity: Similarity) -> Goals:
     """Each row's query has to find the row's positive, or the positive the query."""
     places = torch.arange(len(rows.queries), device=rows.queries.device) + rows.first_row - everyone.first_row
     guide = rows.guide
     return Goals(
         rows=places,
-        similarities=own_similarities(rows.queries, rows.passages[:, :1], similarity).squeeze(1),
+        similarities=rows.own_similarities(similarity, most=1).squeeze(1),
         ids=None if rows.passage_ids is None else rows.passage_ids[:, 0],
         own_only=rows.own_passages_only,
-        guide_similarities=None
-        if guide is None
-        else own_similarities(guide.queries, guide.passages[:, :1], "cosine").squeeze(1),
+        guide_similarities=None if guide is None else guide.own_similarities("cosine", most=1).squeeze(1),
     )
 
 
-def queries_of(rows: EmbeddedRows, similarity: Similarity) -> Anchors:
+def queries_of(rows: AnyRows, similarity: Similarity) -> Anchors:
     """The rows' queries as anchors."""
     guide = None if rows.guide is None else unit(rows.guide.queries)
     return Anchors(for_similarity(rows.queries, similarity), guide)
 
 
-def positives_of(rows: EmbeddedRows, similarity: Similarity) -> Anchors:
+def positives_of(rows: AnyRows, similarity: Similarity) -> Anchors:
     """The rows' positives as anchors."""
-    guide = None if rows.guide is None else unit(rows.guide.passages[:, 0])
-    return Anchors(for_similarity(rows.passages[:, 0], similarity), guide)
+    guide = None if rows.guide is None else unit(rows.guide.positives)
+    return Anchors(for_similarity(rows.positives, similarity), guide)
 
 
-def passages_of(everyone: EmbeddedRows, similarity: Similarity) -> Rivals:
+def passages_of(everyone: AnyRows, similarity: Similarity) -> Rivals:
     """All passages; the first one of a query's own row is what it has to find."""
-    rows, each, _ = everyone.passages.shape
-    owners = torch.arange(rows, device=everyone.passages.device).repeat_interleave(each)  # [P * C]
+    rows, each = len(everyone.queries), everyone.passages_each
+    owners = torch.arange(rows, device=everyone.queries.device).repeat_interleave(each)  # [P * C]
     is_first = torch.arange(rows * each, device=owners.device) % each == 0
     guide = everyone.guide
     return Rivals(
-        for_similarity(everyone.passages.flatten(0, 1), similarity),
+        for_similarity(everyone.all_passages, similarity),
         owners,
         not_for_own=is_first,
         ids=None if everyone.passage_ids is None else everyone.passage_ids.flatten(),
-        guide=None if guide is None else unit(guide.passages.flatten(0, 1)),
+        guide=None if guide is None else unit(guide.all_passages),
     )
 
 
-def other_passages(everyone: EmbeddedRows, similarity: Similarity) -> Rivals:
+def other_passages(everyone: AnyRows, similarity: Similarity) -> Rivals:
     """All passages for a positive, which is compared with those of other rows."""
     all_of_them = passages_of(everyone, similarity)
     return Rivals(
@@ -127,7 +126,7 @@ def other_passages(everyone: EmbeddedRows, similarity: Similarity) -> Rivals:
     )
 
 
-def other_queries(everyone: EmbeddedRows, similarity: Similarity) -> Rivals:
+def other_queries(everyone: AnyRows, similarity: Similarity) -> Rivals:
     """All queries, for those of other rows; a query is known by its positive."""
     rows = torch.arange(len(everyone.queries), device=everyone.queries.device)
     guide = everyone.guide

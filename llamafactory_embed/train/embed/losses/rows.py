@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..gather import gather
+from ....model.vector_sets import Texts, VectorSets, max_sim
+from ..gather import gather, gather_sets
 
 
 Similarity = Literal["cosine", "dot"]
@@ -33,20 +34,90 @@ class EmbeddedRows:
         """The same rows with embeddings cut to their first numbers."""
         return dataclasses.replace(self, queries=self.queries[..., :size], passages=self.passages[..., :size])
 
+    @property
+    def size(self) -> int:
+        """Of an embedding."""
+        return self.queries.shape[-1]
 
-def rows_of_all_ranks(rows: EmbeddedRows) -> EmbeddedRows:
-    """The texts of all ranks' rows, in rank order, without scores, which some rank may not have. Gradients flow back
-    to the rank that embedded a text."""
-    passage_ids = None if rows.passage_ids is None else gather(rows.passage_ids)
-    guide = None if rows.guide is None else rows_of_all_ranks(rows.guide)
-    return EmbeddedRows(gather(rows.queries), gather(rows.passages), passage_ids, guide=guide)
+    @property
+    def passages_each(self) -> int:
+        """1 + K."""
+        return self.passages.shape[1]
+
+    @property
+    def positives(self) -> Tensor:
+        """[B, d]."""
+        return self.passages[:, 0]
+
+    @property
+    def all_passages(self) -> Tensor:
+        """[B * (1 + K), d], row by row."""
+        return self.passages.flatten(0, 1)
+
+    def own_similarities(self, similarity: Similarity, most: int | None = None) -> Tensor:
+        """Each query against its own passages, or the first `most` of them, [B, 1 + K]."""
+        return own_similarities(self.queries, self.passages[:, :most], similarity)
+
+    def of_all_ranks(self) -> EmbeddedRows:
+        """The texts of all ranks' rows, in rank order, without scores, which some rank may not have. Gradients flow
+        back to the rank that embedded a text."""
+        passage_ids = None if self.passage_ids is None else gather(self.passage_ids)
+        guide = None if self.guide is None else self.guide.of_all_ranks()
+        return EmbeddedRows(gather(self.queries), gather(self.passages), passage_ids, guide=guide)
 
 
-def similarity_matrix(queries: Tensor, candidates: Tensor, similarity: Similarity) -> Tensor:
-    """Every query [B, d] against every candidate [N, d] → [B, N]."""
-    queries, candidates = for_similarity(queries, similarity), for_similarity(candidates, similarity)
-    with torch.autocast(device_type=queries.device.type, enabled=False):
-        return queries @ candidates.T
+@dataclass(frozen=True)
+class SetRows:
+    """The same rows where texts have several vectors, which are compared by MaxSim."""
+
+    queries: VectorSets  # of B texts
+    passages: VectorSets  # of B * (1 + K) texts, row by row
+    passage_ids: Tensor | None = None
+    scores: Tensor | None = None
+    own_passages_only: Tensor | None = None
+    first_row: int = 0
+    guide: EmbeddedRows | None = None
+
+    def prefix(self, size: int) -> SetRows:
+        """The same rows with vectors cut to their first numbers."""
+        queries, passages = (VectorSets(each.vectors[:, :size], each.counts) for each in (self.queries, self.passages))
+        return dataclasses.replace(self, queries=queries, passages=passages)
+
+    @property
+    def size(self) -> int:
+        """Of a vector."""
+        return self.queries.vectors.shape[-1]
+
+    @property
+    def passages_each(self) -> int:
+        """1 + K."""
+        return len(self.passages) // len(self.queries)
+
+    @property
+    def positives(self) -> VectorSets:
+        """Of B texts."""
+        return self.passages.pick(range(0, len(self.passages), self.passages_each))
+
+    @property
+    def all_passages(self) -> VectorSets:
+        """Of B * (1 + K) texts, row by row."""
+        return self.passages
+
+    def own_similarities(self, similarity: Similarity, most: int | None = None) -> Tensor:
+        """Each query against its own passages, or the first `most` of them, [B, 1 + K]."""
+        queries, passages = for_similarity(self.queries, similarity), for_similarity(self.passages, similarity)
+        first = range(self.passages_each)[:most]
+        rows = zip(queries.split(1), passages.split(self.passages_each), strict=True)
+        return torch.cat([max_sim(query, own.pick(first)) for query, own in rows])
+
+    def of_all_ranks(self) -> SetRows:
+        """As `EmbeddedRows.of_all_ranks`."""
+        passage_ids = None if self.passage_ids is None else gather(self.passage_ids)
+        guide = None if self.guide is None else self.guide.of_all_ranks()
+        return SetRows(gather_sets(self.queries), gather_sets(self.passages), passage_ids, guide=guide)
+
+
+AnyRows = EmbeddedRows | SetRows
 
 
 def own_similarities(queries: Tensor, passages: Tensor, similarity: Similarity) -> Tensor:
@@ -56,8 +127,16 @@ def own_similarities(queries: Tensor, passages: Tensor, similarity: Similarity) 
         return (passages @ queries.unsqueeze(-1)).squeeze(-1)
 
 
-def for_similarity(embeddings: Tensor, similarity: Similarity) -> Tensor:
+@overload
+def for_similarity(embeddings: Tensor, similarity: Similarity) -> Tensor: ...
+@overload
+def for_similarity(embeddings: VectorSets, similarity: Similarity) -> VectorSets: ...
+@overload
+def for_similarity(embeddings: Texts, similarity: Similarity) -> Texts: ...
+def for_similarity(embeddings: Texts, similarity: Similarity) -> Texts:
     """Embeddings in float32 at least, of unit length for cosines: bfloat16 has 3 digits, and similarities are divided
     by temperatures as small as 0.002."""
+    if isinstance(embeddings, VectorSets):
+        return VectorSets(for_similarity(embeddings.vectors, similarity), embeddings.counts)
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     return F.normalize(embeddings, dim=-1) if similarity == "cosine" else embeddings

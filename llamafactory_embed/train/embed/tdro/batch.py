@@ -16,7 +16,6 @@ from ....model.packed import PackedBatch
 from ..contrastive.batch import ContrastiveBatch, ContrastiveCollator, text_id
 from ..losses.info_nce import find_positives
 from ..losses.own_passages import own_passages
-from ..losses.rows import rows_of_all_ranks
 
 
 @dataclass(frozen=True)
@@ -54,5 +53,5 @@ def query_losses(embeddings: Tensor, batch: ContrastiveBatch, options: TdroOptio
     those of all rows of all ranks in."""
     rows = batch.with_embeddings(embeddings.float())
     if options.tdro_in_batch_negatives:
-        return find_positives(rows, rows_of_all_ranks(rows), options)
+        return find_positives(rows, rows.of_all_ranks(), options)
     return own_passages(rows, options)
