@@ -96,6 +96,7 @@ def load_encoder_of(options: EncodingOptions) -> Encoder:
     limit = options.max_tokens_per_batch
     settings = options.settings | ({} if limit is None else {"max_tokens_per_batch": limit})
     encoder = Encoder(options.source, device=device, overrides=settings)
+    encoder.config.require_one_vector("`llamafactory-embed encode`")
     if options.ranges is not None and not options.calibrate:
         encoder.ranges = QuantizationRanges.read(options.ranges)
     return encoder

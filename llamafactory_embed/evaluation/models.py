@@ -27,6 +27,7 @@ from .revisions import name_of_source, revision_of_checkpoint, revision_of_sourc
 if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
 
+    from .late_interaction import SetSearch
     from .mteb_encoder import MtebEncoder
 
 
@@ -150,6 +151,10 @@ def models_of_folder(
     if source.kind == "sentence-transformers" and not options.settings:
         return [_sentence_transformer(path, name or name_of_source(source), loader)]
     config = source.config
+    if config.multi_vector:
+        from .late_interaction import check_search_of_sets
+
+        check_search_of_sets(options)
     prompts = resolve_prompts(options.prompts or {}, config, folder)
     title, revision = name or name_of_source(source), revision_of_source(source)
 
@@ -171,6 +176,7 @@ def models_of_folder(
                 experiment_of(options, size, prompts, precision) | ranges_used(path, precision),
                 label_of(title, size, precision),
                 None if precision == "float32" else label_of(title, size),
+                searches_only=config.multi_vector,
                 trained=config,
                 instructions=instructions,
             )
@@ -229,12 +235,17 @@ def wrap_encoder(
     options: EvaluationOptions,
     local_tasks: frozenset[str],
     precision: Precision = "float32",
-) -> MtebEncoder:
+) -> MtebEncoder | SetSearch:
     """An Encoder as mteb's model."""
+    from .late_interaction import SetSearch
     from .mteb_encoder import MtebEncoder
 
     instructions = instructions_of(encoder.config, prompts, options, local_tasks)
     experiment = experiment_of(options, size, prompts, precision) | ranges_used(encoder, precision)
+    if encoder.config.multi_vector:
+        meta = describe_encoder(encoder, name, revision, experiment)
+        lengths = {"text_max_length": options.text_max_length, "top_k": options.top_k}
+        return SetSearch(encoder, meta, instructions, dimension=size, **lengths)
     vectors = Path(options.vectors or Path(options.output, "vectors"), name.replace("/", "__"), revision)
     return MtebEncoder(
         encoder,
@@ -270,7 +281,7 @@ def describe_encoder(encoder: Encoder, name: str, revision: str, experiment: dic
             "max_tokens": config.document_max_length,
             "embed_dim": sizes if len(sizes) > 1 else encoder.dimension,
             "framework": ["PyTorch", "Transformers"],
-            "similarity_fn_name": ScoringFunction(config.similarity),
+            "similarity_fn_name": ScoringFunction("MaxSim" if config.multi_vector else config.similarity),
             "use_instructions": any(config.instructions.values()),
             "training_datasets": set(config.instructions) or None,
             "adapted_from": config.base_model,

@@ -67,7 +67,8 @@ def evaluate_encoder(encoder: Encoder, tasks: Sequence[ChosenTask], name: str, o
         options = EvaluationOptions(checkpoints=[name], tasks=[chosen.name for chosen in tasks], vectors=vectors)
         model = wrap_encoder(encoder, name, IN_MEMORY, None, {}, options, local)
         summary = Summary([name])
-        judge(Judged(name, IN_MEMORY, lambda: model, label=name), tasks, output, summary, reuse_results=False)
+        judged = Judged(name, IN_MEMORY, lambda: model, label=name, searches_only=encoder.config.multi_vector)
+        judge(judged, tasks, output, summary, reuse_results=False)
     write_summary(summary, output)
     for failure in summary.failures:
         logger.warning("`eval_tasks`: %s", failure)

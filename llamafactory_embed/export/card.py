@@ -70,13 +70,14 @@ def write_card_page(
 def usage(name: str, config: EmbeddingConfig, serving: Serving, model: PretrainedConfig) -> list[str]:
     """Code and commands."""
     trust = ", trust_remote_code=True" if serving.needs_code else ""
+    loader = "MultiVectorEncoder" if config.multi_vector else "SentenceTransformer"
     lines = [
         "With sentence-transformers:",
         "",
         "```python",
-        "from sentence_transformers import SentenceTransformer",
+        f"from sentence_transformers import {loader}",
         "",
-        f'model = SentenceTransformer("{name}"{trust})',
+        f'model = {loader}("{name}"{trust})',
         'queries = model.encode_query(["a query"])',
         'documents = model.encode_document(["a document", "another one"])',
         "print(model.similarity(queries, documents))",
@@ -159,11 +160,12 @@ def describe_properties(config: EmbeddingConfig, model: PretrainedConfig, servin
     """A table of what the model does with a text."""
     properties = {
         "attention": config.attention,
+        "vectors of a text": "one for every token" if config.multi_vector else "one",
         "pooling": config.pooling + (", without the instruction" if config.skip_instruction else ""),
         "size of an embedding": str(serving.dimensions or config.embedding_size(model.hidden_size)),
         "longest query / document": f"{serving.query_length} / {serving.document_length} tokens",
         "unit length": "yes" if config.normalize else "no",
-        "compared by": config.similarity,
+        "compared by": "MaxSim, the mean over the query's vectors" if config.multi_vector else config.similarity,
     }
     if config.matryoshka_dims:
         properties["may be cut to"] = ", ".join(map(str, config.matryoshka_dims))

@@ -16,9 +16,10 @@ from ..model.embedding_config import EmbeddingConfig
 from .card import write_layout_card
 from .folder import copy_ranges, new_folder
 from .layout import write_layout
+from .multi_vector import check_vector_sets
 from .options import ExportOptions
 from .serving import describe_servers, plan_serving
-from .verify import SAMPLES, Agreement, check_folder, expected_embeddings, require_sentence_transformers
+from .verify import SAMPLES, Agreement, check_folder, expected_embeddings, require_sentence_transformers, stacked
 from .weights import find_dtype, load_merged, read_model_config, round_weights
 
 
@@ -59,8 +60,11 @@ def export_checkpoint(checkpoint: str | Path, target: str | Path, options: Expor
         rounding = round_and_measure(model, tokenizer, dtype)
         write_layout(model, tokenizer, folder, serving, dtype, options.max_shard_size)
         copy_ranges(checkpoint, folder)
-        expected = expected_embeddings(model, tokenizer, serving)
-        agreement = check_folder(folder, expected, model, serving, options.device)
+        if config.multi_vector:
+            agreement = check_vector_sets(folder, model, tokenizer, serving, options.device)
+        else:
+            expected = expected_embeddings(model, tokenizer, serving)
+            agreement = check_folder(folder, expected, model, serving, options.device)
         remarks = describe_servers(config, serving, saved_config)
         write_layout_card(folder, Path(target).name, checkpoint, config, saved_config, serving, remarks)
     return Exported(Path(target), str(dtype).removeprefix("torch."), agreement, rounding, remarks)
@@ -71,9 +75,9 @@ def round_and_measure(model: EmbeddingModel, tokenizer: PreTrainedTokenizerBase,
     if dtype == torch.float32:
         return 0.0
     encoder = Encoder(model, tokenizer)
-    exact = encoder.encode(SAMPLES, normalize=True)
+    exact = stacked(encoder.encode(SAMPLES, normalize=True))
     round_weights(model, dtype)
-    return float(np.max(1 - np.sum(exact * encoder.encode(SAMPLES, normalize=True), axis=1)))
+    return float(np.max(1 - np.sum(exact * stacked(encoder.encode(SAMPLES, normalize=True)), axis=1)))
 
 
 def quiet_loaders() -> None:

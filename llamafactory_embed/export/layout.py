@@ -25,6 +25,7 @@ from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
 from ..model.latent_pooling import LatentPooler, MultiLayerLatentPooler
 from .card import portable_base
+from .multi_vector import write_token_modules
 from .serving import POOLING_MODES, Serving
 from .tokenizer_files import save_tokenizer
 from .weights import save_weights
@@ -83,13 +84,16 @@ def _model_settings(config: EmbeddingConfig, serving: Serving) -> dict[str, Any]
     if serving.needs_code:
         reason = "Older releases do not tell the pooling where the prompt ends."
         requirements["sentence-transformers"] = {"specifier": ">=6", "reason": reason}
+    if config.multi_vector:
+        reason = "Older releases have no MultiVectorEncoder."
+        requirements["sentence-transformers"] = {"specifier": ">=6", "reason": reason}
     packages = {"sentence_transformers": "sentence-transformers", "transformers": "transformers", "pytorch": "torch"}
     return {
-        "model_type": "SentenceTransformer",
+        "model_type": "MultiVectorEncoder" if config.multi_vector else "SentenceTransformer",
         "__version__": {name: importlib.metadata.version(package) for name, package in packages.items()},
         "prompts": serving.prompts,
         "default_prompt_name": None,
-        "similarity_fn_name": config.similarity,
+        "similarity_fn_name": "meanmaxsim" if config.multi_vector else config.similarity,
         "requirements": requirements,
     }
 
@@ -97,6 +101,9 @@ def _model_settings(config: EmbeddingConfig, serving: Serving) -> dict[str, Any]
 def _write_modules(model: EmbeddingModel, folder: Path, serving: Serving) -> Sequence[dict[str, Any]]:
     """Write the folders of the modules after the language model; return the content of modules.json."""
     config, size = model.embedding_config, model.config.hidden_size
+    dense = list(_dense_modules(model, serving.dimensions))
+    if config.multi_vector:
+        return write_token_modules(folder, dense)
     if serving.needs_code:
         shutil.copy(CODE, folder)
         types = {"": f"{CODE.stem}.TextTransformer", "1_TextPooling": f"{CODE.stem}.TextPooling"}
@@ -114,7 +121,7 @@ def _write_modules(model: EmbeddingModel, folder: Path, serving: Serving) -> Seq
     (folder / list(types)[1]).mkdir()
     write_json(folder / list(types)[1] / "config.json", pooling)
 
-    for settings, weights in _dense_modules(model, serving.dimensions):
+    for settings, weights in dense:
         path = f"{len(types)}_Dense"
         types[path] = f"{CLASSIC}Dense"
         (folder / path).mkdir()

@@ -76,6 +76,7 @@ def check_fits(config: EmbeddingConfig, model: PretrainedConfig) -> None:
     """Refuse what the package would pool, mask or build differently."""
     if config.attention != "bidirectional":
         raise ValueError("`--layout llm2vec` is for bidirectional models, and this one has `attention: causal`.")
+    config.require_one_vector("`--layout llm2vec`")
     if config.dense:
         raise ValueError(
             f"LLM2Vec has no layers behind its pooling, and this model has `dense_sizes: {config.dense_sizes}`: use "

@@ -66,6 +66,11 @@ def plan_serving(
             "sentence-transformers appends no mask tokens, which `pooling: mask` reads: serve this checkpoint with "
             "`Encoder` or `llamafactory-embed serve`."
         )
+    if config.multi_vector and config.skip_instruction:
+        raise ValueError(
+            "The MultiVectorEncoder of sentence-transformers keeps the vectors of a prompt, which `skip_instruction: "
+            "true` leaves out: serve this checkpoint with `Encoder`."
+        )
     return Serving(
         prompts=collect_prompts(config, query_task),
         query_length=config.query_max_length,
@@ -124,6 +129,11 @@ def _prompt(template: str, instruction: str, option: str) -> str:
 def describe_servers(config: EmbeddingConfig, serving: Serving, model: PretrainedConfig) -> list[str]:
     """Sentences for the terminal and the card: which programs load the folder, and what they do otherwise."""
     remarks = []
+    if config.multi_vector:
+        remarks.append(
+            "The folder is a MultiVectorEncoder of sentence-transformers 6: one vector a token, compared by MaxSim. "
+            "vLLM, text-embeddings-inference, llama.cpp and Ollama would pool it, or not load it."
+        )
     if is_diffusion(model):
         remarks.append(
             f"The files have the original layout of {model.model_type}: sentence-transformers loads them in a process "
@@ -155,7 +165,7 @@ def describe_servers(config: EmbeddingConfig, serving: Serving, model: Pretraine
 
 def list_commands(config: EmbeddingConfig, serving: Serving, model: PretrainedConfig) -> dict[str, str]:
     """The command of each server that reads the layout, has the pooling and knows the architecture."""
-    if serving.needs_code or config.pooling == "weighted_mean" or is_diffusion(model):
+    if config.multi_vector or serving.needs_code or config.pooling == "weighted_mean" or is_diffusion(model):
         return {}
     commands = {"vLLM": VLLM_COMMAND}
     dense_modules = len(config.dense) + (serving.dimensions is not None)

@@ -154,7 +154,7 @@ class Seen:
 
     def check(self, tolerance: float) -> None:
         if not self.difference <= tolerance:  # also for NaN
-            raise ValueError(_not_the_same(self.reader, self.case.role, self.case.prompt_name, self.difference))
+            raise ValueError(not_the_same(self.reader, self.case.role, self.case.prompt_name, self.difference))
 
 
 def _by_sentence_transformers(
@@ -184,7 +184,7 @@ def embed_as_users_do(
         prompt = serving.prompts[case.prompt_name]
         for text, tokens in zip(case.texts, each.tokens, strict=True):
             features = loaded.preprocess([text], prompt=prompt, task=case.role)
-            _compare_tokens(features["input_ids"][0].tolist(), tokens, text, "sentence-transformers")
+            compare_tokens(features["input_ids"][0].tolist(), tokens, text, "sentence-transformers")
         texts = list(case.texts[: each.embedded])
         for batch_size in (1, len(texts)):
             vectors = encode(texts, prompt_name=case.prompt_name, batch_size=batch_size, show_progress_bar=False)
@@ -256,25 +256,32 @@ def difference(vectors: np.ndarray, expected: np.ndarray) -> float:
     return float(np.max(np.abs(vectors - expected) / np.linalg.norm(expected, axis=1, keepdims=True)))
 
 
+def stacked(encoded: Any) -> np.ndarray:
+    """What `encode` returns of some texts as one array: a vector a row, whichever text it is of."""
+    return np.concatenate(encoded) if isinstance(encoded, list) else encoded
+
+
 def check_same(reference: Encoder, loaded: Encoder, reader: str) -> None:
     """Two Encoders must embed documents, and queries of the first task, alike."""
     task = next(iter(reference.config.instructions), None)
     uses: tuple[tuple[Role, str | None], ...] = (("document", None), ("query", task))
     for role, prompt in uses:
-        expected = reference.encode(SAMPLES, task=prompt, role=role)
-        moved = difference(loaded.encode(SAMPLES, task=prompt, role=role), expected)
+        expected = stacked(reference.encode(SAMPLES, task=prompt, role=role))
+        moved = difference(stacked(loaded.encode(SAMPLES, task=prompt, role=role)), expected)
         if not moved <= TOLERANCE:  # also for NaN
-            raise ValueError(_not_the_same(reader, role, prompt or "none", moved))
+            raise ValueError(not_the_same(reader, role, prompt or "none", moved))
 
 
-def _not_the_same(reader: str, role: str, prompt: str, by: float) -> str:
+def not_the_same(reader: str, role: str, prompt: str, by: float) -> str:
+    """The sentence about a reader that embeds differently."""
     return (
         f"The exported folder is not the same model: {reader} embeds {role} texts (prompt: {prompt}) differently, by "
         f"{by:.1e}; nothing was written."
     )
 
 
-def _compare_tokens(token_ids: list[int], tokens: TokenizedText, text: str, reader: str) -> None:
+def compare_tokens(token_ids: list[int], tokens: TokenizedText, text: str, reader: str) -> None:
+    """Refuse a reader that makes other tokens of a text."""
     if token_ids != tokens.token_ids:
         raise ValueError(
             f"The exported folder is not the same model: {reader} makes {len(token_ids)} tokens of the text "

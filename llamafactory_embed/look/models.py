@@ -64,7 +64,9 @@ def open_base(name: str, trained: Encoder, device: str | None) -> Encoder:
 
 @functools.lru_cache(maxsize=MODELS_IN_MEMORY)
 def _open_trained(checkpoint: Path, written: float, device: str | None) -> Encoder:
-    return Encoder(checkpoint, device=device)
+    encoder = Encoder(checkpoint, device=device)
+    encoder.config.require_one_vector("A look at two models")
+    return encoder
 
 
 class _Hashable:

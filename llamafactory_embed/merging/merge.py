@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from ..cards.header import CardHeader, write_card_file
 from ..encoder.encoder import Encoder
 from ..export.folder import new_folder
-from ..export.verify import SAMPLES
+from ..export.verify import SAMPLES, stacked
 from ..files import whole_file
 from ..loading.checkpoint import POOLER_NAME, load_diffusion_model
 from ..loading.weights import ADAPTER_CONFIG_NAME
@@ -63,7 +63,7 @@ def write_merged(merge: Merge, folder: Path) -> None:
 def check_loads(folder: Path) -> None:
     """The folder is what its records say, and computes numbers."""
     if (folder / CONFIG_NAME).is_file():
-        numbers = Encoder(folder, device="cpu").encode(SAMPLES)
+        numbers = stacked(Encoder(folder, device="cpu").encode(SAMPLES))
     elif (folder / RECORD_NAME).is_file():
         loaded = load_diffusion_model(folder, device="cpu")
         with torch.inference_mode():

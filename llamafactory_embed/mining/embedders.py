@@ -57,6 +57,7 @@ def is_for_sentence_transformers(model: str) -> bool:
 class _EncoderOfCheckpoint:
     def __init__(self, model: str, device: str | None, settings: Mapping[str, Any]) -> None:
         self._encoder = Encoder(model, device=device, **settings)
+        self._encoder.config.require_one_vector("Mining")
         self._normalize = True if self._encoder.config.similarity == "cosine" else None
 
     def write_queries(self, texts: Sequence[str], instructions: Sequence[str], file: Path) -> None:

@@ -16,7 +16,7 @@ from tests.tiny_models import tiny_tokenizer
 
 # What needs the extra `eval`.
 NEEDING_MTEB = ("answer_tasks", "command", "eval_recipes", "eval_tasks_in_training", "lexical", "local_tasks")
-NEEDING_MTEB += ("mteb_encoder", "prompts", "real", "report")
+NEEDING_MTEB += ("late_interaction", "mteb_encoder", "prompts", "real", "report")
 collect_ignore = [f"test_{name}.py" for name in NEEDING_MTEB] if importlib.util.find_spec("mteb") is None else []
 
 INSTRUCTIONS = {"next_line": "Given a line, retrieve the line that follows", "plain": ""}

@@ -42,6 +42,7 @@ def export_openvino(checkpoint: str | Path, target: str | Path, options: ExportO
     """Write a checkpoint as a graph. The folder is checked before it gets its name: a failure leaves nothing."""
     options = options or ExportOptions()
     config = EmbeddingConfig.load(checkpoint)
+    config.require_one_vector("`--layout openvino`")
     dtype = graph_dtype(options, config)
     require_openvino()
     require_sentence_transformers()

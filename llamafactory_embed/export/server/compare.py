@@ -68,6 +68,7 @@ def compare_server(
         else ServerClient.open(server, options.model, options.api_key, options.timeout)
     )
     encoder = Encoder(folder, device=options.device, dtype=torch.float32)
+    encoder.config.require_one_vector("A server of embeddings")
     serving = plan_serving(encoder.config, encoder.dimension, options.query_task, options.dimensions)
     comparer = _Comparer(client, encoder, serving, options.tolerance)
     cases = {(case.role, serving.prompts[case.prompt_name]): case for case in reversed(make_cases(encoder, serving))}

@@ -48,6 +48,7 @@ def serve(
 
     overrides = {} if options.batch_tokens is None else {"max_tokens_per_batch": options.batch_tokens}
     encoder = Encoder(checkpoint, device=device, dtype=dtype, overrides=overrides)
+    encoder.config.require_one_vector("`/v1/embeddings`")
     name = options.api_model_name or os.environ.get("API_MODEL_NAME") or Path(checkpoint).resolve().name
     host = options.api_host or os.environ.get("API_HOST", "0.0.0.0")
     port = int(os.environ.get("API_PORT", "8000")) if options.api_port is None else options.api_port

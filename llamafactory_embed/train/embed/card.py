@@ -63,7 +63,7 @@ def usage_of_checkpoint(address: str, name: str, config: EmbeddingConfig) -> lis
         f'encoder = Encoder("{address}")',
         f"queries = {query}",
         'documents = encoder.encode(["a document", "another one"])',
-        "print(queries @ documents.T)",
+        "print(encoder.similarity(queries, documents))",
         "```",
         "",
         "sentence-transformers, vLLM and text-embeddings-inference load it after an export:",

@@ -22,7 +22,7 @@ from .quantizer import EmbeddingQuantizer
 
 
 class ContrastiveObjective:
-    """Call it with embeddings [2B + B*K, d], or [V, d] where texts have several, in the order of `ContrastiveBatch`."""
+    """Call it with the embeddings of a batch, [2B + B*K, d], or [V, d] where texts have several."""
 
     def __init__(
         self,
