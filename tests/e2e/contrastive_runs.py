@@ -28,15 +28,19 @@ WORDNET = Path(__file__).parents[2] / "data" / "wordnet"
 LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all"}
 LATENT = {"pooling": "latent", "latents": 6, "latent_heads": 4}
 DENSE = {"dense_sizes": [24, 16], "dense_activations": ["gelu", "identity"]}
-# Search, pairs with scores, and a teacher whose vectors are of another size.
+MULTI_VECTOR: dict[str, Any] = {"multi_vector": True, "dense_sizes": [16], "candidate_tile": 4}
+# Search, pairs with scores and with labels, and a teacher whose vectors are of another size, beside a loss and alone.
 OBJECTIVES: dict[str, Any] = {
-    "dataset": "nouns,scored,taught",
+    "dataset": "nouns,scored,labelled,taught,copied",
     "objectives": {
         "nouns": {"same_side_negatives": True, "candidate_tile": 4, "num_negatives": 0, "spread_out_weight": 0.1},
         "scored": {"loss": "cosent", "weight": 0.5},
+        "labelled": {"loss": "pairs", "pair_margin": 0.8, "num_negatives": 0},
         "taught": {"vector_weight": 2.0},
+        "copied": {"loss": "vector_distillation", "vector_distance": "mse"},
     },
     "teacher_projection": True,
+    "max_steps": 10,  # each task has its turn
 }
 
 
@@ -101,8 +105,8 @@ def difference_of_ranks(tensor: Tensor) -> float:
 
 
 def write_data(folder: Path) -> Path:
-    """A `dataset_dir`: two retrieval tasks, held-out rows of one of them, scored pairs, texts with vectors of a
-    teacher, and texts that repeat."""
+    """A `dataset_dir`: two retrieval tasks, held-out rows of them, pairs with scores and with labels, texts with vectors
+    of a teacher, and texts that repeat."""
     rows = {}
     for name, file in {"nouns": "gloss_to_noun", "words": "example_to_word"}.items():
         lines = (WORDNET / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -113,10 +117,12 @@ def write_data(folder: Path) -> Path:
         {"query": query, "positive": other, "score": number % 7 / 7}
         for number, (query, other) in enumerate(zip(queries, reversed(queries), strict=True))
     ]
+    rows["labelled"] = [{**row, "score": number % 2} for number, row in enumerate(rows["scored"])]
     rows["taught"] = [
         {"query": query, "positive": f"answer {n}", "teacher_vectors": [math.sin(n + k) for k in range(6)]}
         for n, query in enumerate(queries)
     ]
+    rows["copied"] = [{**row, "positive": row["positive"][::-1]} for row in rows["taught"]]
     rows["repeating"] = [{"query": query, "positive": f"answer {n % 9}"} for n, query in enumerate(queries)]
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in rows.items():

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from llamafactory_embed import Encoder
+from llamafactory_embed.export.verify import stacked
 from llamafactory_embed.model.quantization import QuantizationRanges
 
-from .contrastive_runs import DENSE, LATENT, LORA, OBJECTIVES, RunResult, perform, recipe, write_data
+from .contrastive_runs import DENSE, LATENT, LORA, MULTI_VECTOR, OBJECTIVES, RunResult, perform, recipe, write_data
 from .two_ranks import assert_trained_alike, deepspeed_config, engine_runs, fsdp2_variables, run_on_two_ranks
 
 
@@ -36,7 +37,8 @@ DDP_RUNS: dict[str, dict[str, Any]] = {
     "own-negatives": {"cross_device_negatives": False, "num_negatives": 2, "contrastive_loss": "repllama"},
     "cosent": {"contrastive_loss": "cosent", "dataset": "scored", "num_negatives": 0},
     "cosent-cached": {"contrastive_loss": "cosent", "dataset": "scored", "num_negatives": 0, "grad_cache_tokens": 64},
-    "objectives": {**OBJECTIVES, "max_steps": 6},
+    "objectives": OBJECTIVES,
+    "multi-vector": {**LORA, **EVALUATED, **MULTI_VECTOR},
     "quantized": {**LORA, "quantization_aware": "binary", "matryoshka_dims": [8, 32]},
 }  # fmt: skip
 
@@ -57,7 +59,8 @@ ENGINE_RUNS: dict[str, dict[str, Any]] = {
         "metric_for_best_model": "ndcg@10",
     },
     "lora-cached-accumulated": {**LORA, "grad_cache_tokens": 64, "gradient_accumulation_steps": 2},
-    "objectives-cached": {**OBJECTIVES, "grad_cache_tokens": 64, "max_steps": 6},
+    "objectives-cached": {**OBJECTIVES, "grad_cache_tokens": 64},
+    "multi-vector-cached": {**LORA, **MULTI_VECTOR, "grad_cache_tokens": 64},
 }
 
 
@@ -112,8 +115,9 @@ def test_two_ranks_train_as_one_process(
     assert_trained_alike(ddp[name], one_process[name])
 
 
-def test_evaluation_on_two_ranks(ddp: dict[str, RunResult], one_process: dict[str, RunResult]) -> None:
-    found, expected = ddp["lora"].metrics, one_process["lora"].metrics
+@pytest.mark.parametrize("name", ["lora", "multi-vector"])
+def test_evaluation_on_two_ranks(name: str, ddp: dict[str, RunResult], one_process: dict[str, RunResult]) -> None:
+    found, expected = ddp[name].metrics, one_process[name].metrics
     assert expected
     assert found == [pytest.approx(metrics, abs=1e-6) for metrics in expected]
 
@@ -135,7 +139,7 @@ def test_an_engine_trains_as_ddp(
     results: dict[str, RunResult] = request.getfixturevalue(engine)
 
     def embed(run: str) -> Any:
-        return Encoder(folder / run).encode(TEXTS)
+        return stacked(Encoder(folder / run).encode(TEXTS))
 
     for name in ENGINE_RUNS:
         found, expected = results[f"{prefix}-{name}"], ddp[f"ddp-{name}"]
