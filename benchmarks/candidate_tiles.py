@@ -1,7 +1,7 @@
 """One GradCache step of InfoNCE over a large batch, with `candidate_tile` and with all similarities at once: the same
 loss and gradient, and how much memory.
 
-The model is a tiny one, so that what is left is the loss; texts are a few random tokens.
+The model is a tiny one, and texts are a few random tokens, so that what is left is the loss.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ MMAP_THRESHOLD = -3  # of `mallopt`
 class Settings:
     model: ModelSize = field(
         default_factory=lambda: ModelSize(
-            layers=1, hidden_size=64, intermediate_size=128, heads=4, key_value_heads=2, vocabulary=2048, longest=32
+            layers=1, hidden_size=32, intermediate_size=64, heads=2, key_value_heads=2, vocabulary=512, longest=32
         )
     )
     rows: tuple[int, ...] = (4096, 16384, 65536)
     largest_at_once: int = 16384
     candidate_tile: int = 2048
     grad_cache_tokens: int = 16384
-    longest: int = 8  # tokens of a text; the shortest has half as many
+    tokens: int = 4  # of a text
 
 
 def measure(settings: Settings, repeats: int, folder: Path) -> Result:
@@ -91,7 +91,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     # Large blocks are given back as soon as they are free; glibc would keep freed tiles in pieces.
     ctypes.CDLL("libc.so.6").mallopt(MMAP_THRESHOLD, 2**18)
     torch.set_num_threads(1)
-    config = EmbeddingConfig.from_options(EmbeddingOptions(), cutoff_len=request["longest"])
+    config = EmbeddingConfig.from_options(EmbeddingOptions(), cutoff_len=request["tokens"])
     model = EmbeddingModel(AutoModel.from_pretrained(request["model"]), config)
     options = ContrastiveOptions(num_negatives=0, candidate_tile=request["candidate_tile"] or None)
 
@@ -102,7 +102,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             queries, passages = embeddings.split(rows)
             return info_nce(EmbeddedRows(queries, passages.unsqueeze(1), ids), options).mean()
 
-        texts = random_texts(2 * rows, request["longest"], model.config.vocab_size)
+        texts = random_texts(2 * rows, request["tokens"], model.config.vocab_size)
         chunks = pack_texts(texts, request["grad_cache_tokens"])
         return cached_backward(model, chunks, loss_of, torch.Tensor.backward, device=torch.device("cpu"))
 
@@ -121,11 +121,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def random_texts(count: int, longest: int, vocabulary: int) -> list[list[int]]:
-    """Texts of half to all of `longest` tokens, the same ones at every call."""
+def random_texts(count: int, tokens: int, vocabulary: int) -> list[list[int]]:
+    """Texts of so many tokens, the same ones at every call."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocabulary, (count, longest), generator=generator)
-    lengths = torch.randint(longest // 2, longest + 1, (count,), generator=generator)
-    return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    return torch.randint(vocabulary, (count, tokens), generator=torch.Generator().manual_seed(0)).tolist()

@@ -105,8 +105,8 @@ def difference_of_ranks(tensor: Tensor) -> float:
 
 
 def write_data(folder: Path) -> Path:
-    """A `dataset_dir`: two retrieval tasks, held-out rows of them, pairs with scores and with labels, texts with vectors
-    of a teacher, and texts that repeat."""
+    """A `dataset_dir`: two retrieval tasks, held-out rows of them, scored and labelled pairs, texts with the vectors
+    of a teacher, texts that repeat."""
     rows = {}
     for name, file in {"nouns": "gloss_to_noun", "words": "example_to_word"}.items():
         lines = (WORDNET / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
