@@ -82,6 +82,7 @@ def describe_embedding(config: EmbeddingConfig, model: Mapping[str, Any]) -> dic
     return {
         "attention": config.attention,
         "pooling": config.pooling,
+        "multi_vector": config.multi_vector,
         "skip_instruction": config.skip_instruction,
         "query_template": config.query_template,
         "document_template": config.document_template,

@@ -12,9 +12,9 @@ from mteb.models import SearchProtocol
 
 from llamafactory_embed.encoder.encoder import Encoder
 from llamafactory_embed.evaluation.late_interaction import SetSearch
+from llamafactory_embed.evaluation.local import load_path
 from llamafactory_embed.evaluation.models import list_models, wrap_encoder
 from llamafactory_embed.evaluation.options import EvaluationOptions
-from llamafactory_embed.evaluation.tasks import load_path
 from llamafactory_embed.loading.checkpoint import save_checkpoint
 from tests.embedders import PROSE, make_embedder
 from tests.evaluation.conftest import INSTRUCTIONS
@@ -42,10 +42,10 @@ def test_the_ranking_is_that_of_max_sim(folder: Path, beir: Path, monkeypatch: p
     seen: dict[str, dict[str, float]] = {}
     search = SetSearch.search
 
-    def watched(self: SetSearch, *args: Any, **kwargs: Any) -> dict[str, dict[str, float]]:
-        seen.update(search(self, *args, **kwargs))
-        candidates = {name: ["d2", "d0"] for name in args[0]["id"]}
-        for found in search(self, *args, **(kwargs | {"top_ranked": candidates})).values():
+    def watched(self: SetSearch, queries: Any, **kwargs: Any) -> dict[str, dict[str, float]]:
+        seen.update(search(self, queries, **kwargs))
+        candidates = {name: ["d2", "d0"] for name in queries["id"]}
+        for found in search(self, queries, **(kwargs | {"top_ranked": candidates})).values():
             assert set(found) == {"d0", "d2"}
         return seen
 
