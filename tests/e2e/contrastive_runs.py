@@ -40,7 +40,7 @@ OBJECTIVES: dict[str, Any] = {
         "copied": {"loss": "vector_distillation", "vector_distance": "mse"},
     },
     "teacher_projection": True,
-    "max_steps": 10,  # each task has its turn
+    "max_steps": 11,  # each task has its turn
 }
 
 

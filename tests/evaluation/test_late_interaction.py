@@ -31,7 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def open_search(folder: Path, **options: Any) -> Any:
     chosen = EvaluationOptions(checkpoints=[str(folder)], tasks=["x"], **options)
-    return wrap_encoder(Encoder(folder, device="cpu"), "runs/colbert", "r", None, {}, chosen, frozenset())
+    return wrap_encoder(
+        Encoder(folder, device="cpu"), "runs/colbert", "r", None, {}, chosen, frozenset({"following_lines"})
+    )
 
 
 def test_the_ranking_is_that_of_max_sim(folder: Path, beir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
