@@ -48,7 +48,7 @@ class VectorSets:
 
     def split(self, size: int) -> list[VectorSets]:
         """`size` texts at a time."""
-        return self._cut([range(start, min(start + size, len(self)))[-1] + 1 for start in range(0, len(self), size)])
+        return self._cut([min(start + size, len(self)) for start in range(0, len(self), size)])
 
     def portions(self, most: int) -> list[VectorSets]:
         """As many texts at a time as have `most` vectors, or one that has more."""

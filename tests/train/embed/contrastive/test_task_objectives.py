@@ -31,6 +31,7 @@ class FakeBatch:
     task: int = 0
     teacher_vectors: Tensor | None = None
     negatives_per_row: int = NEGATIVES
+    vectors_each: None = None
 
     @property
     def task_indices(self) -> Tensor:
