@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class VectorSets:
         return [VectorSets(*each) for each in zip(parts, counts, strict=True)]
 
 
-Texts = Tensor | VectorSets
+Texts: TypeAlias = Tensor | VectorSets
 """Embeddings of N texts: a vector each, [N, d], or several."""
 
 
