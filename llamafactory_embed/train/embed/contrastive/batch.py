@@ -38,7 +38,7 @@ class ContrastiveBatch:
     task_indices: Tensor  # [B]
     teacher_vectors: Tensor | None  # [B, T, d'] of the first T of (query, positive, *negatives)
     examples: Sequence[Example] | None  # the texts themselves, where a guide has to read them
-    vectors_each: tuple[int, ...] | None = None  # how many vectors each text has; None: one
+    vectors_each: tuple[int, ...] | None  # how many vectors each text has; None: one
 
     @property
     def packed(self) -> list[PackedBatch]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ....hparams.contrastive import ComparisonOptions, ContrastiveOptions
 from .candidates import Anchors, Goals, Rivals, Rules, log_sum, unit
 from .mixing import with_mixed_negatives
-from .rows import AnyRows, EmbeddedRows, Similarity, for_similarity
+from .rows import AnyRows, EmbeddedRows, Similarity, texts_for_similarity
 
 
 # 1 - p of a row that has found its positive, whose power below 1 has no gradient at 0.
@@ -89,13 +89,13 @@ def goals_of(rows: AnyRows, everyone: AnyRows, similarity: Similarity) -> Goals:
 def queries_of(rows: AnyRows, similarity: Similarity) -> Anchors:
     """The rows' queries as anchors."""
     guide = None if rows.guide is None else unit(rows.guide.queries)
-    return Anchors(for_similarity(rows.queries, similarity), guide)
+    return Anchors(texts_for_similarity(rows.queries, similarity), guide)
 
 
 def positives_of(rows: AnyRows, similarity: Similarity) -> Anchors:
     """The rows' positives as anchors."""
     guide = None if rows.guide is None else unit(rows.guide.positives)
-    return Anchors(for_similarity(rows.positives, similarity), guide)
+    return Anchors(texts_for_similarity(rows.positives, similarity), guide)
 
 
 def passages_of(everyone: AnyRows, similarity: Similarity) -> Rivals:
@@ -105,7 +105,7 @@ def passages_of(everyone: AnyRows, similarity: Similarity) -> Rivals:
     is_first = torch.arange(rows * each, device=owners.device) % each == 0
     guide = everyone.guide
     return Rivals(
-        for_similarity(everyone.all_passages, similarity),
+        texts_for_similarity(everyone.all_passages, similarity),
         owners,
         not_for_own=is_first,
         ids=None if everyone.passage_ids is None else everyone.passage_ids.flatten(),
@@ -131,7 +131,7 @@ def other_queries(everyone: AnyRows, similarity: Similarity) -> Rivals:
     rows = torch.arange(len(everyone.queries), device=everyone.queries.device)
     guide = everyone.guide
     return Rivals(
-        for_similarity(everyone.queries, similarity),
+        texts_for_similarity(everyone.queries, similarity),
         rows,
         not_for_own=torch.ones_like(rows, dtype=torch.bool),
         ids=None if everyone.passage_ids is None else everyone.passage_ids[:, 0],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +105,10 @@ class SetRows:
 
     def own_similarities(self, similarity: Similarity, most: int | None = None) -> Tensor:
         """Each query against its own passages, or the first `most` of them, [B, 1 + K]."""
-        queries, passages = for_similarity(self.queries, similarity), for_similarity(self.passages, similarity)
+        queries, passages = (
+            sets_for_similarity(self.queries, similarity),
+            sets_for_similarity(self.passages, similarity),
+        )
         first = range(self.passages_each)[:most]
         rows = zip(queries.split(1), passages.split(self.passages_each), strict=True)
         return torch.cat([max_sim(query, own.pick(first)) for query, own in rows])
@@ -127,16 +130,20 @@ def own_similarities(queries: Tensor, passages: Tensor, similarity: Similarity) 
         return (passages @ queries.unsqueeze(-1)).squeeze(-1)
 
 
-@overload
-def for_similarity(embeddings: Tensor, similarity: Similarity) -> Tensor: ...
-@overload
-def for_similarity(embeddings: VectorSets, similarity: Similarity) -> VectorSets: ...
-@overload
-def for_similarity(embeddings: Texts, similarity: Similarity) -> Texts: ...
-def for_similarity(embeddings: Texts, similarity: Similarity) -> Texts:
+def texts_for_similarity(texts: Texts, similarity: Similarity) -> Texts:
+    """`for_similarity` of texts with one vector or several."""
+    return (
+        sets_for_similarity(texts, similarity) if isinstance(texts, VectorSets) else for_similarity(texts, similarity)
+    )
+
+
+def sets_for_similarity(sets: VectorSets, similarity: Similarity) -> VectorSets:
+    """`for_similarity` of every vector."""
+    return VectorSets(for_similarity(sets.vectors, similarity), sets.counts)
+
+
+def for_similarity(embeddings: Tensor, similarity: Similarity) -> Tensor:
     """Embeddings in float32 at least, of unit length for cosines: bfloat16 has 3 digits, and similarities are divided
     by temperatures as small as 0.002."""
-    if isinstance(embeddings, VectorSets):
-        return VectorSets(for_similarity(embeddings.vectors, similarity), embeddings.counts)
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     return F.normalize(embeddings, dim=-1) if similarity == "cosine" else embeddings
