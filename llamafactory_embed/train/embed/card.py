@@ -55,6 +55,9 @@ def write_model_card(
 def usage_of_checkpoint(address: str, name: str, config: EmbeddingConfig) -> list[str]:
     """How this checkpoint is loaded, and how other programs come to load it."""
     first_task = next(iter(config.instructions), None)
+    readers = "sentence-transformers, vLLM and text-embeddings-inference load"
+    if config.multi_vector:
+        readers = "sentence-transformers (MultiVectorEncoder) loads"
     query = f'encoder.encode(["a query"], task="{first_task}")' if first_task else 'encoder.encode(["a query"])'
     return [
         "```python",
@@ -66,7 +69,7 @@ def usage_of_checkpoint(address: str, name: str, config: EmbeddingConfig) -> lis
         "print(encoder.similarity(queries, documents))",
         "```",
         "",
-        "sentence-transformers, vLLM and text-embeddings-inference load it after an export:",
+        f"{readers} it after an export:",
         "",
         "```bash",
         f"llamafactory-embed export {address} {name}-export",
