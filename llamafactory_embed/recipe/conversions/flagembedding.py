@@ -99,7 +99,7 @@ FLAG_EMBEDDING = Tool(
         *nothing("`llamafactory-embed export` merges", "save_merged_lora_model", "raw_peft"),
         *nothing("a secret has no place in a recipe: `hf auth login`, or HF_TOKEN", "token"),
         *nothing("the model's configuration says what it is", "config_name", "tokenizer_name"),
-        *nothing("of M3: its sparse embeddings beside dense ones and several vectors in one run are not built", "unified_finetuning",
+        *nothing("M3 trains dense, sparse and several vectors at once", "unified_finetuning",
                  "use_self_distill", "fix_encoder", "self_distill_start_step", "colbert_dim"),
     ),
     implied=_implied,
