@@ -82,7 +82,7 @@ class SetSearch:
         for start, part in enumerate(self._embed(queries, task_metadata, PromptType.query).split(QUERIES_AT_ONCE)):
             similarities = max_sim(part, self._documents)
             for name, row in zip(names[start * QUERIES_AT_ONCE :], similarities, strict=False):
-                allowed = range(len(self._ids))
+                allowed: Sequence[int] = range(len(self._ids))
                 if top_ranked is not None:
                     allowed = [place[str(key)] for key in top_ranked.get(name, ())]
                 places = torch.tensor(allowed, dtype=torch.long)
