@@ -11,6 +11,7 @@ from pathlib import Path
 from ..loading.attention_pool import ATTENTION_POOL_NAME
 from ..loading.llm2vec_adapters import LLM2VEC_SETTINGS
 from ..loading.repository import Repository
+from ..loading.sentence_transformers_folder import MODEL_SETTINGS
 from ..loading.source import Source
 from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
@@ -21,6 +22,7 @@ SENTENCE_TRANSFORMERS = "modules.json"
 CONFIGS = (CONFIG_NAME, "config.json", ADAPTER_CONFIG_NAME, SENTENCE_TRANSFORMERS, "*_Pooling/config.json")
 DECISIVE_FILES = (*CONFIGS, "*.safetensors", "tokenizer*", "vocab*", "merges.txt")
 OF_OTHERS = (LLM2VEC_SETTINGS, ATTENTION_POOL_NAME, "*.bin")
+OF_SENTENCE_TRANSFORMERS = (MODEL_SETTINGS, "sentence_*_config.json", "*_Dense/*", "*.bin")  # prompts, lengths, layers
 
 BLOCK = 1 << 22  # bytes
 
@@ -40,7 +42,7 @@ def revision_of_folder(repository: Repository) -> str:
     """The same of a folder of sentence-transformers: of its files, or of its commit on the hub."""
     if not repository.is_local:
         return _digest_files([], f"{repository.name}@{repository.folder.name}")
-    return revision_of_checkpoint(repository.folder)
+    return _digest_files(_decisive_files([repository.folder], (*DECISIVE_FILES, *OF_SENTENCE_TRANSFORMERS)))
 
 
 def revision_of_source(source: Source) -> str:

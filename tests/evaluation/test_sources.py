@@ -115,6 +115,19 @@ def test_eval_and_mteb_embed_a_folder_alike(
     packed.close()
 
 
+def test_prompts_and_layers_are_part_of_a_folders_revision(tmp_path: Path) -> None:
+    """Vectors and results are kept by it."""
+    folder = write_model(tmp_path / "model", "llama", "mean", [(16, torch.nn.Tanh())], prompts=PROMPTS)
+    revisions = [list_models(options(str(folder)), [])[0].revision]
+    (layer,) = folder.glob("*_Dense/model.safetensors")
+    save_file({name: each + 1 for name, each in load_file(layer).items()}, layer)
+    revisions.append(list_models(options(str(folder)), [])[0].revision)
+    settings = folder / "config_sentence_transformers.json"
+    settings.write_text(settings.read_text().replace("Find:", "Seek:"))
+    revisions.append(list_models(options(str(folder)), [])[0].revision)
+    assert len(set(revisions)) == 3
+
+
 def test_unknown_modules_are_left_to_the_package(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_model(tmp_path / "model", "mpnet", ["mean", "max"], prompts=PROMPTS)
     (judged,) = list_models(options(str(folder)), [])
