@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -24,67 +25,68 @@ TITLE = "Serving"
 BATCHED, ALONE = "continuous batching", "one request a forward"
 
 
+# Qwen2 with random weights. The larger the model, the more of a request's time are its own tokens, which sharing a
+# forward does not save on a CPU.
+MODELS = {
+    "2 layers of 64": ModelSize(layers=2, hidden_size=64, intermediate_size=128, heads=2, key_value_heads=1),
+    "4 layers of 256": ModelSize(layers=4, hidden_size=256, intermediate_size=512, heads=4),
+    "6 layers of 384": ModelSize(),
+}
+
+
 @dataclass(frozen=True)
 class Settings:
-    model: ModelSize = field(default_factory=ModelSize)
+    models: Mapping[str, ModelSize] = field(default_factory=lambda: MODELS)
     clients: tuple[int, ...] = (1, 8, 64)
     queries: int = 2000  # different ones; each request holds one
-    seconds: float = 20.0
-    warm_up_seconds: float = 3.0
+    seconds: float = 8.0
+    warm_up_seconds: float = 2.0
     threads: int = 1  # of the model: the other core is for HTTP and the clients
 
 
 def measure(settings: Settings, repeats: int, folder: Path) -> Result:
-    """Both ways in turns, for each number of clients: closed loops, in which every client waits for its answer and
-    asks again."""
-    checkpoint = save_embedder(folder, settings.model)
+    """Both ways in turns, for each model and each number of clients: closed loops, in which every client waits for its
+    answer and asks again."""
     queries = folder / "queries.json"
     queries.write_text(json.dumps(short_queries(settings.queries)), "utf-8")
-    request = {"checkpoint": str(checkpoint), "queries": str(queries)}
-    request |= {"seconds": settings.seconds, "warm_up_seconds": settings.warm_up_seconds, "threads": settings.threads}
-    cases = {
-        case_of(clients): {
-            name: Variant("benchmarks.serving:run", request | {"clients": clients, "batch_requests": most})
-            for name, most in ((ALONE, 1), (BATCHED, None))
+    request: dict[str, Any] = {"queries": str(queries), "clients": settings.clients, "threads": settings.threads}
+    request |= {"seconds": settings.seconds, "warm_up_seconds": settings.warm_up_seconds}
+    cases = {}
+    for number, (name, size) in enumerate(settings.models.items()):
+        checkpoint = str(save_embedder(folder / str(number), size))
+        cases[name] = {
+            variant: Variant("benchmarks.serving:run", request | {"checkpoint": checkpoint, "batch_requests": most})
+            for variant, most in ((ALONE, 1), (BATCHED, None))
         }
-        for clients in settings.clients
-    }
     return summarize(settings, take_turns(cases, repeats))
 
 
 def summarize(settings: Settings, runs: list[Run]) -> Result:
-    """Ratios for each number of clients; the aim is for the most."""
+    """Ratios for each model and number of clients; the aim is for the most."""
     most = max(settings.clients)
-    return Result(
-        settings=dataclasses.asdict(settings),
-        runs=runs,
-        figures=[
-            ratio(
-                f"requests a second, {case_of(clients)}",
-                runs,
-                case_of(clients),
-                BATCHED,
-                ALONE,
-                "requests_per_second",
-                at_least=3.0 if clients == most else None,
-            )
-            for clients in settings.clients
-        ]
-        + [ratio(f"99th percentile, {case_of(most)}", runs, case_of(most), BATCHED, ALONE, "p99_ms", at_most=1.0)],
-        table=table_of(
-            runs,
-            {
-                "requests/s": lambda median: f"{median('requests_per_second'):.0f}",
-                "median, ms": lambda median: f"{median('p50_ms'):.0f}",
-                "99th percentile, ms": lambda median: f"{median('p99_ms'):.0f}",
-                "requests a forward": lambda median: f"{median('requests_per_forward'):.1f}",
-            },
-        ),
-    )
+    figures = []
+    for model in settings.models:
+        for clients in settings.clients:
+            what = f"requests a second, {model}, {named(clients)}"
+            aim = 3.0 if clients == most else None
+            key = f"requests_per_second_{clients}"
+            figures.append(ratio(what, runs, model, BATCHED, ALONE, key, at_least=aim))
+        what = f"99th percentile, {model}, {named(most)}"
+        figures.append(ratio(what, runs, model, BATCHED, ALONE, f"p99_ms_{most}", at_most=1.0))
+    columns: dict[str, Callable[[Callable[[str], float]], str]] = {
+        f"requests/s, {named(clients)}": lambda median, n=clients: f"{median(f'requests_per_second_{n}'):.0f}"
+        for clients in settings.clients
+    }
+    columns |= {
+        f"median, ms, {named(most)}": lambda median: f"{median(f'p50_ms_{most}'):.0f}",
+        f"99th percentile, ms, {named(most)}": lambda median: f"{median(f'p99_ms_{most}'):.0f}",
+        f"requests a forward, {named(most)}": lambda median: f"{median(f'requests_per_forward_{most}'):.1f}",
+    }
+    return Result(dataclasses.asdict(settings), runs, figures, table_of(runs, columns))
 
 
-def case_of(clients: int) -> str:
-    """How a number of clients is called in the table."""
+def named(clients: int) -> str:
+    """How a number of clients is called in the tables."""
     return f"{clients} client{'s' if clients > 1 else ''}"
 
 
@@ -113,7 +115,7 @@ def short_queries(count: int) -> list[str]:
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Start a server in a process of its own, let the clients ask for a while, and stop it."""
+    """Start a server in a process of its own, let each number of clients ask for a while, and stop it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -132,7 +134,11 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             while not server.stdout.readline().startswith("Serving"):
                 if server.poll() is not None:
                     raise RuntimeError("The server did not start.")
-            return asyncio.run(ask(port, bodies, request))
+            found: dict[str, Any] = {}
+            for clients in request["clients"]:
+                asked = asyncio.run(ask(port, bodies, request | {"clients": clients}))
+                found |= {f"{name}_{clients}": value for name, value in asked.items()}
+            return found
         finally:
             server.terminate()
 

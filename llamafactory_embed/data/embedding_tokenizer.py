@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from ..model.embedding_config import EmbeddingConfig
 from .prompts import parse_template, prompt_texts
-from .tokenization import TokenizedText, tokenize_texts
+from .tokenization import SpecialTokens, TokenizedText, find_special_tokens, tokenize_texts
 
 
 class EmbeddingTokenizer:
@@ -72,7 +73,13 @@ class EmbeddingTokenizer:
             append_masks=self._masks,
             skip_instruction=self.config.skip_instruction,
             numbers=numbers,
+            special=self._special,
         )
+
+    @functools.cached_property
+    def _special(self) -> SpecialTokens:
+        """A tokenizer that the caller changes after the first text is another one."""
+        return find_special_tokens(self.tokenizer, self.config.append_eos)
 
 
 def mask_ids(tokenizer: PreTrainedTokenizerBase, config: EmbeddingConfig) -> list[int]:

@@ -70,6 +70,7 @@ def tokenize_texts(
     append_masks: Sequence[int] = (),
     skip_instruction: bool = False,
     numbers: Sequence[int] | None = None,
+    special: SpecialTokens | None = None,
 ) -> list[TokenizedText]:
     """Tokenize texts in one batch, at most `max_length` tokens each, special tokens included.
 
@@ -78,8 +79,10 @@ def tokenize_texts(
     never count then. `append_masks` are tokens that stand behind everything; pooling counts these alone.
 
     `numbers` are the texts' positions in what the caller was given, for the sentence about one that cannot be read.
+    `special` is what `find_special_tokens` has found before: it costs as much as a text.
     """
-    special = find_special_tokens(tokenizer, append_eos)
+    if special is None:
+        special = find_special_tokens(tokenizer, append_eos)
     special = replace(special, trailing=(*special.trailing, *append_masks))
     room = max_length - len(special)
     if room < 1:
@@ -97,7 +100,10 @@ def tokenize_texts(
         refuse_unreadable([text.text for text in texts], "Text", numbers)
         refuse_unreadable([text.prefix + text.suffix for text in texts], "The instruction of text", numbers)
         raise
-    prefix_lengths, suffix_lengths = _measure_prompts(tokenizer, texts, encoded)
+    if skip_instruction or any(len(body) > room for body in encoded["input_ids"]):
+        prefix_lengths, suffix_lengths = _measure_prompts(tokenizer, texts, encoded)
+    else:  # nothing is cut, and everything counts
+        prefix_lengths = suffix_lengths = [0] * len(texts)
     bodies = [_cut(body, room, n) for body, n in zip(encoded["input_ids"], suffix_lengths, strict=True)]
     rows = [[*special.leading, *body, *special.trailing] or [filler_token(tokenizer)] for body in bodies]
     if append_masks:

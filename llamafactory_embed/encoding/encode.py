@@ -20,8 +20,9 @@ from ..files import digest, whole_file, write_json
 from ..loading.source import find_source
 from ..model.quantization import RANGES_NAME, QuantizationRanges, needs_ranges, stored_as
 from .options import STANDARD, EncodingOptions
+from .tables import VECTOR_COLUMN, ArrowTypes, ColumnTypes, write_table
 from .texts import Surveyed, Texts, standard_input
-from .vector_files import UnfinishedVectors, write_npy_header, write_table
+from .vector_files import UnfinishedVectors, write_npy_header
 
 
 WINDOW = 8192  # texts embedded together on each device; what a crash may cost
@@ -48,12 +49,13 @@ def encode_file(options: EncodingOptions, report: Callable[[str], None]) -> Enco
         surveyed = texts.survey()
         if options.output == STANDARD:
             return _encode_to(sys.stdout.buffer, texts, surveyed, options)
+        types = column_types(texts, report) if str(options.output).endswith(".parquet") else None
         unfinished = UnfinishedVectors(Path(str(options.output)), decisive_settings(options, surveyed))
         try:
             done = unfinished.find(options.overwrite)
             if done:
                 report(f"Continuing after {done:,} of {surveyed.rows:,} texts.")
-            return _finish(unfinished, texts, surveyed, options)
+            return _finish(unfinished, texts, surveyed, options, types)
         finally:
             unfinished.close()
 
@@ -117,8 +119,31 @@ def decisive_settings(options: EncodingOptions, surveyed: Surveyed) -> dict[str,
     return settings
 
 
-def _finish(unfinished: UnfinishedVectors, texts: Texts, surveyed: Surveyed, options: EncodingOptions) -> Encoded:
-    """Embed what is missing, then make the output of all."""
+def column_types(texts: Texts, report: Callable[[str], None]) -> ArrowTypes:
+    """The input's columns, which a table keeps beside the vectors."""
+    types = texts.known_types()
+    if types is None:
+        seen = ColumnTypes()
+        for rows in _windows(texts.rows(), WINDOW):
+            seen.add(rows)
+        types = seen.finish()
+    if VECTOR_COLUMN in types:
+        del types[VECTOR_COLUMN]
+        report(f"The output's `{VECTOR_COLUMN}` is the new one; the input's is left out.")
+    mixed = [f"`{name}`" for name, kind in types.items() if kind is None]
+    if mixed:
+        report(f"Values of different kinds are kept as JSON: {', '.join(mixed)}.")
+    return types
+
+
+def _finish(
+    unfinished: UnfinishedVectors,
+    texts: Texts,
+    surveyed: Surveyed,
+    options: EncodingOptions,
+    types: ArrowTypes | None,
+) -> Encoded:
+    """Embed what is missing, then make the output of all: with `types` a table, else the vectors alone."""
     done = unfinished.rows
     encoder = load_encoder_of(options)
     try:
@@ -128,10 +153,10 @@ def _finish(unfinished: UnfinishedVectors, texts: Texts, surveyed: Surveyed, opt
             unfinished.append(vectors)
     finally:
         encoder.close()
-    if unfinished.target.suffix == ".parquet":
-        portions = zip(_windows(texts, WINDOW), unfinished.read(WINDOW), strict=True)
+    if types is not None:
+        portions = zip(_windows(texts.rows(), WINDOW), unfinished.read(WINDOW), strict=True)
         with whole_file(unfinished.target) as temporary:
-            write_table(temporary, portions, dtype, columns)
+            write_table(temporary, portions, types, dtype, columns)
     else:
         unfinished.take_name()
     unfinished.remove_traces()

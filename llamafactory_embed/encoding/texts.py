@@ -14,6 +14,7 @@ from typing import Any
 
 from ..data.files import READERS, LocatedRecord, explain_damage, numbered_rows, open_text, read_records
 from ..data.problems import BadRowError, BadRows, check_characters
+from .tables import ArrowTypes
 
 
 TEXT_COLUMN = "text"  # of a line of plain text
@@ -41,21 +42,26 @@ class Texts:
     """How the file is read, where its own name does not say it."""
 
     def __iter__(self) -> Iterator[str]:
-        for _, _, text in self._read():
-            if not isinstance(text, BadRowError):
-                yield text
+        for row in self.rows():
+            yield row[self.column]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The usable rows with all their columns."""
+        for _, _, row in self._read():
+            if not isinstance(row, BadRowError):
+                yield row
 
     def survey(self) -> Surveyed:
         """Read everything once. One ValueError names the bad rows, by file and line."""
         bad = BadRows(self.skip_bad_rows)
         state, rows = hashlib.blake2b(digest_size=16), 0
-        for file, line, text in self._read():
-            if isinstance(text, BadRowError):
-                bad.add(file, line, str(text))
+        for file, line, row in self._read():
+            if isinstance(row, BadRowError):
+                bad.add(file, line, str(row))
                 if bad.full:
                     break
             else:
-                content = text.encode("utf-8")
+                content = row[self.column].encode("utf-8")
                 state.update(len(content).to_bytes(8, "little") + content)
                 rows += 1
         bad.finish()
@@ -63,10 +69,19 @@ class Texts:
             raise ValueError(f"`input`: {self.shown_as} has no text to embed.")
         return Surveyed(rows, state.hexdigest(), bad.count)
 
-    def _read(self) -> Iterator[tuple[str, int, str | BadRowError]]:
+    def known_types(self) -> ArrowTypes | None:
+        """Column → type, of an input that says so itself."""
+        if not self.path.lower().endswith(".parquet") or not os.path.isfile(self.path):
+            return None
+        import pyarrow.parquet
+
+        schema = pyarrow.parquet.read_schema(self.path)
+        return dict(zip(schema.names, schema.types, strict=True))
+
+    def _read(self) -> Iterator[LocatedRecord]:
         for file, line, record in self._records():
             try:
-                yield file, line, self._text(record)
+                yield file, line, self._checked(record)
             except BadRowError as error:
                 yield file, line, error
 
@@ -79,7 +94,7 @@ class Texts:
         read = read_lines if ending == ".txt" else READERS[ending]
         return explain_damage(read(self.path, self.shown_as), self.shown_as)
 
-    def _text(self, record: dict[str, Any] | BadRowError) -> str:
+    def _checked(self, record: dict[str, Any] | BadRowError) -> dict[str, Any]:
         if isinstance(record, BadRowError):
             raise record
         if self.column not in record:
@@ -89,7 +104,8 @@ class Texts:
             raise BadRowError(f"`{self.column}` holds a {type(text).__name__}, not a text")
         if not text.strip():
             raise BadRowError(f"`{self.column}` is empty")
-        return check_characters(text, self.column)
+        check_characters(text, self.column)
+        return record
 
 
 def read_lines(path: str, shown_as: str) -> Iterator[LocatedRecord]:

@@ -1,10 +1,10 @@
-"""Files of vectors that grow row by row: a `.npy` file that can be continued, and from it a table."""
+"""Files of vectors that grow row by row: a `.npy` file that can be continued."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -116,17 +116,3 @@ class UnfinishedVectors:
         self._file.flush()
         os.fsync(self._file.fileno())
         write_json(self.progress, {"settings": self._settings, "rows": self.rows})
-
-
-def write_table(path: Path, portions: Iterable[tuple[list[str], np.ndarray]], dtype: np.dtype, columns: int) -> None:
-    """A Parquet file of texts and vectors, a row group for each portion."""
-    import pyarrow
-    import pyarrow.parquet
-
-    kind = pyarrow.list_(pyarrow.from_numpy_dtype(dtype), columns)
-    schema = pyarrow.schema([("text", pyarrow.string()), ("vector", kind)])
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for texts, vectors in portions:
-            flat = pyarrow.array(vectors.reshape(-1), kind.value_type)
-            arrays = [pyarrow.array(texts, pyarrow.string()), pyarrow.FixedSizeListArray.from_arrays(flat, columns)]
-            writer.write_table(pyarrow.table(arrays, schema=schema), row_group_size=max(1, len(texts)))

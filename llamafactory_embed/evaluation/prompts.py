@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ..data.prompts import TEMPLATES, parse_template
 from ..hparams.suggestion import suggest
+from ..loading.sentence_transformers_folder import read_default_prompt_name, read_saved_prompts
 from ..model.embedding_config import EmbeddingConfig
 
 
@@ -46,6 +48,29 @@ class Instructions:
         if not self.use_defaults:
             return ""
         return prompt_of_metadata(task.prompt, role) or default_of_kind(task.name, role)
+
+
+@dataclass(frozen=True)
+class OwnPrompts:
+    """The prompts that a folder of sentence-transformers brings along, chosen as mteb does it for such a model, whose
+    results are compared with published ones."""
+
+    prompts: Mapping[str, str]
+    default: str | None
+    """Name of the prompt of texts that are neither queries nor documents."""
+
+    @classmethod
+    def of_folder(cls, folder: str | Path) -> OwnPrompts:
+        """As they are saved; sentence-transformers gives every model a prompt for queries and one for documents."""
+        return cls({"query": "", "document": ""} | read_saved_prompts(folder), read_default_prompt_name(folder))
+
+    def find(self, task: TaskMetadata, role: str | None) -> str:
+        """What stands before the texts of a task, white space included."""
+        from mteb.models.abs_encoder import get_prompt_name
+        from mteb.types import PromptType
+
+        name = get_prompt_name(dict(self.prompts), task, None if role is None else PromptType(role))
+        return self.prompts.get(name or self.default or "", "")
 
 
 def keys_of(task: str, kind: str, role: str | None) -> list[str]:

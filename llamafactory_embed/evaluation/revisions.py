@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ..loading.attention_pool import ATTENTION_POOL_NAME
 from ..loading.llm2vec_adapters import LLM2VEC_SETTINGS
+from ..loading.repository import Repository
+from ..loading.sentence_transformers_folder import MODEL_SETTINGS
 from ..loading.source import Source
 from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.embedding_config import CONFIG_NAME, EmbeddingConfig
@@ -20,6 +22,7 @@ SENTENCE_TRANSFORMERS = "modules.json"
 CONFIGS = (CONFIG_NAME, "config.json", ADAPTER_CONFIG_NAME, SENTENCE_TRANSFORMERS, "*_Pooling/config.json")
 DECISIVE_FILES = (*CONFIGS, "*.safetensors", "tokenizer*", "vocab*", "merges.txt")
 OF_OTHERS = (LLM2VEC_SETTINGS, ATTENTION_POOL_NAME, "*.bin")
+OF_SENTENCE_TRANSFORMERS = (MODEL_SETTINGS, "sentence_*_config.json", "*_Dense/*", "*.bin")  # prompts, lengths, layers
 
 BLOCK = 1 << 22  # bytes
 
@@ -33,6 +36,13 @@ def name_of_folder(path: Path) -> str:
 def revision_of_checkpoint(path: Path) -> str:
     """A digest of what decides the embeddings: the checkpoint, and the local folders it is built on."""
     return _digest_files(_decisive_files([path, *_folders_below(path)], DECISIVE_FILES))
+
+
+def revision_of_folder(repository: Repository) -> str:
+    """The same of a folder of sentence-transformers: of its files, or of its commit on the hub."""
+    if not repository.is_local:
+        return _digest_files([], f"{repository.name}@{repository.folder.name}")
+    return _digest_files(_decisive_files([repository.folder], (*DECISIVE_FILES, *OF_SENTENCE_TRANSFORMERS)))
 
 
 def revision_of_source(source: Source) -> str:

@@ -112,9 +112,10 @@ class TermOptions:
         minimum=0.0,
         group="Teacher's vectors",
     )
-    vector_distance: Literal["cosine", "mse"] = option(
+    vector_distance: Literal["cosine", "mse", "similarities"] = option(
         "cosine",
-        "Distance to a teacher's vector: 1 - cosine, or the mean square over its numbers.",
+        "Distance to a teacher's vector: 1 - cosine, or the mean square over its numbers; similarities: between the "
+        "batch's cosines and the teacher's.",
         group="Teacher's vectors",
         when=[{"vector_weight": ON}, {"contrastive_loss": ("vector_distillation",)}],
     )
@@ -191,6 +192,10 @@ def refuse_contradictory_terms(options: Any) -> None:
         raise ValueError(
             "`vector_distillation` compares whole embeddings with a teacher's vectors: leave `matryoshka_dims` out, "
             "or set `vector_weight` beside another loss."
+        )
+    if options.teacher_projection and options.vector_distance == "similarities":
+        raise ValueError(
+            "`vector_distance: similarities` compares vectors of any sizes: leave `teacher_projection` out."
         )
     if options.vector_weight and loss == "vector_distillation":
         raise ValueError(

@@ -57,8 +57,8 @@ class RunOptions:
         None, "Languages of the model on its card, by their codes (en, de); empty: none is named.", group="Model card"
     )
     card_samples: int = option(
-        3,
-        "Rows of each retrieval task that the model card shows; 0 for data that others should not see.",
+        0,
+        "Rows of each retrieval task that the model card shows to whoever reads it; 0: none.",
         minimum=0,
         group="Model card",
     )

@@ -307,6 +307,12 @@ def read_saved_prompts(folder: str | Path) -> dict[str, str]:
     return {name: prompt or "" for name, prompt in saved.items()}
 
 
+def read_default_prompt_name(folder: str | Path) -> str | None:
+    """Which of the prompts texts get that are encoded without a word about their prompt."""
+    name = _read_json(Path(folder, MODEL_SETTINGS)).get("default_prompt_name")
+    return None if name is None else str(name)
+
+
 def _prompt_fields(folder: Path, saved: Mapping[str, Any], pooling: Module) -> dict[str, Any]:
     """Fields of `EmbeddingConfig`: a task for each prompt, and how texts without a task are written."""
     prompts = read_saved_prompts(folder)

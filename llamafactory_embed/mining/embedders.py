@@ -1,19 +1,19 @@
-"""The models that mining uses: an `Encoder` or a sentence-transformers model to search, a cross-encoder to score."""
+"""The models that mining uses: an embedder to search, a cross-encoder to score."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..encoder.encoder import Encoder
-from ..files import whole_file
-from ..loading.repository import Repository
-from ..loading.sentence_transformers_folder import is_sentence_transformers_folder
-from ..model.embedding_config import CONFIG_NAME
+from ..encoder.foreign import SentenceTransformersEncoder, open_encoder
+
+
+AnyEncoder = Encoder | SentenceTransformersEncoder
 
 
 class Embedder(Protocol):
@@ -33,84 +33,74 @@ def load_embedder(
     document_prompt: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Embedder:
-    """Load a folder of sentence-transformers as a SentenceTransformer, with the prompts that are its own, unless
-    `settings` say how to embed; everything else as an Encoder."""
-    if is_for_sentence_transformers(model) and not settings:
-        return _SentenceTransformer(model, device, query_prompt, document_prompt)
+    """Load what `model` names. A folder of sentence-transformers embeds with prompts: its own, or those that are
+    given. Any other checkpoint, and such a folder with `settings` that say how to embed, takes instructions."""
+    encoder = open_encoder(model, device=device, **(settings or {}))
+    if isinstance(encoder, Encoder):
+        encoder.config.require_one_vector("Mining")
+    normalize = True if _similarity_of(encoder, model) == "cosine" else None
+    source = encoder.source if isinstance(encoder, Encoder) else None
+    if not settings and (source is None or source.kind == "sentence-transformers"):
+        if document_prompt is not None and isinstance(encoder, Encoder):
+            encoder = Encoder(encoder.model, encoder.tokenizer.tokenizer, document_template="{text}")
+        return _WithPrompts(encoder, normalize, query_prompt, document_prompt)
     if query_prompt is not None or document_prompt is not None:
         name = "query_prompt" if query_prompt is not None else "document_prompt"
         raise ValueError(
             f"`{name}` is for sentence-transformers models; {model} has its own templates, with `instruction`."
         )
-    return _EncoderOfCheckpoint(model, device, settings or {})
+    return _WithInstructions(encoder, normalize)
 
 
-def is_for_sentence_transformers(model: str) -> bool:
-    """Whether a model is one of sentence-transformers alone; a name that nobody knows is left to its error message."""
-    try:
-        repository = Repository.open(model)
-    except ValueError:
-        return True
-    return is_sentence_transformers_folder(repository.folder) and not repository.has(CONFIG_NAME)
+def _similarity_of(encoder: AnyEncoder, model: str) -> str:
+    """How the model compares."""
+    if isinstance(encoder, Encoder):
+        return encoder.config.similarity
+    similarity = encoder.model.similarity_fn_name
+    if similarity not in ("cosine", "dot"):
+        raise ValueError(f"`model`: {model} compares by {similarity} distance; mining needs cosine or dot.")
+    return similarity
 
 
-class _EncoderOfCheckpoint:
-    def __init__(self, model: str, device: str | None, settings: Mapping[str, Any]) -> None:
-        self._encoder = Encoder(model, device=device, **settings)
-        self._encoder.config.require_one_vector("Mining")
-        self._normalize = True if self._encoder.config.similarity == "cosine" else None
+@dataclass(frozen=True)
+class _WithInstructions:
+    """What was trained with instructions, and writes them by its own template."""
 
-    def write_queries(self, texts: Sequence[str], instructions: Sequence[str], file: Path) -> None:
-        self._encoder.encode(texts, prompt=instructions, role="query", normalize=self._normalize, output_file=file)
-
-    def write_documents(self, texts: Sequence[str], instruction: str, file: Path) -> None:
-        self._encoder.encode(texts, prompt=instruction, role="document", normalize=self._normalize, output_file=file)
-
-
-class _SentenceTransformer:
-    def __init__(self, model: str, device: str | None, query_prompt: str | None, document_prompt: str | None) -> None:
-        self._model = _load("SentenceTransformer", "model", model, device)
-        similarity = self._model.similarity_fn_name
-        if similarity not in ("cosine", "dot"):
-            raise ValueError(f"`model`: {model} compares by {similarity} distance; mining needs cosine or dot.")
-        self._normalize = similarity == "cosine"
-        self._query_prompt = query_prompt
-        self._document_prompt = document_prompt
+    encoder: AnyEncoder
+    normalize: bool | None
 
     def write_queries(self, texts: Sequence[str], instructions: Sequence[str], file: Path) -> None:
-        if self._query_prompt is None:
-            self._save(self._model.encode_query(list(texts), **self._options), file)
-            return
-        prompts = [self._query_prompt.replace("{instruction}", each) for each in instructions]
-        by_prompt: dict[str, list[int]] = {}
-        for number, prompt in enumerate(prompts):
-            by_prompt.setdefault(prompt, []).append(number)
-        parts = [
-            self._model.encode_query([texts[number] for number in numbers], prompt=prompt, **self._options)
-            for prompt, numbers in by_prompt.items()
-        ]
-        order = np.argsort([number for numbers in by_prompt.values() for number in numbers])
-        self._save(np.concatenate(parts)[order], file)
+        self.encoder.encode(texts, prompt=instructions, role="query", normalize=self.normalize, output_file=file)
 
     def write_documents(self, texts: Sequence[str], instruction: str, file: Path) -> None:
-        prompt = {} if self._document_prompt is None else {"prompt": self._document_prompt}
-        self._save(self._model.encode_document(list(texts), **prompt, **self._options), file)
+        self.encoder.encode(texts, prompt=instruction, role="document", normalize=self.normalize, output_file=file)
 
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"normalize_embeddings": self._normalize, "show_progress_bar": False, "convert_to_numpy": True}
 
-    @staticmethod
-    def _save(vectors: np.ndarray, file: Path) -> None:
-        with whole_file(file) as temporary, open(temporary, "wb") as content:
-            np.save(content, np.asarray(vectors, dtype=np.float32))
+@dataclass(frozen=True)
+class _WithPrompts:
+    """What puts a prompt before a text; without a given one, its own."""
+
+    encoder: AnyEncoder
+    normalize: bool | None
+    query_prompt: str | None
+    document_prompt: str | None
+
+    def write_queries(self, texts: Sequence[str], instructions: Sequence[str], file: Path) -> None:
+        given = self.query_prompt
+        prompts = None if given is None else [given.replace("{instruction}", each) for each in instructions]
+        self.encoder.encode(texts, prompt=prompts, role="query", normalize=self.normalize, output_file=file)
+
+    def write_documents(self, texts: Sequence[str], instruction: str, file: Path) -> None:
+        self.encoder.encode(
+            texts, prompt=self.document_prompt, role="document", normalize=self.normalize, output_file=file
+        )
 
 
 class CrossEncoderScores:
     """Raw scores (logits) of pairs, over which distillation takes a softmax."""
 
     def __init__(self, model: str, device: str | None) -> None:
-        self._model = _load("CrossEncoder", "cross_encoder", model, device)
+        self._model = _load_cross_encoder(model, device)
         if self._model.num_labels != 1:
             raise ValueError(
                 f"`cross_encoder`: {model} gives {self._model.num_labels} numbers for a pair; mining needs one, the "
@@ -127,16 +117,16 @@ class CrossEncoderScores:
         return np.asarray(scores, dtype=np.float32)
 
 
-def _load(kind: str, option: str, model: str, device: str | None) -> Any:
+def _load_cross_encoder(model: str, device: str | None) -> Any:
     try:
-        package = importlib.import_module("sentence_transformers")
+        from sentence_transformers import CrossEncoder
     except ImportError as error:
         raise ValueError(
-            f"`{option}: {model}` is no checkpoint of this package, so sentence-transformers must load it, which is "
-            "not installed: pip install 'llamafactory-embed[eval]'."
+            f"`cross_encoder: {model}` is loaded by sentence-transformers, which is not installed: pip install "
+            "'llamafactory-embed[eval]'."
         ) from error
     try:
-        return getattr(package, kind)(model, device=device)
+        return CrossEncoder(model, device=device)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"`{option}`: {model} cannot be loaded as a {kind}: {reason}") from error
+        raise ValueError(f"`cross_encoder`: {model} cannot be loaded as a CrossEncoder: {reason}") from error

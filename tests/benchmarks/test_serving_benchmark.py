@@ -29,3 +29,20 @@ def test_queries_are_different_and_short() -> None:
     queries = serving.short_queries(50)
     assert len(set(queries)) > 45
     assert max(len(query.split()) for query in queries) == 12
+
+
+def test_every_model_and_number_of_clients_has_its_ratio() -> None:
+    """Of runs whose second variant answers twice as often, in half the time."""
+    settings = serving.Settings(clients=(1, 8))
+    numbers = {"requests_per_second": 10.0, "p50_ms": 4.0, "p99_ms": 8.0, "requests_per_forward": 1.0}
+    runs = [
+        {"case": model, "variant": variant, "repeat": 0}
+        | {f"{name}_{n}": value * (factor if name == "requests_per_second" else 1 / factor)
+           for name, value in numbers.items() for n in settings.clients}
+        for model in settings.models
+        for variant, factor in ((serving.ALONE, 1), (serving.BATCHED, 2))
+    ]  # fmt: skip
+    result = serving.summarize(settings, runs)
+    assert [figure.value for figure in result.figures] == [2.0, 2.0, 0.5] * 3
+    assert [figure.reached for figure in result.figures] == [True, False, True] * 3
+    assert result.table[2][1:] == [serving.BATCHED, "20", "20", "2", "4", "0.5"]

@@ -10,11 +10,15 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, PythonBackend
 
+from llamafactory_embed.data import tokenization
+from llamafactory_embed.data.embedding_tokenizer import EmbeddingTokenizer
 from llamafactory_embed.data.prompts import TEMPLATES, PromptedText, parse_template, prompt_texts
 from llamafactory_embed.data.tokenization import (
     find_special_tokens,
     tokenize_texts,
 )
+from llamafactory_embed.hparams.embedding import EmbeddingOptions
+from llamafactory_embed.model.embedding_config import EmbeddingConfig
 from tests import tiny_models
 from tests.tiny_models import tiny_tokenizer
 
@@ -182,6 +186,15 @@ def test_an_empty_text_gets_a_token() -> None:
     (row,) = tokenize_texts(with_special_tokens("$A"), [PromptedText("", "")], max_length=4, skip_instruction=True)
     assert row.token_ids == [1]
     assert tokenize_texts(tiny_tokenizer(), [], max_length=4) == []
+
+
+def test_special_tokens_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there are none: that is an answer, too."""
+    options = EmbeddingOptions(query_template="e5")
+    made = EmbeddingTokenizer(with_special_tokens("$A"), EmbeddingConfig.from_options(options, cutoff_len=32))
+    first = made.queries(["a text"], "Find it")
+    monkeypatch.setattr(tokenization, "find_special_tokens", lambda *_: pytest.fail("they were looked for again"))
+    assert made.queries(["a text"], "Find it") == first
 
 
 def test_impossible_lengths_and_tokenizers_are_refused() -> None:

@@ -115,15 +115,60 @@ def test_the_ranges_of_a_calibration_are_those_of_sentence_transformers(encoder:
         np.testing.assert_array_equal(encoder.encode(TEXTS, dimensions=size, precision="int8"), expected)
 
 
-def test_a_table_holds_texts_and_vectors(encode_cli: Encode, encoder: Encoder, tmp_path: Path) -> None:
-    output = tmp_path / "vectors.parquet"
-    words = ("--input", write_texts(tmp_path / "texts.txt"), "--output", output, "--precision", "int8")
-    assert encode_cli(*words)[0] == 0
+ROWS = [
+    {
+        "id": f"row-{number}",
+        "text": text,
+        "year": 1900 + number if number % 2 else None,
+        "tags": ["a", "b"][: number % 3],
+        "source": {"page": number},
+        "score": number if number < 20 else number + 0.5,  # a window of whole numbers, then another
+        "mixed": number if number < 40 else "forty",
+        "large": 2**60 + number if number < 40 else 0.5,  # no float holds it
+        "nothing": {},
+        "half": "\ud83d",
+        **({"late": True} if number == 49 else {}),
+    }
+    for number, text in enumerate(TEXTS)
+]
+KEPT_AS_JSON = ("mixed", "large", "nothing", "half")
+
+
+def test_a_table_holds_the_rows_of_the_input_and_their_vectors(
+    encode_cli: Encode, encoder: Encoder, tmp_path: Path
+) -> None:
+    texts, output = tmp_path / "texts.jsonl", tmp_path / "vectors.parquet"
+    texts.write_text("".join(json.dumps({**row, "vector": "old"}) + "\n" for row in ROWS), encoding="utf-8")
+    code, said = encode_cli("--input", texts, "--output", output, "--precision", "int8")
+    assert code == 0, said
+    assert "`vector` is the new one" in said
+    assert "kept as JSON: `mixed`, `large`, `nothing`, `half`" in said
     table = pyarrow.parquet.read_table(output)
-    assert table["text"].to_pylist() == TEXTS
+    assert table.column_names == [*ROWS[-1], "vector"]
+    for name in ROWS[-1]:
+        found = [json.loads(value) if name in KEPT_AS_JSON else value for value in table[name].to_pylist()]
+        assert found == [row.get(name) for row in ROWS], name
     windows = [encoder.encode(TEXTS[n : n + 7], precision="int8") for n in range(0, 50, 7)]
     np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.int8), np.concatenate(windows))
-    assert {path.name for path in tmp_path.iterdir()} == {"texts.txt", "vectors.parquet"}
+    assert {path.name for path in tmp_path.iterdir()} == {"texts.jsonl", "vectors.parquet"}
+
+
+def test_a_table_of_a_table_keeps_its_types_and_of_lines_their_texts(encode_cli: Encode, tmp_path: Path) -> None:
+    days = pyarrow.array(range(52), pyarrow.date32())
+    numbers = pyarrow.array(range(52), pyarrow.int16())
+    kinds = pyarrow.array(["a", "b"] * 26).dictionary_encode()
+    whole = pyarrow.table({"number": numbers, "question": ["", *TEXTS, " "], "day": days, "text": kinds})
+    pyarrow.parquet.write_table(whole, tmp_path / "texts.parquet")
+    words = ("--input", tmp_path / "texts.parquet", "--column", "question", "--skip-bad-rows")
+    assert encode_cli(*words, "--output", tmp_path / "v.parquet")[0] == 0
+    table = pyarrow.parquet.read_table(tmp_path / "v.parquet").drop_columns("vector")
+    assert table.schema.types == whole.schema.types
+    assert table.to_pylist() == whole.to_pylist()[1:-1]  # rows that were left out have no vector
+
+    for kind, expected in (("txt", {}), ("csv", {"id": "49"})):
+        assert encode_cli("--input", write_as(kind, tmp_path), "--output", tmp_path / f"{kind}.parquet")[0] == 0
+        row = pyarrow.parquet.read_table(tmp_path / f"{kind}.parquet").drop_columns("vector").to_pylist()[-1]
+        assert row == {**expected, "text": TEXTS[-1]}
 
 
 KILLED = """
@@ -147,7 +192,8 @@ main(sys.argv[1:])
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
     encode_cli: Encode, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts, output = write_texts(tmp_path / "texts.txt"), tmp_path / "killed.npy"
+    texts, output = tmp_path / "texts.jsonl", tmp_path / "killed.parquet"
+    texts.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     words = ["encode", str(checkpoint), "--input", str(texts), "--output", str(output)]
     done = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, timeout=PATIENCE)
     assert done.returncode == -9, done.stderr.decode()
@@ -175,9 +221,14 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
     assert code == 0, said
     assert "Continuing after 21 of 50" in said
     assert embedded == TEXTS[21:]
+    assert encode_cli("--input", texts, "--output", tmp_path / "whole.parquet")[0] == 0
+    assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    table = pyarrow.parquet.read_table(output)
+    assert table["id"].to_pylist() == [row["id"] for row in ROWS]
     assert encode_cli("--input", texts, "--output", tmp_path / "whole.npy")[0] == 0
-    assert output.read_bytes() == (tmp_path / "whole.npy").read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"texts.txt", "other.txt", "killed.npy", "whole.npy"}
+    np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), np.load(tmp_path / "whole.npy"))
+    names = {"texts.jsonl", "other.txt", "killed.parquet", "whole.parquet", "whole.npy"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_what_other_settings_left_is_replaced_when_allowed(

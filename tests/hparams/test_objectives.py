@@ -73,6 +73,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"mixed_negatives": 1}, "`mixed_negatives` mixes two hard negatives .* at least 2"),
     ({"hardness_strength": 5.0, "num_negatives": 0}, "`hardness_strength` .* `hardness_of: in_batch_negatives`"),
     ({"contrastive_loss": "vector_distillation", "vector_weight": 1.0}, "`vector_weight` adds"),
+    ({"vector_distance": "similarities", "teacher_projection": True}, "compares vectors of any sizes"),
     ({"contrastive_loss": "vector_distillation", "matryoshka_dims": [8]}, "`vector_distillation` compares whole"),
     ({"matryoshka_weights": [1.0]}, "name the sizes"),
     ({"matryoshka_dims": [8, 4], "matryoshka_weights": [1.0]}, "has 1 numbers for 2 `matryoshka_dims`"),

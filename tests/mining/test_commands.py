@@ -102,7 +102,7 @@ def mining_sentences() -> list[tuple[dict[str, Any], str]]:
         ({"index": "hnsw", "index_device": "gpu"}, r"`index_device: gpu`: FAISS has no hnsw index for GPUs"),
         ({"index": "ivf", "precision": "int8"}, r"`precision: int8` is for `index: flat`; ivf holds whole vectors"),
         ({"index_device": "gpu", "precision": "binary"}, r"`precision: binary` is searched on the CPU"),
-        ({"model": "nowhere"}, r"`model`: nowhere cannot be loaded as a SentenceTransformer: "),
+        ({"model": "nowhere"}, r"nowhere is no folder, and the hub does not give it: "),
         ({"query_prompt": "Q: "}, r"`query_prompt` is for sentence-transformers models; \S+ has its own templates"),
         ({"cross_encoder": "nowhere"}, r"`cross_encoder`: nowhere cannot be loaded as a CrossEncoder: "),
         ({"data": "beir"}, r"`split`: `\S+beir` has no judgements for `train`; it has test"),
@@ -146,7 +146,7 @@ def test_a_missing_package_is_named(
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "sentence_transformers", None)
         assert main([*words, "--cross-encoder", "some/model"]) == 1
-    assert "sentence-transformers must load it, which is not installed" in capsys.readouterr().err
+    assert "is loaded by sentence-transformers, which is not installed" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
         assert main([*words, "--ray-workers", "2"]) == 1

@@ -126,8 +126,8 @@ class EmbeddingServer:
         self._check_key(request)
         body = await self._read_body(request)
         with self.waiting.place():
-            asked = await self._in(self._tokenizing, self.reader.read, body)
-            ticket = Ticket(await self._tokenize(asked, request))
+            asked, texts = await self._in(self._tokenizing, self._read, body)
+            ticket = Ticket(texts + await self._tokenize_more(asked, len(texts), request))
             self.waiting.add(ticket)
             try:
                 vectors = await self._wait(ticket, asked, request)
@@ -169,11 +169,16 @@ class EmbeddingServer:
             self._bytes_arriving -= size
         return b"".join(parts)
 
-    async def _tokenize(self, asked: EmbeddingRequest, request: Request) -> list[TokenizedText]:
-        """Some texts at a time: who sends thousands lets others in between."""
+    def _read(self, body: bytes) -> tuple[EmbeddingRequest, list[TokenizedText]]:
+        """A body and its first texts at once: the way from thread to thread costs as much as a short text."""
+        asked = self.reader.read(body)
+        return asked, self.reader.tokenize(asked, 0, TEXTS_AT_ONCE)
+
+    async def _tokenize_more(self, asked: EmbeddingRequest, done: int, request: Request) -> list[TokenizedText]:
+        """The other texts, some at a time: who sends thousands lets others in between."""
         texts: list[TokenizedText] = []
-        for start in range(0, len(asked.inputs), TEXTS_AT_ONCE):
-            if start and await request.is_disconnected():
+        for start in range(done, len(asked.inputs), TEXTS_AT_ONCE):
+            if await request.is_disconnected():
                 raise ClientDisconnect
             texts += await self._in(self._tokenizing, self.reader.tokenize, asked, start, start + TEXTS_AT_ONCE)
         return texts
@@ -194,7 +199,10 @@ class EmbeddingServer:
         finally:
             done.cancel()
             gone.cancel()
-        return self.encoder.finish(embeddings, asked.dimensions).numpy()
+        vectors = self.encoder.finish(embeddings, asked.dimensions).numpy()
+        if not np.isfinite(vectors).all():  # JSON has no word for them
+            raise RequestError("The model failed: its embedding holds nan or inf.", 500, "model_failed")
+        return vectors
 
     async def _in(self, thread: ThreadPoolExecutor, function: Callable[..., Value], *arguments: Any) -> Value:
         return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)

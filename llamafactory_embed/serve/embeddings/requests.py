@@ -209,4 +209,5 @@ def _write_vectors(vectors: np.ndarray, encoding: str) -> Iterator[str]:
         if encoding == "base64":
             yield f'"{base64.b64encode(vector.astype("<f4").tobytes()).decode()}"'
         else:
-            yield json.dumps(vector.tolist())
+            # Nine digits are what a float32 holds; Python would write, and search for, seventeen.
+            yield f"[{', '.join(['%.9g'] * len(vector)) % tuple(vector.tolist())}]"

@@ -336,6 +336,16 @@ def test_a_forward_that_fails_takes_only_its_own_requests_along(
     assert "A forward of 5 texts failed" in caplog.text
 
 
+def test_vectors_that_are_no_numbers_are_an_error(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = make_server(encoder)
+    right = server.encoder.encode_tokens
+    monkeypatch.setattr(server.encoder, "encode_tokens", lambda texts: right(texts) * float("nan"))
+    with TestClient(server.make_app()) as client:
+        answer = client.post("/v1/embeddings", json={"input": TEXTS})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == "The model failed: its embedding holds nan or inf."
+
+
 # ---------------------------------------------------- clients ----------------------------------------------------
 
 

@@ -26,16 +26,29 @@ def taught_texts(rows: EmbeddedRows) -> Tensor:
 
 
 def vector_distances(texts: Tensor, vectors: Tensor, distance: str) -> Tensor:
-    """1 - cosine, or the mean square over the numbers of a vector, of texts and vectors [B, T, d] → [B, T]."""
+    """1 - cosine, or the mean square over the numbers of a vector, of texts and vectors [B, T, d], or how far their
+    similarities lie apart → [B, T]."""
+    if distance == "similarities":
+        return similarity_differences(texts.flatten(0, 1), vectors.flatten(0, 1)).unflatten(0, texts.shape[:2])
     if texts.shape[-1] != vectors.shape[-1]:
         raise ValueError(
             f"The teacher's vectors have {vectors.shape[-1]} numbers and embeddings {texts.shape[-1]}: set "
-            "`teacher_projection: true`."
+            "`teacher_projection: true`, or `vector_distance: similarities`."
         )
     vectors = vectors.to(texts.dtype)
     if distance == "mse":
         return (texts - vectors).square().mean(dim=-1)
     return 1 - F.cosine_similarity(texts, vectors, dim=-1)
+
+
+def similarity_differences(texts: Tensor, vectors: Tensor) -> Tensor:
+    """The mean squared difference between a text's cosines with the other texts of all ranks, and those of a teacher's
+    vectors: [N, d] and [N, d'] → [N]. What is taught is who is near to whom, so that sizes may differ."""
+    own, taught = (for_similarity(each, "cosine") for each in (texts, vectors.to(texts.dtype)))
+    everyone, everyone_taught = (for_similarity(gather(each), "cosine") for each in (texts, vectors.to(texts.dtype)))
+    with torch.autocast(device_type=own.device.type, enabled=False):
+        squares = (own @ everyone.T - taught @ everyone_taught.T).square()  # [N, P]; 0 with itself
+    return squares.sum(dim=1) / max(squares.shape[1] - 1, 1)
 
 
 def spread_out(rows: EmbeddedRows) -> Tensor:

@@ -18,11 +18,13 @@ from torch import Tensor
 from llamafactory_embed.hparams.contrastive import LOSSES, ContrastiveOptions, LossFacts
 from llamafactory_embed.train.embed.losses import FUNCTIONS
 from llamafactory_embed.train.embed.losses import rows as rows_module
+from llamafactory_embed.train.embed.losses import vectors as vectors_module
 from llamafactory_embed.train.embed.losses.distillation import kl_distillation, margin_distillation
 from llamafactory_embed.train.embed.losses.info_nce import contrast, info_nce
 from llamafactory_embed.train.embed.losses.own_passages import own_passages, repllama
 from llamafactory_embed.train.embed.losses.ranking import angle, angle_similarity, cosent
 from llamafactory_embed.train.embed.losses.rows import EmbeddedRows
+from llamafactory_embed.train.embed.losses.vectors import vector_distances
 from tests.embedders import make_rows
 
 
@@ -409,3 +411,22 @@ def test_gradients(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     inputs = [tensor.requires_grad_() for tensor in batch(rows=3)]
     assert torch.autograd.gradcheck(loss, inputs)
     assert loss(*inputs).requires_grad
+
+
+def test_a_teacher_of_another_size_teaches_who_is_near_to_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the definition, for the texts of all ranks; and nothing is to be learnt from oneself, turned and scaled."""
+    texts, vectors = random(4, 2, SIZE), random(4, 2, 3, seed=1)
+    found = vector_distances(texts, vectors, "similarities")
+    pairs = list(zip(texts.flatten(0, 1), vectors.flatten(0, 1), strict=True))
+    expected = [
+        sum((F.cosine_similarity(a, c, dim=0) - F.cosine_similarity(b, d, dim=0)) ** 2 for c, d in pairs) / 7
+        for a, b in pairs
+    ]
+    torch.testing.assert_close(found, torch.stack(expected).view(4, 2))
+
+    turned = 3 * vectors @ torch.linalg.qr(random(SIZE, 3, seed=2))[0].T
+    torch.testing.assert_close(vector_distances(turned, vectors, "similarities"), torch.zeros(4, 2).double())
+
+    everyone = {SIZE: texts.flatten(0, 1), 3: vectors.flatten(0, 1)}  # the first of two ranks sees the other's texts
+    monkeypatch.setattr(vectors_module, "gather", lambda own: everyone[own.shape[-1]])
+    torch.testing.assert_close(vector_distances(texts[:2], vectors[:2], "similarities"), found[:2])
