@@ -21,16 +21,18 @@ def main() -> int:
     parser.add_argument("--fail-every", type=int, default=1, help="a full disk from every N-th call on")
     arguments = parser.parse_args()
 
+    from tqdm import tqdm
+
     from .jobs import make_jobs
     from .sweep import sweep
+
+    tqdm.monitor_interval = 0  # no thread that looks at progress bars
 
     is_sound = True
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log.txt")
         print("| work | fault points | gone on from | disk full | lost | seconds |\n|---|---|---|---|---|---|")
-        for job in make_jobs(Path(folder)):
-            if arguments.jobs and job.name not in arguments.jobs:
-                continue
+        for job in make_jobs(Path(folder), arguments.jobs):
             started = time.monotonic()
             swept = sweep(job, log, arguments.resume_every, arguments.fail_every)
             seconds = time.monotonic() - started
