@@ -9,7 +9,7 @@ from .embedding import EmbeddingOptions, check_mask_pooling
 from .loss_terms import CandidateOptions, TermOptions, check_matryoshka_weights, refuse_contradictory_terms
 from .option import option
 from .relevance import ON
-from .run import RunOptions
+from .run import RunOptions, TokenBudgetOptions
 
 
 @dataclass
@@ -97,7 +97,13 @@ LOSSES: dict[str, LossFacts] = {
 
 @dataclass
 class ContrastiveOptions(
-    RunOptions, ComparisonOptions, RetrievalDataOptions, CandidateOptions, TermOptions, EmbeddingOptions
+    RunOptions,
+    TokenBudgetOptions,
+    ComparisonOptions,
+    RetrievalDataOptions,
+    CandidateOptions,
+    TermOptions,
+    EmbeddingOptions,
 ):
     """Loss and negatives."""
 

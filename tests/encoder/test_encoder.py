@@ -200,7 +200,6 @@ def test_processes_encode_as_one(checkpoint: Path, tmp_path: Path, monkeypatch: 
         np.testing.assert_allclose(encoder.encode(PROSE, devices=two), encoder.encode(PROSE), atol=1e-5)
         assert not any(process.is_alive() for process in processes)  # others have taken their place
 
-        monkeypatch.setattr(encoder_pool, "PATIENCE", 0.2)
         monkeypatch.setattr(encoder_pool, "CHUNK", 3)
         pool = encoder._pool
         assert pool is not None
