@@ -76,12 +76,13 @@ class SmallMemory:
 
 
 @pytest.mark.parametrize(
-    ("stage", "small", "more"),
-    [("contrastive", 60, contrastive_runs.OBJECTIVES), ("mntp", 60, {}), ("ddm", 100, {"block_size": 12})],
+    ("stage", "small", "after", "more"),
+    [("contrastive", 60, 5, contrastive_runs.OBJECTIVES), ("mntp", 60, 2, {}), ("ddm", 100, 2, {"block_size": 12})],
 )
 def test_a_step_runs_again_as_in_a_run_that_began_with_less(
     stage: str,
     small: int,
+    after: int,
     more: dict[str, Any],
     train: Train,
     monkeypatch: pytest.MonkeyPatch,
@@ -90,7 +91,7 @@ def test_a_step_runs_again_as_in_a_run_that_began_with_less(
     """The memory runs out in the second micro-batch of a step, in the middle of it."""
     began = train(stage, max_tokens_per_batch=small, **more)
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
-        memory = SmallMemory(patched, tokens=small + 15, after=5)
+        memory = SmallMemory(patched, tokens=small + 15, after=after)
         halved = train(stage, max_tokens_per_batch=2 * small, **more)
     assert memory.refused == 1
     said = [record.message for record in caplog.records if "Memory ran out" in record.message]
