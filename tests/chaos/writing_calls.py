@@ -75,7 +75,7 @@ STOP = -int(signal.SIGKILL)
 def trace(work: Callable[[], object], folder: Path, decide: Callable[[WritingCall], Decision]) -> int:
     """Run `work` in a fork and ask `decide` before every call that changes something below `folder`. Returned is the
     exit code: 0, 1 after an exception, or the negative number of the signal that ended it."""
-    _require_one_thread()
+    require_one_thread()
     child = os.fork()
     if child == 0:
         _run_in_child(work)
@@ -107,7 +107,8 @@ def count_calls(work: Callable[[], object], folder: Path) -> list[WritingCall]:
     return calls
 
 
-def _require_one_thread() -> None:
+def require_one_thread() -> None:
+    """Refuse to fork where a fork could hang."""
     names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     others = [name for name in names if name not in HARMLESS_THREADS][1:]
     if others:
