@@ -137,8 +137,9 @@ def test_the_second_signal_ends_at_once() -> None:
 def test_a_killed_process_that_reads_data_is_named(train: Train, whole: RunResult, tmp_path: Path) -> None:
     def kill(model: Any) -> None:
         for process in multiprocessing.active_children():
-            os.kill(process.pid or 0, signal.SIGKILL)
-            process.join()
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # torch wants to see it dead itself
 
     options = {"dataloader_num_workers": 1, "save_strategy": "steps", "save_steps": 1}
     sentence = (
