@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -19,6 +20,12 @@ class Command(NamedTuple):
     module: str
     help: str
 
+
+# Of disks, not of programs.
+DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG,
+    errno.ENOENT,
+)  # fmt: skip
 
 # One line a command. The module is imported only when its command is called.
 COMMANDS = {
@@ -60,6 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        sentence = (
+            f"{error.filename or 'A file'} could not be read or written ({error.strerror}): make room, get access or "
+            "name another folder; what was whole before still is."
+        )
     except KeyboardInterrupt:
         return 130
     print(f"llamafactory-embed: {sentence}", file=sys.stderr)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import threading
 import time
 import traceback
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.queues import Queue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 CHUNK = 1024  # most texts given to a process at a time
 CHUNKS_AHEAD = 2  # chunks waiting for each process, so that it need not wait for the next
-PATIENCE = 5.0  # seconds without a result before we check that the processes are alive
 FAREWELL = 2.0  # seconds that the processes have to end by themselves
 
 
@@ -62,22 +60,25 @@ class EncoderPool:
         self.devices = tuple(devices)
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self._chunks: Any = context.Queue()
-        self._results: Any = context.Queue()
+        # One for each process: the end of a process is the end of its results, also in the middle of one.
+        pipes = [context.Pipe(duplex=False) for _ in devices]
+        self._results: list[Connection] = [reader for reader, _ in pipes]
         sharing_cpu = sum(torch.device(device).type == "cpu" for device in devices)
         threads = max(1, (os.cpu_count() or 1) // max(1, sharing_cpu))
         self._processes = [
             context.Process(
                 target=_work,
-                args=(encoder_arguments, device, threads, self._chunks, self._results),
+                args=(encoder_arguments, device, threads, self._chunks, writer),
                 daemon=True,
                 name=f"encoder on {device}",
             )
-            for device in devices
+            for device, (_, writer) in zip(devices, pipes, strict=True)
         ]
         self._call = 0
         self.close = weakref.finalize(self, _stop, self._processes, self._chunks)
-        for process in self._processes:
+        for process, (_, writer) in zip(self._processes, pipes, strict=True):
             process.start()
+            writer.close()
 
     @property
     def is_alive(self) -> bool:
@@ -113,17 +114,17 @@ class EncoderPool:
         return 0
 
     def _next_result(self) -> Embedded:
-        while True:
-            try:
-                return self._results.get(timeout=PATIENCE)
-            except queue.Empty:
-                for process in self._processes:
-                    if not process.is_alive():
-                        self.close()
-                        raise RuntimeError(
-                            f"The process of the {process.name} ended with code {process.exitcode}: it may have run "
-                            "out of memory, or the script that called `encode` lacks an `if __name__ == '__main__':`."
-                        ) from None
+        ready = cast(Connection, wait(self._results)[0])
+        try:
+            return ready.recv()
+        except (EOFError, OSError):
+            ended = self._processes[self._results.index(ready)]
+            ended.join(FAREWELL)
+            self.close()
+            raise RuntimeError(
+                f"The process of the {ended.name} ended with code {ended.exitcode}: it may have run out of memory, or "
+                "the script that called `encode` lacks an `if __name__ == '__main__':`."
+            ) from None
 
 
 def _stop(processes: Sequence[Any], chunks: Queue[Any]) -> None:
@@ -139,7 +140,7 @@ def _stop(processes: Sequence[Any], chunks: Queue[Any]) -> None:
 
 
 def _work(
-    encoder_arguments: dict[str, Any], device: str, threads: int, chunks: Queue[Any], results: Queue[Any]
+    encoder_arguments: dict[str, Any], device: str, threads: int, chunks: Queue[Any], results: Connection
 ) -> None:
     """A process: load, then embed chunk after chunk."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -149,9 +150,9 @@ def _work(
         try:
             if encoder is None:
                 encoder = _load(encoder_arguments, device)
-            results.put(Embedded(chunk.call, chunk.start, _embed(encoder, chunk)))
+            results.send(Embedded(chunk.call, chunk.start, _embed(encoder, chunk)))
         except Exception:
-            results.put(Embedded(chunk.call, chunk.start, None, traceback.format_exc()))
+            results.send(Embedded(chunk.call, chunk.start, None, traceback.format_exc()))
 
 
 def _end_with_parent() -> None:

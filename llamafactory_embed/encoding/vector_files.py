@@ -54,7 +54,11 @@ class UnfinishedVectors:
         allows it."""
         if not (self.progress.is_file() and self.path.is_file()):
             return 0
-        left = json.loads(self.progress.read_text(encoding="utf-8"))
+        try:
+            left = json.loads(self.progress.read_text(encoding="utf-8"))
+            left = {"settings": dict(left["settings"]), "rows": int(left["rows"])}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{self.progress} is damaged ({error}): remove it to start anew.") from error
         changed = [
             f"`{name}` was {left['settings'].get(name)}, is {self._settings.get(name)}"
             for name in sorted({*left["settings"], *self._settings})
@@ -74,12 +78,24 @@ class UnfinishedVectors:
         if not self.rows:
             write_npy_header(self._file, shape, dtype)
         else:
-            np.lib.format.read_magic(self._file)
-            np.lib.format.read_array_header_1_0(self._file)
+            self._require_whole(shape, dtype)
         self.first_byte = self._file.tell()
         self._file.truncate(self.first_byte + self.rows * shape[1] * dtype.itemsize)
         self._file.seek(0, os.SEEK_END)
         self._save()
+
+    def _require_whole(self, shape: tuple[int, int], dtype: np.dtype) -> None:
+        """Read the header, and see that all rows that were counted are there: others would be continued as zeros."""
+        try:
+            np.lib.format.read_magic(self._file)
+            found, _, kind = np.lib.format.read_array_header_1_0(self._file)
+            size = os.fstat(self._file.fileno()).st_size
+            is_whole = (found, kind) == (shape, dtype)
+            is_whole &= size >= self._file.tell() + self.rows * shape[1] * dtype.itemsize
+        except (ValueError, EOFError):
+            is_whole = False
+        if not is_whole:
+            raise ValueError(f"{self.path} is damaged, or shorter than {self.progress} says: remove it to start anew.")
 
     def append(self, vectors: np.ndarray) -> None:
         """Write rows and count them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from typing import Any
 
@@ -19,7 +20,16 @@ def apply(launcher: Any) -> None:
     def launch() -> None:
         if sys.argv[1:2] == ["train"] and is_torchrun_without_device():
             os.environ.setdefault("NPROC_PER_NODE", "1")  # the host would ask torchrun for 0 processes
-        host_launch()
+        try:
+            host_launch()
+        except subprocess.CalledProcessError as error:  # torchrun's, which has said all that a traceback could
+            print(
+                "A process of this run has ended with an error or was killed (torchrun ended with "
+                f"{error.returncode}): torchrun names it above, and before that stands what it said. The same recipe "
+                "goes on from the last whole checkpoint.",
+                file=sys.stderr,
+            )
+            sys.exit(error.returncode)
 
     launcher.launch = launch
     launcher.USAGE = extend_usage(usage)

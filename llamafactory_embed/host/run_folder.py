@@ -54,10 +54,16 @@ def alone_in_folder(training_args: TrainingArguments) -> Iterator[None]:
 def _lock(folder: Path) -> int | None:
     """Hold the lock of a folder, as an open file. The system releases it when the process ends, however it ends. None
     where the file system knows no locks."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_NAME
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ValueError(
+                f"`output_dir: {folder}` cannot be written to ({error.strerror}): name another folder, or make room "
+                "or get access there."
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

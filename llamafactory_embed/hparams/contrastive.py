@@ -10,7 +10,7 @@ from .loss_terms import CandidateOptions, TermOptions, check_matryoshka_weights,
 from .multi_vector import MultiVectorOptions, refuse_one_vector_options
 from .option import option
 from .relevance import ON
-from .run import RunOptions
+from .run import RunOptions, TokenBudgetOptions
 
 
 @dataclass
@@ -102,6 +102,7 @@ LOSSES: dict[str, LossFacts] = {
 @dataclass
 class ContrastiveOptions(
     RunOptions,
+    TokenBudgetOptions,
     ComparisonOptions,
     RetrievalDataOptions,
     CandidateOptions,

@@ -7,12 +7,12 @@ from typing import Literal
 
 from .masked_tokens import MaskedTokenOptions
 from .option import option
-from .run import RunOptions
+from .run import RunOptions, TokenBudgetOptions
 from .sampling import SamplingOptions
 
 
 @dataclass
-class DiffusionOptions(RunOptions, SamplingOptions, MaskedTokenOptions):
+class DiffusionOptions(RunOptions, TokenBudgetOptions, SamplingOptions, MaskedTokenOptions):
     """Corruption, attention and loss of a diffusion language model."""
 
     checkpoint_dir: str | None = option(

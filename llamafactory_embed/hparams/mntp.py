@@ -7,11 +7,11 @@ from typing import Literal
 
 from .masked_tokens import DocumentOptions, MaskedTokenOptions
 from .option import option
-from .run import RunOptions
+from .run import RunOptions, TokenBudgetOptions
 
 
 @dataclass
-class MntpOptions(RunOptions, DocumentOptions, MaskedTokenOptions):
+class MntpOptions(RunOptions, TokenBudgetOptions, DocumentOptions, MaskedTokenOptions):
     """What is hidden, and how."""
 
     mlm_probability: float = option(0.2, "Share of tokens to hide and predict; LLM2Vec uses 0.2, and 0.8 for Mistral.")

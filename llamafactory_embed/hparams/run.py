@@ -74,3 +74,16 @@ class RunOptions:
         also = getattr(super(), "__post_init__", None)  # of the options that a stage has besides
         if also is not None:
             also()
+
+
+@dataclass
+class TokenBudgetOptions:
+    """Memory that runs out in a step, for stages whose steps can run again."""
+
+    auto_token_budget: bool = option(
+        False,
+        "Run a step forward by forward, each of at most `max_tokens_per_batch` tokens and with a backward of its own; "
+        "when memory runs out, halve the tokens and run the step again.",
+        label="Halve forwards when memory runs out",
+        group="Memory and length of the run",
+    )

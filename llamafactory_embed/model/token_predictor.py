@@ -90,6 +90,20 @@ def pack_corrupted_texts(
     return [_pack(texts, row, allowed) for row in fill_rows(texts, order, max_tokens)]
 
 
+def pack_again(batches: Sequence[TokenBatch], max_tokens: int) -> list[TokenBatch]:
+    """The rows that `pack_corrupted_texts` makes of the same texts for `max_tokens`. The first row has the longest
+    text, and with it the whole of who may attend to whom."""
+    texts = []
+    for batch in batches:
+        lengths, packed, count = list(batch.packed.lengths), batch.packed, len(batch.packed.lengths)
+        parts = [
+            [None] * count if tensor is None else tensor.split(lengths)
+            for tensor in (packed.token_ids, batch.labels, batch.weights, packed.position_ids)
+        ]
+        texts += [CorruptedText(*fields) for fields in zip(*parts, strict=True)]  # type: ignore[arg-type]
+    return pack_corrupted_texts(texts, max_tokens, batches[0].allowed)
+
+
 def _pack(texts: Sequence[CorruptedText], indices: Sequence[int], allowed: Tensor | None) -> TokenBatch:
     row = [texts[index] for index in indices]
     longest = len(row[0])

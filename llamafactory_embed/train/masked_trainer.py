@@ -19,7 +19,7 @@ from ..model.mask_token import (
     load_mask_embedding,
     save_mask_embedding,
 )
-from ..model.token_predictor import TokenBatch, TokenPredictor
+from ..model.token_predictor import TokenBatch, TokenPredictor, pack_again
 from .trainer import WrappedModelTrainer
 
 
@@ -67,6 +67,29 @@ class TokenTrainer(WrappedModelTrainer):
         total = model(self._equal_forwards(self.prepare_batches(inputs))).loss
         loss = self.part_of_step_loss(total, inputs["loss_count"], num_items_in_batch)
         return (loss, {}) if return_outputs else loss
+
+    def step_in_forwards(
+        self, model: nn.Module, inputs: dict[str, Any], count_of_step: Tensor | None, max_tokens: int
+    ) -> Tensor:
+        """The parts of a sum, each with its own backward."""
+        assert self.token_budget is not None
+        loss = torch.zeros((), device=self.args.device)
+        with self.token_budget.agreement():
+            for batch in pack_again(self.prepare_batches(inputs), max_tokens):
+                with self.compute_loss_context_manager():
+                    part = self.part_of_step_loss(model([batch]).loss, inputs["loss_count"], count_of_step)
+                self.accelerator.backward(part)
+                loss += part.detach()
+        return loss
+
+    def text_lengths(self, inputs: dict[str, Any]) -> Sequence[int]:
+        return [length for batch in inputs["batches"] for length in batch.packed.lengths]
+
+    def memory_advice(self) -> str:
+        """Losses are summed, so that smaller micro-batches train the same."""
+        smaller = super().memory_advice()
+        can_run_again = self.token_budget is None and not self.is_in_lockstep
+        return f"set `auto_token_budget: true`; or {smaller}" if can_run_again else smaller
 
     def loss_count(self, inputs: dict[str, Any]) -> Tensor:
         return inputs["loss_count"]

@@ -89,19 +89,26 @@ class WholeCheckpointTrainer(CustomTrainer):
             super().save_model(output_dir, _internal_call)
             return
         unfinished = run / UNFINISHED_NAME / "model"
-        super().save_model(str(unfinished), _internal_call=True)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save and unfinished.is_dir():
-            for path in sorted(unfinished.iterdir(), key=lambda each: each.stat().st_mtime_ns):
-                if path.is_dir():
-                    put_in_place(path, run / path.name)
-                else:
-                    sync(path)
-                    os.replace(path, run / path.name)
-            shutil.rmtree(unfinished.parent, ignore_errors=True)
+        try:
+            super().save_model(str(unfinished), _internal_call=True)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save and unfinished.is_dir():
+                self._put_model_in_place(unfinished, run)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(self._describe_failure(run / "the model of the run", error)) from error
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    @staticmethod
+    def _put_model_in_place(unfinished: Path, run: Path) -> None:
+        for path in sorted(unfinished.iterdir(), key=lambda each: each.stat().st_mtime_ns):
+            if path.is_dir():
+                put_in_place(path, run / path.name)
+            else:
+                sync(path)
+                os.replace(path, run / path.name)
+        shutil.rmtree(unfinished.parent, ignore_errors=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._is_writing:  # it is pushed from the place where it stays

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -17,7 +17,7 @@ import yaml
 from accelerate.utils import DistributedType
 from llamafactory.train.callbacks import PissaConvertCallback
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -30,6 +30,7 @@ from ..model.around_decoder import AroundDecoder
 from .bad_steps import NamesRows
 from .evaluation_log import EvaluationLog
 from .saving import WholeCheckpointTrainer
+from .token_budget import TokenBudget
 
 
 RECIPE_NAME = "recipe.yaml"
@@ -108,6 +109,7 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
         self.batches = batches
         self.recipe = recipe
         self.batches_of_step: list[dict[str, Any]] = []
+        self.token_budget: TokenBudget | None = None
         self._write_card: Callable[[], None] | None = None
         self.add_callback(ResumedEpoch())
         self.add_callback(EvaluationLog())
@@ -134,6 +136,29 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
     def add_forwards(self, forwards: list[Any], count: int) -> list[Any]:
         """The same work in `count` forwards, which are no fewer than those given."""
         raise NotImplementedError(f"{type(self).__name__} cannot run more forwards than it has.")
+
+    @property
+    def remembered(self) -> Sequence[object]:
+        """What a loss changes beside the gradients: `auto_token_budget` puts it back where a step runs again."""
+        return ()
+
+    def text_lengths(self, inputs: dict[str, Any]) -> Sequence[int]:
+        """The tokens of each text of a micro-batch, for stages with `auto_token_budget`."""
+        raise NotImplementedError(f"{type(self).__name__} has no `auto_token_budget`.")
+
+    def step_in_forwards(
+        self, model: nn.Module, inputs: dict[str, Any], count_of_step: Tensor | None, max_tokens: int
+    ) -> Tensor:
+        """Run a micro-batch in forwards of at most so many tokens, and carry the gradient of its loss, which is
+        returned, to the parameters."""
+        raise NotImplementedError(f"{type(self).__name__} has no `auto_token_budget`.")
+
+    def memory_advice(self) -> str:
+        """What to set when memory ran out."""
+        rows, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        if rows == 1:
+            return "lower `cutoff_len`, or set `gradient_checkpointing: true`"
+        return f"set `per_device_train_batch_size: {rows // 2}` and `gradient_accumulation_steps: {2 * steps}`"
 
     # ------------------------------------------------- engines ---------------------------------------------------
 
@@ -170,9 +195,19 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
         # Engines average over ranks; where the count of the whole step is 0, the sum is, too.
         return total * self.accelerator.num_processes / divisor.to(total).clamp(min=1e-6)
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The Trainer's own step, or one that may run again in smaller forwards."""
+        if self.token_budget is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        self.optimizer.train()  # for schedule-free optimizers
+        return self.token_budget.run_micro_batch(model, num_items_in_batch)
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
         """The `loss_count` of a step: of all its micro-batches, on all ranks."""
         self.batches_of_step = batch_samples
+        if self.token_budget is not None:
+            self.token_budget.begin_step()
         if not self.sums_losses or not batch_samples:
             return None
         count = torch.stack([self.loss_count(inputs) for inputs in batch_samples]).sum().to(device)

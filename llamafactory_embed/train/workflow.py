@@ -11,9 +11,11 @@ from transformers import TrainingArguments as HfTrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.document_batches import DocumentBatches, GivenRows, StreamedDocumentBatches
-from ..hparams.run import RunOptions
+from ..hparams.run import RunOptions, TokenBudgetOptions
 from .bad_steps import BadSteps
+from .failures import failures_in_a_sentence
 from .interruption import SaveAtSignal, signals_of
+from .token_budget import token_budget_of
 from .trainer import Batches, WrappedModelTrainer
 
 
@@ -63,12 +65,15 @@ def train_and_save(
         raise ValueError(
             "`bad_loss: skip`: DeepSpeed takes its step by itself; leave it out, or run without DeepSpeed."
         )
+    if isinstance(options, TokenBudgetOptions) and options.auto_token_budget:
+        trainer.token_budget = token_budget_of(trainer)
     trainer.add_callback(BadSteps(trainer, options.bad_loss, options.bad_loss_limit))
     at_signal = SaveAtSignal(signals_of(options.preemption_signal))
     trainer.add_callback(at_signal)
     trainer.data_digests = finetuning_args.data_digests
     try:
-        train_result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        with failures_in_a_sentence(trainer):
+            train_result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     finally:
         at_signal.restore()
     at_signal.exit_if_received(trainer.state)

@@ -1,4 +1,8 @@
-"""`python -m tests.chaos [JOB …]`: every fault point of every job, and a table of them."""
+"""`python -m tests.chaos [JOB …]`: every fault point of every job, and a table of them.
+
+`python -m tests.chaos matrix`: every stage is killed and goes on, in every way of running it.
+`python -m tests.chaos rank`: a rank of torchrun is killed.
+"""
 
 from __future__ import annotations
 
@@ -19,29 +23,47 @@ def main() -> int:
     parser.add_argument("jobs", nargs="*", help="names of jobs; none: all")
     parser.add_argument("--resume-every", type=int, default=1, help="go on from every N-th state that differs")
     parser.add_argument("--fail-every", type=int, default=1, help="a full disk from every N-th call on")
+    parser.add_argument("--stages", nargs="*", default=[], help="of the matrix; none: all")
+    parser.add_argument("--ways", nargs="*", default=[], help="of the matrix; none: all")
     arguments = parser.parse_args()
 
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # no thread that looks at progress bars
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        log = folder / "log.txt"
+        if arguments.jobs == ["matrix"]:
+            from .matrix import run_matrix
+
+            is_sound = run_matrix(folder, log, arguments.stages, arguments.ways)
+        elif arguments.jobs == ["rank"]:
+            from .kills import kill_a_rank
+
+            is_sound = kill_a_rank(folder, log)
+        else:
+            is_sound = sweep_jobs(folder, log, arguments)
+        if not is_sound:
+            Path("chaos.log").write_bytes(log.read_bytes() if log.is_file() else b"")
+    return 0 if is_sound else 1
+
+
+def sweep_jobs(folder: Path, log: Path, arguments: argparse.Namespace) -> bool:
+    """Print a line a job; whether nothing was lost."""
     from .jobs import make_jobs
     from .sweep import sweep
 
     is_sound = True
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "log.txt")
-        print("| work | fault points | gone on from | disk full | lost | seconds |\n|---|---|---|---|---|---|")
-        for job in make_jobs(Path(folder)):
-            if arguments.jobs and job.name not in arguments.jobs:
-                continue
-            started = time.monotonic()
-            swept = sweep(job, log, arguments.resume_every, arguments.fail_every)
-            seconds = time.monotonic() - started
-            counts = (swept.points, swept.resumed, swept.refused, len(swept.losses))
-            print(f"| {job.name} | {' | '.join(map(str, counts))} | {seconds:.0f} |", flush=True)
-            if swept.losses:
-                is_sound = False
-                print("\n".join(f"  {loss}" for loss in swept.losses[:20]), flush=True)
-        if not is_sound:
-            Path("chaos.log").write_bytes(log.read_bytes() if log.is_file() else b"")
-    return 0 if is_sound else 1
+    print("| work | fault points | gone on from | disk full | lost | seconds |\n|---|---|---|---|---|---|")
+    for job in make_jobs(folder, arguments.jobs):
+        started = time.monotonic()
+        swept = sweep(job, log, arguments.resume_every, arguments.fail_every)
+        counts = (swept.points, swept.resumed, swept.refused, len(swept.losses))
+        print(f"| {job.name} | {' | '.join(map(str, counts))} | {time.monotonic() - started:.0f} |", flush=True)
+        if swept.losses:
+            is_sound = False
+            print("\n".join(f"  {loss}" for loss in swept.losses[:20]), flush=True)
+    return is_sound
 
 
 if __name__ == "__main__":

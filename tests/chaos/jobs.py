@@ -3,39 +3,19 @@ in the end."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamafactory.train import tuner
-
-from llamafactory_embed.encoding import encode
-from llamafactory_embed.encoding.options import EncodingOptions
-from llamafactory_embed.evaluation.report import Line, Summary, write_summary
-from llamafactory_embed.export.export import export_checkpoint
-from llamafactory_embed.export.options import ExportOptions
 from llamafactory_embed.loading.whole_checkpoints import newest_whole_checkpoint, numbered_checkpoints
-from llamafactory_embed.merging.merge import merge_checkpoints
-from llamafactory_embed.merging.plan import Merge
-from llamafactory_embed.mining.mine import mine
-from llamafactory_embed.mining.options import MiningOptions
-from llamafactory_embed.train.ddm import workflow as ddm_workflow
-from llamafactory_embed.train.embed.contrastive import workflow as contrastive_workflow
-from llamafactory_embed.train.embed.tdro.task_weights import weight_table, write_weight_files
-from tests.e2e import contrastive_runs, token_runs
-from tests.embedders import PROSE, make_embedder
-from tests.export.checkpoints import Trained
-from tests.merging.checkpoints import save_embedder
-from tests.tiny_models import save_tiny_model, tiny_model
 
 
 STEPS = 3
-
-# Imported here, once, and not in every fork.
-NEEDED_BY_RUNS = (tuner, contrastive_workflow, ddm_workflow)
 
 
 @dataclass(frozen=True)
@@ -67,30 +47,79 @@ def digest_of(*paths: Path) -> str | None:
     return state.hexdigest()
 
 
-def make_jobs(root: Path) -> list[Job]:
-    """All of them; what they need lies beside their folders."""
-    given = root / "given"
-    model = save_tiny_model(given / "model")
-    rows = contrastive_runs.write_data(given / "rows")
-    documents = token_runs.write_documents(given / "documents")
-    embedder = Trained.save(make_embedder(base_model=str(model)).eval(), given / "embedder").folder
-    others = [save_embedder(given / f"seed-{seed}", tiny_model("llama"), seed) for seed in (1, 2)]
-    return [
-        run_job("contrastive", contrastive_runs.recipe(model, rows, root / "contrastive", **SAVING)),
-        run_job("ddm", token_runs.recipe(model, documents, root / "ddm", stage="ddm", **SAVING)),
-        replacing_job(
-            "export", root / "export", lambda to: export_checkpoint(embedder, to, ExportOptions(overwrite=True))
-        ),
-        replacing_job(
-            "merge",
-            root / "merge",
-            lambda to: merge_checkpoints(Merge(tuple(others), (0.25, 0.75)), to, overwrite=True),
-        ),
-        mining_job(root / "mining", embedder, rows),
-        encoding_job(root / "encoding", embedder),
-        files_job("tdro weights", root / "tdro", write_weights, ("curr_weights.json", "mean_weights.json")),
-        files_job("evaluation", root / "evaluation", write_scores, ("summary.md", "summary.csv", "summary.json")),
-    ]
+class Given:
+    """What the jobs need; it lies beside their folders and is made when the first of them asks for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @functools.cached_property
+    def model(self) -> Path:
+        from tests.tiny_models import save_tiny_model
+
+        return save_tiny_model(self.folder / "model")
+
+    @functools.cached_property
+    def rows(self) -> Path:
+        from tests.e2e.contrastive_runs import write_data
+
+        return write_data(self.folder / "rows")
+
+    @functools.cached_property
+    def documents(self) -> Path:
+        from tests.e2e.token_runs import write_documents
+
+        return write_documents(self.folder / "documents")
+
+    @functools.cached_property
+    def embedder(self) -> Path:
+        from tests.embedders import make_embedder
+        from tests.export.checkpoints import Trained
+
+        return Trained.save(make_embedder(base_model=str(self.model)).eval(), self.folder / "embedder").folder
+
+
+def make_jobs(root: Path, names: Collection[str] = ()) -> list[Job]:
+    """Those with these names, or all. Each imports what it needs: here, once, and not in every fork."""
+    given = Given(root / "given")
+    unknown = set(names) - set(JOBS)
+    if unknown:
+        raise SystemExit(f"There is no job {', '.join(sorted(unknown))}: they are {', '.join(JOBS)}.")
+    return [make(root / name.replace(" ", "-"), given) for name, make in JOBS.items() if not names or name in names]
+
+
+def contrastive_job(folder: Path, given: Given) -> Job:
+    from tests.e2e.contrastive_runs import recipe
+
+    importlib.import_module("llamafactory_embed.train.embed.contrastive.workflow")
+    return run_job("contrastive", recipe(given.model, given.rows, folder, **SAVING))
+
+
+def ddm_job(folder: Path, given: Given) -> Job:
+    from tests.e2e.token_runs import recipe
+
+    importlib.import_module("llamafactory_embed.train.ddm.workflow")
+    return run_job("ddm", recipe(given.model, given.documents, folder, stage="ddm", **SAVING))
+
+
+def export_job(folder: Path, given: Given) -> Job:
+    from llamafactory_embed.export.export import export_checkpoint
+    from llamafactory_embed.export.options import ExportOptions
+
+    source, options = given.embedder, ExportOptions(overwrite=True)
+    return replacing_job("export", folder, lambda to: export_checkpoint(source, to, options))
+
+
+def merge_job(folder: Path, given: Given) -> Job:
+    from llamafactory_embed.merging.merge import merge_checkpoints
+    from llamafactory_embed.merging.plan import Merge
+    from tests.merging.checkpoints import save_embedder
+    from tests.tiny_models import tiny_model
+
+    sources = tuple(save_embedder(given.folder / f"seed-{seed}", tiny_model("llama"), seed) for seed in (1, 2))
+    return replacing_job(
+        "merge", folder, lambda to: merge_checkpoints(Merge(sources, (0.25, 0.75)), to, overwrite=True)
+    )
 
 
 # Every step is saved and evaluated, and the first checkpoint removed for the last.
@@ -102,6 +131,9 @@ SAVING: dict[str, Any] = {
 
 def run_job(name: str, recipe: dict[str, Any]) -> Job:
     """A training: the newest whole checkpoint never falls behind one that was there, none with a name is half."""
+    from tests.e2e.contrastive_runs import perform
+
+    importlib.import_module("llamafactory.train.tuner")
     folder = Path(recipe["output_dir"])
     newest = [0]
 
@@ -126,7 +158,7 @@ def run_job(name: str, recipe: dict[str, Any]) -> Job:
         last = folder / f"checkpoint-{STEPS}"
         return digest_of(*(last / each for each in ("model.safetensors", "optimizer.pt", "rng_state.pth")))
 
-    return Job(name, folder, prepare, lambda: contrastive_runs.perform(recipe), find_result, find_loss)
+    return Job(name, folder, prepare, lambda: perform(recipe), find_result, find_loss)
 
 
 def replacing_job(name: str, folder: Path, write: Callable[[Path], object]) -> Job:
@@ -144,12 +176,15 @@ def replacing_job(name: str, folder: Path, write: Callable[[Path], object]) -> J
     return Job(name, folder, prepare, lambda: write(target), lambda: digest_of(target))
 
 
-def mining_job(folder: Path, embedder: Path, rows: Path) -> Job:
+def mining_job(folder: Path, given: Given) -> Job:
     """Hard negatives, in several chunks."""
+    from llamafactory_embed.mining.mine import mine
+    from llamafactory_embed.mining.options import MiningOptions
+
     output = folder / "mined.jsonl"
     options = {
-        "model": str(embedder), "data": "nouns", "dataset_dir": str(rows), "output": str(output), "chunk_size": 16,
-        "num_negatives": 4, "ranks": "2:20", "overwrite": True,
+        "model": str(given.embedder), "data": "nouns", "dataset_dir": str(given.rows), "output": str(output),
+        "chunk_size": 16, "num_negatives": 4, "ranks": "2:20", "overwrite": True,
     }  # fmt: skip
 
     def prepare() -> None:
@@ -159,9 +194,13 @@ def mining_job(folder: Path, embedder: Path, rows: Path) -> Job:
     return Job("mining", folder, prepare, lambda: mine(MiningOptions(**options)), lambda: digest_of(output))
 
 
-def encoding_job(folder: Path, embedder: Path) -> Job:
+def encoding_job(folder: Path, given: Given) -> Job:
     """Vectors of texts, in several windows."""
-    texts = folder.parent / "given" / "texts.txt"
+    from llamafactory_embed.encoding import encode
+    from llamafactory_embed.encoding.options import EncodingOptions
+    from tests.embedders import PROSE
+
+    embedder, texts = given.embedder, given.folder / "texts.txt"
     texts.write_text("\n".join(PROSE[:20]) + "\n", encoding="utf-8")
     output = folder / "vectors.npy"
     options = EncodingOptions(source=str(embedder), input=str(texts), output=str(output), overwrite=True)
@@ -205,14 +244,36 @@ def files_job(name: str, folder: Path, write: Callable[[Path, int], object], nam
     return Job(name, folder, prepare, lambda: write(folder, 2), find_result, find_loss)
 
 
-def write_weights(folder: Path, seed: int) -> None:
+def weights_job(folder: Path, given: Given) -> Job:
     """The files of stage tdro."""
-    rows = {"first": 10, "second": 30}
-    weights = {"first": 0.1 * seed, "second": 1 - 0.1 * seed}
-    tables = {f"{kind}_weights.json": weight_table(weights, rows) for kind in ("curr", "mean")}
-    write_weight_files(folder, tables)
+    from llamafactory_embed.train.embed.tdro.task_weights import weight_table, write_weight_files
+
+    def write(folder: Path, seed: int) -> None:
+        rows = {"first": 10, "second": 30}
+        weights = {"first": 0.1 * seed, "second": 1 - 0.1 * seed}
+        tables = {f"{kind}_weights.json": weight_table(weights, rows) for kind in ("curr", "mean")}
+        write_weight_files(folder, tables)
+
+    return files_job("tdro weights", folder, write, ("curr_weights.json", "mean_weights.json"))
 
 
-def write_scores(folder: Path, seed: int) -> None:
+def scores_job(folder: Path, given: Given) -> Job:
     """The summary of an evaluation."""
-    write_summary(Summary(["model"], [Line("task", "ndcg@10", "group", {"model": seed / 10})]), folder)
+    from llamafactory_embed.evaluation.report import Line, Summary, write_summary
+
+    def write(folder: Path, seed: int) -> None:
+        write_summary(Summary(["model"], [Line("task", "ndcg@10", "group", {"model": seed / 10})]), folder)
+
+    return files_job("evaluation", folder, write, ("summary.md", "summary.csv", "summary.json"))
+
+
+JOBS: dict[str, Callable[[Path, Given], Job]] = {
+    "contrastive": contrastive_job,
+    "ddm": ddm_job,
+    "export": export_job,
+    "merge": merge_job,
+    "mining": mining_job,
+    "encoding": encoding_job,
+    "tdro weights": weights_job,
+    "evaluation": scores_job,
+}

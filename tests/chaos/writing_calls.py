@@ -3,6 +3,9 @@ kill at that moment would leave it, kill the process for real, or let the call f
 
 The work runs in a fork of this process, which has imported everything: a fault point costs milliseconds. A filter of
 the kernel (seccomp) reports the calls; ptrace stops at them. Linux on x86-64.
+
+A fork has one thread. What waits in it for another one, for instance OpenMP for its pool, waits for ever: so that the
+process that forks must have no other thread, and is one of its own (`python -m tests.chaos`), not that of pytest.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ OPTIONS = 0x2 | 0x4 | 0x8 | 0x80 | 0x100000  # forks, vforks, threads, seccomp; 
 EVENT_SECCOMP = 7
 ALL_KINDS_OF_CHILDREN = 0x40000000  # __WALL
 
+HARMLESS_THREADS = ("jemalloc_bg_thd",)  # of pyarrow; it takes care of forks itself
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _libc.ptrace.restype = ctypes.c_long
@@ -70,6 +75,7 @@ STOP = -int(signal.SIGKILL)
 def trace(work: Callable[[], object], folder: Path, decide: Callable[[WritingCall], Decision]) -> int:
     """Run `work` in a fork and ask `decide` before every call that changes something below `folder`. Returned is the
     exit code: 0, 1 after an exception, or the negative number of the signal that ended it."""
+    require_one_thread()
     child = os.fork()
     if child == 0:
         _run_in_child(work)
@@ -99,6 +105,17 @@ def count_calls(work: Callable[[], object], folder: Path) -> list[WritingCall]:
     code = trace(work, folder, lambda call: calls.append(call))
     assert code == 0, f"the work itself failed ({code})"
     return calls
+
+
+def require_one_thread() -> None:
+    """Refuse to fork where a fork could hang."""
+    names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    others = [name for name in names if name not in HARMLESS_THREADS][1:]
+    if others:
+        raise RuntimeError(
+            f"This process has other threads ({', '.join(others)}), and its forks could wait for them for ever: run "
+            "`python -m tests.chaos`, which has none."
+        )
 
 
 def _run_in_child(work: Callable[[], object]) -> None:

@@ -30,6 +30,9 @@ DDP_RUNS: dict[str, dict[str, Any]] = {
     "lora": {**LORA, **EVALUATED},
     "lora-several-forwards": {**LORA, "max_tokens_per_batch": 64},
     "lora-cached-accumulated": {**LORA, "grad_cache_tokens": 64, "gradient_accumulation_steps": 2},
+    "lora-budget-accumulated": {
+        **LORA, "auto_token_budget": True, "max_tokens_per_batch": 64, "gradient_accumulation_steps": 2,
+    },
     "latent-both-directions": {
         **LORA, **LATENT, **DENSE, "both_directions": True, "false_negative_margin": 0.1,
         "gradient_accumulation_steps": 2,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -200,7 +204,6 @@ def test_processes_encode_as_one(checkpoint: Path, tmp_path: Path, monkeypatch: 
         np.testing.assert_allclose(encoder.encode(PROSE, devices=two), encoder.encode(PROSE), atol=1e-5)
         assert not any(process.is_alive() for process in processes)  # others have taken their place
 
-        monkeypatch.setattr(encoder_pool, "PATIENCE", 0.2)
         monkeypatch.setattr(encoder_pool, "CHUNK", 3)
         pool = encoder._pool
         assert pool is not None
@@ -213,6 +216,19 @@ def test_processes_encode_as_one(checkpoint: Path, tmp_path: Path, monkeypatch: 
         assert not pool.is_alive
     finally:
         encoder.close()
+
+
+def test_a_process_that_dies_in_the_middle_of_a_result_is_named() -> None:
+    """Its length has been announced, and half of it has come."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    os.write(writer.fileno(), struct.pack("!i", 1000) + b"half")
+    writer.close()
+    pool = object.__new__(encoder_pool.EncoderPool)
+    pool._results = [reader]
+    pool._processes = [SimpleNamespace(name="encoder on cpu", exitcode=-9, join=lambda timeout: None)]
+    pool.close = lambda: None  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="encoder on cpu ended with code -9"):
+        pool._next_result()
 
 
 WAITING = """

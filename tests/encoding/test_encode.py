@@ -20,6 +20,7 @@ import pytest
 from llamafactory_embed import Encoder
 from llamafactory_embed.cli import main
 from llamafactory_embed.encoding import encode
+from llamafactory_embed.encoding.vector_files import UnfinishedVectors
 from llamafactory_embed.loading.checkpoint import save_checkpoint
 from llamafactory_embed.model.quantization import RANGES_NAME
 from tests.embedders import INSTRUCTION, PROSE, make_embedder
@@ -189,6 +190,27 @@ main(sys.argv[1:])
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("harm", ["no JSON", "other JSON", "shorter", "no header"])
+def test_a_damaged_beginning_is_named_and_not_continued(harm: str, tmp_path: Path) -> None:
+    begun = UnfinishedVectors(tmp_path / "out.npy", {"model": "m"})
+    begun.open((4, 3), np.dtype("float32"))
+    begun.append(np.ones((2, 3), "float32"))
+    begun.close()
+    if harm.endswith("JSON"):
+        begun.progress.write_text('{"rows": 2' if harm == "no JSON" else "[1]")
+    else:
+        begun.path.write_bytes(begun.path.read_bytes()[:-4] if harm == "shorter" else bytes(200))
+    again = UnfinishedVectors(tmp_path / "out.npy", {"model": "m"})
+
+    def go_on() -> None:
+        again.find(start_anew=False)
+        again.open((4, 3), np.dtype("float32"))
+
+    with pytest.raises(ValueError, match=r"is damaged.*remove it to start anew"):
+        go_on()
+    again.close()
+
+
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
     encode_cli: Encode, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -131,6 +132,22 @@ def test_the_second_signal_ends_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT
+
+
+def test_a_killed_process_that_reads_data_is_named(train: Train, whole: RunResult, tmp_path: Path) -> None:
+    def kill(model: Any) -> None:
+        for process in multiprocessing.active_children():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # torch wants to see it dead itself
+
+    options = {"dataloader_num_workers": 1, "save_strategy": "steps", "save_steps": 1}
+    sentence = (
+        r"reads data ended in step 2 \(.*killed by signal.*workers: 1` may be too many\. .*checkpoint-1 is whole"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        train("run", At(2, kill), **options)
+    assert_same(whole, train("run", **options))
 
 
 def test_a_bad_gradient_stops_the_run_with_the_state_before(train: Train, whole: RunResult, tmp_path: Path) -> None:

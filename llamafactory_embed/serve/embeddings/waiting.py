@@ -31,6 +31,13 @@ class OverloadError(Exception):
         self.retry_after = retry_after
 
 
+class StoppedError(Exception):
+    """The model's thread has ended: no embeddings will come."""
+
+    def __init__(self) -> None:
+        super().__init__("The thread of the model has ended: start the server again.")
+
+
 class Ticket:
     """The texts of one request on their way through the model, and its embeddings [N, d] when all are there."""
 
@@ -89,6 +96,7 @@ class WaitingRequests:
         """How fast the worker was lately."""
         self._waiting: deque[Ticket] = deque()
         self._closed = False
+        self._given_up = False
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
@@ -108,6 +116,8 @@ class WaitingRequests:
         """Let a request wait."""
         tokens = ticket.tokens(0)
         with self._changed:
+            if self._given_up:
+                raise StoppedError
             if self.tokens and self.tokens + tokens > self.options.max_waiting_tokens:
                 raise OverloadError(self._retry_after())
             self.tokens += tokens
@@ -126,6 +136,15 @@ class WaitingRequests:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def give_up(self, taken: Sequence[Ticket]) -> None:
+        """Nobody takes any more: those who wait, and those that were `taken`, are told."""
+        with self._changed:
+            self._given_up = self._closed = True
+            for ticket in {*taken, *self._waiting}:
+                ticket.fail(StoppedError())
+            self._waiting.clear()
+            self.tokens = 0
 
     def take(self) -> list[Share]:
         """The next forward: texts of at most `batch_tokens` tokens, or one that is longer. Waits for a request; empty

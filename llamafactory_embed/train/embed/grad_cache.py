@@ -42,22 +42,24 @@ def cached_backward(
     device: torch.device,
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
     vectors_each: Sequence[int] | None = None,
+    agreement: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
     """Run one step's backward and return its loss.
 
     `backward` takes a scalar and carries its gradient to the parameters (the Trainer's, which knows about scaling and
     DeepSpeed); `no_sync` keeps DDP from averaging before the last backward. `vectors_each` is how many vectors each of
-    the texts has; None: one.
+    the texts has; None: one. `agreement` is put around what takes the memory of a chunk, before the loss and after it.
     """
     *earlier, last = chunks
     states, parts = [], []
-    with torch.no_grad():
-        for chunk in earlier:
-            states.append(RandomState(device))
-            parts.append(embed([chunk]))
-    # One chunk's graph fits into the memory: the last one's is kept, and its forward need not run twice.
-    with no_sync() if earlier else nullcontext():
-        last_part = embed([last])
+    with agreement():
+        with torch.no_grad():
+            for chunk in earlier:
+                states.append(RandomState(device))
+                parts.append(embed([chunk]))
+        # One chunk's graph fits into the memory: the last one's is kept, and its forward need not run twice.
+        with no_sync() if earlier else nullcontext():
+            last_part = embed([last])
     after = RandomState(device)
     rows = [torch.tensor(places, device=device) for places in places_of_chunks(chunks, vectors_each)]
     order = torch.cat(rows).argsort()
@@ -71,13 +73,14 @@ def cached_backward(
         # A scalar whose gradient with respect to the parameters is the chunk's part of the loss's.
         backward((part.float() * gradient[own_rows]).sum())
 
-    with no_sync() if earlier else nullcontext():
-        carry(last_part, rows[-1])
-    del last_part
-    for number, (chunk, state) in enumerate(zip(earlier, states, strict=True)):
-        state.restore()
-        with nullcontext() if number == len(earlier) - 1 else no_sync():
-            carry(embed([chunk]), rows[number])
+    with agreement():
+        with no_sync() if earlier else nullcontext():
+            carry(last_part, rows[-1])
+        del last_part
+        for number, (chunk, state) in enumerate(zip(earlier, states, strict=True)):
+            state.restore()
+            with nullcontext() if number == len(earlier) - 1 else no_sync():
+                carry(embed([chunk]), rows[number])
     after.restore()
     return loss.detach()
 

@@ -346,6 +346,24 @@ def test_vectors_that_are_no_numbers_are_an_error(encoder: Encoder, monkeypatch:
     assert answer.json()["error"]["message"] == "The model failed: its embedding holds nan or inf."
 
 
+def test_when_the_thread_of_the_model_has_ended_everybody_is_told(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server(encoder)
+
+    def end(texts: Any) -> Any:
+        raise SystemExit
+
+    monkeypatch.setattr(server.encoder, "encode_tokens", end)
+    with TestClient(server.make_app()) as client:
+        for _ in range(2):  # who was in the forward, and who comes afterwards
+            told = client.post("/v1/embeddings", json={"input": TEXTS})
+            assert told.status_code == 503
+            assert told.json()["error"]["message"] == "The thread of the model has ended: start the server again."
+        assert client.get("/health").status_code == 503
+        assert server.waiting.places == server.waiting.tokens == 0
+
+
 # ---------------------------------------------------- clients ----------------------------------------------------
 
 

@@ -16,7 +16,8 @@ from ....encoder.encoder import Encoder
 from ....evaluation.in_training import evaluate_retrieval
 from ....hparams.contrastive import ComparisonOptions
 from ....hparams.embedding import Precision
-from ....model.packed import PackedBatch
+from ....hparams.run import TokenBudgetOptions
+from ....model.packed import PackedBatch, cut_batch
 from ..grad_cache import cached_backward, split_batches
 from ..trainer import EmbeddingTrainer
 from .batch import ContrastiveBatch
@@ -63,12 +64,28 @@ class ContrastiveTrainer(EmbeddingTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The Trainer's own step, or GradCache's."""
-        if self.options.grad_cache_tokens is None:
+        if self.options.grad_cache_tokens is None or self.token_budget is not None:
             return super().training_step(model, inputs, num_items_in_batch)
-
         model.train()
         self.optimizer.train()  # for schedule-free optimizers
+        return self._cached_step(model, inputs["batch"], self._equal_forwards(inputs["batch"].packed), nullcontext)
+
+    def step_in_forwards(
+        self, model: nn.Module, inputs: dict[str, Any], count_of_step: Tensor | None, max_tokens: int
+    ) -> Tensor:
+        """GradCache's step: the loss sees all embeddings, and a graph is that of one forward."""
+        assert self.token_budget is not None
         batch: ContrastiveBatch = inputs["batch"]
+        chunks = cut_batch(batch.texts, max_tokens)
+        return self._cached_step(model, batch, chunks, self.token_budget.agreement)
+
+    def _cached_step(
+        self,
+        model: nn.Module,
+        batch: ContrastiveBatch,
+        chunks: Sequence[PackedBatch],
+        agreement: Callable[[], AbstractContextManager[None]],
+    ) -> Tensor:
         steps = self.current_gradient_accumulation_steps
 
         def embed(chunks: Sequence[PackedBatch]) -> Tensor:
@@ -77,13 +94,30 @@ class ContrastiveTrainer(EmbeddingTrainer):
 
         return cached_backward(
             embed,
-            self._equal_forwards(batch.packed),
+            chunks,
             lambda embeddings: self._checked(self.objective(embeddings, batch)) / steps,
             self._backward,
             device=self.args.device,
             no_sync=lambda: self._no_sync(model),
             vectors_each=batch.vectors_each,
+            agreement=agreement,
         )
+
+    @property
+    def remembered(self) -> Sequence[object]:
+        return [each for each in (self.curves, self.projection, self.quantizer) if each is not None]
+
+    def text_lengths(self, inputs: dict[str, Any]) -> Sequence[int]:
+        return inputs["batch"].texts.lengths
+
+    def memory_advice(self) -> str:
+        """Rows are compared with one another, so that the batch stays whole."""
+        tokens = [sum(self.text_lengths(inputs)) for inputs in self.batches_of_step]
+        half = min(self.data_collator.max_tokens, max(tokens, default=1)) // 2
+        if self.token_budget is not None or half < 1:
+            return super().memory_advice()
+        has_option = isinstance(self.options, TokenBudgetOptions) and not self.is_in_lockstep
+        return f"set `grad_cache_tokens: {half}`" + (" or `auto_token_budget: true`" if has_option else "")
 
     def evaluation_metrics(self) -> dict[str, float]:
         """nDCG@10, MRR@10 and recall of every held-out task and their mean, also in the precision that is trained."""

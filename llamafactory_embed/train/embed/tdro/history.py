@@ -76,8 +76,11 @@ class WeightHistory:
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint's entries."""
-        lines = (folder / HISTORY_NAME).read_text(encoding="utf-8").splitlines()
-        self.entries = [json.loads(line) for line in lines]
+        path = folder / HISTORY_NAME
+        try:
+            self.entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is missing or damaged ({error}): go on from the checkpoint before.") from error
         self._is_begun = False
 
     def means_after(self, step: int) -> dict[str, float]:

@@ -149,8 +149,11 @@ def read_losses(path: Path) -> dict[int, float]:
     """Losses by example, none if there is no file."""
     if not path.is_file():
         return {}
-    tensors = load_safetensors(path)
-    return dict(zip(tensors["examples"].tolist(), tensors["losses"].tolist(), strict=True))
+    try:
+        tensors = load_safetensors(path)
+        return dict(zip(tensors["examples"].tolist(), tensors["losses"].tolist(), strict=True))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and the losses are computed again.") from error
 
 
 def write_losses(path: Path, losses: Mapping[int, float]) -> None:
