@@ -11,8 +11,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from llamafactory_embed.data.retrieval.plan import BatchingOptions
 from llamafactory_embed.data.retrieval.rows import RetrievalDataset, Row, Task
-from llamafactory_embed.data.retrieval.sampler import BatchingOptions, GlobalBatchSampler
+from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 from llamafactory_embed.files import digest
 
 
@@ -48,7 +49,7 @@ def random_task(rng: random.Random, name: str) -> Task:
 
 
 def plan_of_case(case: int) -> list[Any]:
-    """Of every epoch: a digest of the batches of all ranks with their examples, their number, and the rows left out."""
+    """Of every epoch: a digest of all ranks' batches and examples, the number of batches, and the rows left out."""
     rng = random.Random(case)
     tasks = [random_task(rng, name) for name in "abcd"[: rng.choice([1, 2, 3, 4])]]
     weights = rng.choice(
