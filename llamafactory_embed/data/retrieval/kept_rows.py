@@ -43,11 +43,12 @@ def keep_data_set(entry: Entry, bad_rows: BadRows, hub: HubOptions, read: ReadDa
     place = place_of(entry, hub)
     if place is None:
         return _read_into_memory(entry, bad_rows, read)
-    if hub.renew or not _is_usable(_read_record(place), bad_rows):
-        _write(place, entry, bad_rows, read)
-    record = _read_record(place)
-    if record is None:  # bad rows: nothing was written
-        return KeptDataSet(RowTable.of_rows([]), StoredTexts.of([]))
+    record = None if hub.renew else _read_record(place)
+    if record is None or (record["bad_rows"] and not bad_rows.skip):
+        before = bad_rows.count
+        record = _write(place, entry, bad_rows, read)
+        if bad_rows.count > before:  # they are told when all data sets have been read
+            return KeptDataSet(RowTable.of_rows([]), StoredTexts.of([]))
     bad_rows.include(record["bad_rows"], record["first_bad_row"])
     return _open(place, record, entry)
 
@@ -59,8 +60,8 @@ def _read_into_memory(entry: Entry, bad_rows: BadRows, read: ReadDataSet) -> Kep
     return KeptDataSet(rows, StoredTexts.of(passages))
 
 
-def _write(place: Path, entry: Entry, bad_rows: BadRows, read: ReadDataSet) -> None:
-    """Read and check a data set; it is written if no bad row forbids it."""
+def _write(place: Path, entry: Entry, bad_rows: BadRows, read: ReadDataSet) -> dict[str, Any]:
+    """Read and check a data set, and write it unless a bad row forbids it; what is noted of it."""
     import pyarrow as pa
 
     found = BadRows(skip=True) if bad_rows.skip else bad_rows
@@ -82,6 +83,7 @@ def _write(place: Path, entry: Entry, bad_rows: BadRows, read: ReadDataSet) -> N
             "version": secrets.token_hex(8),
         }
         write_json(folder / RECORD, record)
+    return record
 
 
 def _read_record(place: Path) -> dict[str, Any] | None:
@@ -90,10 +92,6 @@ def _read_record(place: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     return content
-
-
-def _is_usable(record: dict[str, Any] | None, bad_rows: BadRows) -> bool:
-    return record is not None and (bad_rows.skip or not record["bad_rows"])
 
 
 def _open(place: Path, record: dict[str, Any], entry: Entry) -> KeptDataSet:

@@ -87,7 +87,7 @@ def load_train_and_eval_tasks(
 def one_process_first(
     data_args: DataArguments, training_args: TrainingArguments, what: str
 ) -> contextlib.AbstractContextManager[None]:
-    """One process prepares data in the cache, of each machine or of all that share a disk; the others then find them."""
+    """One process of each machine, or of all that share a disk, prepares data; the others find them in the cache."""
     return training_args.main_process_first(local=not data_args.data_shared_file_system, desc=what)
 
 
