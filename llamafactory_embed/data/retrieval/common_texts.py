@@ -6,6 +6,7 @@ with all the texts that it could bring and another row could, too; rows are draw
 
 from __future__ import annotations
 
+import bisect
 import functools
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -57,6 +58,7 @@ class CommonTexts:
         self._epoch = epoch
         self.rows_return = rows_return
         self._rng = random.Random()
+        self._starts = texts.starts.tolist()
         self.drawn: Callable[[int], Sequence[int]] = functools.lru_cache(MOST_REMEMBERED)(self._draw)
 
     def of_rows(self, rows: np.ndarray) -> list[list[int]]:
@@ -78,11 +80,11 @@ class CommonTexts:
     def _draw(self, row: int) -> Sequence[int]:
         """The texts that a row does bring."""
         texts = self._texts
-        task = int(np.searchsorted(texts.starts, row, side="right")) - 1
-        place = row - int(texts.starts[task])
+        task = bisect.bisect_right(self._starts, row) - 1
+        place = row - self._starts[task]
         table, number = texts.rows[task].table_and_number(place)
-        positives, negatives, leading = table.counts(number)
-        ids = table.text_ids(number)
+        ids, positives, leading = table.ids_and_counts(number)
+        negatives = len(ids) - 1 - positives
         count = texts.counts[task]
         if positives > 1 or 0 < count < negatives:
             self._rng.seed(row_seed(texts.dataset.seed, self._epoch, row))
@@ -110,20 +112,15 @@ class TextsOfBatch:
             self._not_drawn[row] = ids
             self._hold(row, ids)
             return True
-        for other in {self._holder[each] for each in ids if each in self._holder}:
-            self._draw(other)
         brought = self._drawn(row)
+        for other in {self._holder[each] for each in brought if each in self._holder}.intersection(self._not_drawn):
+            for each in self._not_drawn.pop(other):
+                self._holder.pop(each, None)
+            self._hold(other, self._drawn(other))
         if not self._holder.keys().isdisjoint(brought):
             return False
         self._hold(row, brought)
         return True
-
-    def _draw(self, row: int) -> None:
-        """Of a row that may meet another, hold only what it does bring."""
-        if row in self._not_drawn:
-            for each in self._not_drawn.pop(row):
-                self._holder.pop(each, None)
-            self._hold(row, self._drawn(row))
 
     def _hold(self, row: int, ids: Iterable[int]) -> None:
         self._holder.update(dict.fromkeys(ids, row))

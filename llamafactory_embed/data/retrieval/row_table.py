@@ -123,7 +123,10 @@ class _Block:
         self.file = batch.column("file").to_numpy()
         self.line = batch.column("line").to_numpy()
         self.record = batch.column("record").to_numpy()
-        self.scores, self.instruction = batch.column("scores"), batch.column("instruction")
+        self.scores, self.instruction = (
+            _unless_empty(batch.column("scores")),
+            _unless_empty(batch.column("instruction")),
+        )
         self.vectors, self.texts_with_vectors = batch.column("vectors"), batch.column("texts_with_vectors").to_numpy()
 
     def texts(self, row: int) -> list[str]:
@@ -138,6 +141,11 @@ class _Block:
             return None
         vectors: np.ndarray = self.vectors[row].values.to_numpy().reshape(self.texts_with_vectors[row], -1)
         return vectors
+
+
+def _unless_empty(column: Any) -> Any:
+    """A column; None where all of its values are."""
+    return None if column.null_count == len(column) else column
 
 
 class RowTable(Sequence[Row]):
@@ -178,34 +186,28 @@ class RowTable(Sequence[Row]):
             return [self[each] for each in range(*number.indices(len(self)))]
         block, row = self._find(number)
         query, *passages = block.texts(row)
-        positives = int(block.positives[row])
-        scores = block.scores[row].as_py()
-        record = int(block.record[row])
+        positives = block.positives.item(row)
+        scores = None if block.scores is None else block.scores[row].as_py()
+        record = block.record.item(row)
         return Row(
             query,
             tuple(passages[:positives]),
             tuple(passages[positives:]),
             None if scores is None else tuple(scores),
-            block.instruction[row].as_py(),
-            int(block.leading_negatives[row]),
-            self._files[block.file[row]],
-            int(block.line[row]),
+            None if block.instruction is None else block.instruction[row].as_py(),
+            block.leading_negatives.item(row),
+            self._files[block.file.item(row)],
+            block.line.item(row),
             block.vectors_of(row) if self._vectors is None else self._vectors[record],
             record,
         )
 
-    def counts(self, number: int) -> tuple[int, int, int]:
-        """How many positives, negatives and leading negatives a row has."""
+    def ids_and_counts(self, number: int) -> tuple[list[int], int, int]:
+        """The numbers of a row's texts, (query, *positives, *negatives), and how many positives and leading negatives
+        there are."""
         block, row = self._find(number)
-        positives = int(block.positives[row])
-        texts = int(block.first_text[row + 1] - block.first_text[row])
-        return positives, texts - 1 - positives, int(block.leading_negatives[row])
-
-    def text_ids(self, number: int) -> list[int]:
-        """The numbers of a row's texts: of (query, *positives, *negatives)."""
-        block, row = self._find(number)
-        ids: list[int] = block.text_ids[block.first_text[row] : block.first_text[row + 1]].tolist()
-        return ids
+        ids: list[int] = block.text_ids[block.first_text.item(row) : block.first_text.item(row + 1)].tolist()
+        return ids, block.positives.item(row), block.leading_negatives.item(row)
 
     def blocks_of_ids(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Block by block: the numbers of all texts [texts], and where each row's begin [rows + 1]."""
@@ -220,9 +222,9 @@ class RowTable(Sequence[Row]):
         return np.concatenate(found) if found else np.zeros(0, bool)
 
     def _find(self, number: int) -> tuple[_Block, int]:
-        if not 0 <= number < len(self):
-            raise IndexError(f"Row {number} of {len(self)}.")
         place = bisect.bisect_right(self._ends, number)
+        if number < 0 or place == len(self._ends):
+            raise IndexError(f"Row {number} of {len(self)}.")
         return self._block(place), number - (self._ends[place - 1] if place else 0)
 
     def _block(self, place: int) -> _Block:

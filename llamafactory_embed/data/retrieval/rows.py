@@ -113,7 +113,7 @@ def choose_negatives(count: int, negatives: int, leading: int, rng: random.Rando
     pool = range(leading, negatives) or range(negatives)
     missing = count - len(first)
     sampled = rng.sample(pool, min(missing, len(pool)))
-    repeated = rng.choices(pool, k=missing - len(sampled))
+    repeated = rng.choices(pool, k=missing - len(sampled)) if missing > len(sampled) else []
     return (*first, *sampled, *repeated)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,8 @@ class StoredRows(Sequence[Row]):
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self.pieces = tuple(pieces)
-        self._starts = np.array([0, *itertools.accumulate(map(len, self.pieces))])
+        self._place_of_piece = [0, *itertools.accumulate(map(len, self.pieces))]
+        self._starts = np.array(self._place_of_piece)
         self._first_of_table = np.array([0, *itertools.accumulate(len(piece.table) for piece in self.pieces)])
 
     @classmethod
@@ -53,7 +55,7 @@ class StoredRows(Sequence[Row]):
         return rows if isinstance(rows, StoredRows) else cls([Piece(RowTable.of_rows(rows))])
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._place_of_piece[-1]
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
@@ -61,8 +63,8 @@ class StoredRows(Sequence[Row]):
         place = place + len(self) if place < 0 else place
         if not 0 <= place < len(self):
             raise IndexError(f"Row {place} of {len(self)}.")
-        piece = int(np.searchsorted(self._starts, place, side="right")) - 1
-        return self.pieces[piece].row(place - int(self._starts[piece]))
+        piece = bisect.bisect_right(self._place_of_piece, place) - 1
+        return self.pieces[piece].row(place - self._place_of_piece[piece])
 
     def __iter__(self) -> Iterator[Row]:
         for piece in self.pieces:
@@ -107,7 +109,7 @@ class StoredRows(Sequence[Row]):
 
     def table_and_number(self, place: int) -> tuple[RowTable, int]:
         """The table of a row, and its number there."""
-        index = int(np.searchsorted(self._starts, place, side="right")) - 1
+        index = bisect.bisect_right(self._place_of_piece, place) - 1
         piece = self.pieces[index]
-        place -= int(self._starts[index])
+        place -= self._place_of_piece[index]
         return piece.table, place if piece.numbers is None else int(piece.numbers[place])

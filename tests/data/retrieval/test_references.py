@@ -47,7 +47,7 @@ def test_a_corpus_on_the_hub_is_read_with_all_its_splits(monkeypatch: pytest.Mon
     corpus = {"hf_hub_url": "xlangai/BRIGHT", "subset": "documents"}
     rows = read_task("reasonir_hq.jsonl", **REASONIR | {"corpus": corpus}).rows
     assert set(asked) == {("xlangai/BRIGHT", "documents", None)}
-    assert rows == read_task("reasonir_hq.jsonl", **REASONIR).rows
+    assert list(rows) == list(read_task("reasonir_hq.jsonl", **REASONIR).rows)
 
 
 def test_queries_positives_and_negatives_can_be_ids() -> None:
