@@ -1,4 +1,4 @@
-"""Rows of `stage: contrastive` from ten thousand to a million: preparing them, starting with them, planning an epoch."""
+"""Rows of `stage: contrastive`, ten thousand to a million: preparing them, starting with them, planning an epoch."""
 
 from __future__ import annotations
 

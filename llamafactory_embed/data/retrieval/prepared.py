@@ -39,7 +39,7 @@ def place_of(entry: Entry, hub: HubOptions) -> Path | None:
     Its name stands for the files' paths, sizes and times, and for all that decides how they are read.
     """
     texts = [source for source in (entry.corpus, entry.queries) if source is not None]
-    states = [_state(source, hub) for source in (entry, *texts)]
+    states = [_state(entry, hub), *(_state(source, hub) for source in texts)]
     if None in states or sum(size for state in states if state for size, _ in state) < SMALLEST_KEPT:
         return None
     if entry.teacher_vectors is not None:
