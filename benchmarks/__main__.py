@@ -27,7 +27,7 @@ BENCHMARKS = (
     "sampling_speed",
     "serving",
 )
-SLOW_BENCHMARKS = ("grad_cache_4096", "candidate_tiles")
+SLOW_BENCHMARKS = ("grad_cache_4096", "candidate_tiles", "rows")
 # Run only when named: they need another environment, as their module says.
 OWN_ENVIRONMENT = ("mntp_vs_llm2vec", "openvino_encoding")
 ALL_BENCHMARKS = BENCHMARKS + SLOW_BENCHMARKS + OWN_ENVIRONMENT

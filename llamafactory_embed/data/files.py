@@ -34,10 +34,11 @@ csv.field_size_limit(LONGEST_ROW)
 
 @dataclass(frozen=True)
 class HubOptions:
-    """How the hub is reached; the host's `cache_dir` and `hf_hub_token`."""
+    """How the hub is reached and the cache used: the host's `cache_dir`, `hf_hub_token` and `overwrite_cache`."""
 
     cache_dir: str | None = None
     token: str | None = None
+    renew: bool = False
 
 
 def registered_entries(
@@ -288,14 +289,6 @@ def _read_table(path: str, shown_as: str, delimiter: str) -> Iterator[LocatedRec
             yield shown_as, line, BadRowError(f"this is not a table ({error}); the rest is not read")
 
 
-def _read_csv(path: str, shown_as: str) -> Iterator[LocatedRecord]:
-    return _read_table(path, shown_as, ",")
-
-
-def _read_tsv(path: str, shown_as: str) -> Iterator[LocatedRecord]:
-    return _read_table(path, shown_as, "\t")
-
-
 def _read_text(path: str, shown_as: str) -> Iterator[LocatedRecord]:
     """One text a line; empty lines separate and are no rows."""
     with open_text(path) as file:
@@ -342,8 +335,8 @@ def _read_saved_dataset(path: str, shown_as: str) -> Iterator[LocatedRecord]:
 READERS: dict[str, Callable[[str, str], Iterator[LocatedRecord]]] = {
     ".jsonl": _read_json_lines,
     ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": lambda path, shown_as: _read_table(path, shown_as, ","),
+    ".tsv": lambda path, shown_as: _read_table(path, shown_as, "\t"),
     ".txt": _read_text,
     ".parquet": lambda path, shown_as: _explain_table(_read_parquet(path, shown_as), shown_as),
     ".arrow": lambda path, shown_as: _explain_table(_read_arrow(path, shown_as), shown_as),

@@ -36,6 +36,12 @@ class BadRows:
         if len(self.told) < MOST_PROBLEMS_TOLD:
             self.told.append(printable(f"{file}:{line}: {problem}"))
 
+    def include(self, count: int, first: str) -> None:
+        """Note bad rows that were skipped when their data were prepared, of which the first is told."""
+        self.count += count
+        if count and len(self.told) < MOST_PROBLEMS_TOLD:
+            self.told.append(first)
+
     def finish(self) -> None:
         """Raise one ValueError for all bad rows, or log how many were skipped."""
         if self.count == 0:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ...hparams.suggestion import suggest
 from ..files import HubOptions, LocatedRecord, load_from_hub, number_rows, read_records
@@ -13,9 +15,12 @@ from ..problems import BadRowError, BadRows
 from . import beir
 from .entries import Entry, find_entries
 from .formats import KNOWN_COLUMNS, NliPair, Record, group_nli_pairs, parse_record
+from .kept_rows import keep_data_set
 from .references import References
 from .rows import Row, Task, negatives_in_batch, sees_own_passages_only
+from .stored_rows import Piece, StoredRows
 from .teacher_vectors import TeacherVectors
+from .text_table import StoredTexts
 
 
 NO_NEGATIVES = "this row has no negatives but others of its task have, and `num_negatives` is not 0"
@@ -165,22 +170,25 @@ def rows_of_collection(collection: beir.Collection, entry: Entry) -> Iterator[Ro
 
 
 def _read_entry(entry: Entry, bad_rows: BadRows, hub: HubOptions) -> Task:
-    corpus: tuple[str, ...] = ()
-    if is_beir(entry):
-        collection = open_collection(entry, bad_rows)
-        corpus = tuple(passage.text for passage in collection.passages())
-        rows = list(rows_of_collection(collection, entry))
-    else:
-        rows = list(rows_of_entry(entry, bad_rows, hub))
-    if not rows and not bad_rows.count:
+    def read(problems: BadRows, keep_passage: Callable[[str], None]) -> Iterator[Row]:
+        if not is_beir(entry):
+            yield from rows_of_entry(entry, problems, hub)
+            return
+        collection = open_collection(entry, problems)
+        for passage in collection.passages():
+            keep_passage(passage.text)
+        yield from rows_of_collection(collection, entry)
+
+    kept = keep_data_set(entry, bad_rows, hub, read)
+    if not kept.rows and not bad_rows.count:
         raise ValueError(f"`dataset`: `{entry.name}` ({entry.location}) has no rows.")
     return Task(
-        name=entry.task,
-        rows=rows,
-        instruction=task_instruction(entry),
+        entry.task,
+        StoredRows([Piece(kept.rows)]),
+        task_instruction(entry),
         symmetric=entry.symmetric,
         own_passages_only=own_passages_only(entry),
-        corpus=corpus,
+        corpus=kept.corpus,
     )
 
 
@@ -226,12 +234,17 @@ def _with_objective(task: Task, settings: Mapping[str, Any]) -> Task:
 def _limit(task: Task, entry: Entry, max_samples: int | None, seed: int) -> Task:
     """The first rows that the recipe names, of these a sample of the entry's `num_samples`, of that the first
     `max_samples`."""
-    rows = list(task.rows[: entry.first_rows])
+    rows = range(len(task.rows))[: entry.first_rows]
+    numbers = np.arange(len(rows))
     if entry.num_samples is not None and rows:
         rng = random.Random(seed)
         sampled = rng.sample(rows, min(entry.num_samples, len(rows)))
-        rows = sampled + rng.choices(rows, k=entry.num_samples - len(sampled))
-    return dataclasses.replace(task, rows=rows if max_samples is None else rows[:max_samples])
+        numbers = np.array(sampled + rng.choices(rows, k=entry.num_samples - len(sampled)))
+    numbers = numbers[:max_samples]
+    if entry.num_samples is None and len(numbers) == len(task.rows):
+        return task
+    (piece,) = StoredRows.of(task.rows).pieces
+    return dataclasses.replace(task, rows=StoredRows([dataclasses.replace(piece, numbers=numbers)]))
 
 
 def _join(parts: list[Task]) -> Task:
@@ -241,15 +254,13 @@ def _join(parts: list[Task]) -> Task:
     first = parts[0]
     refuse_different(first.name, "symmetric", [part.symmetric for part in parts])
     refuse_different(first.name, "own_passages_only", [part.own_passages_only for part in parts])
-    rows = [
-        row
-        if part.instruction == first.instruction or row.instruction is not None
-        else dataclasses.replace(row, instruction=part.instruction)
+    pieces = [
+        dataclasses.replace(piece, instruction=None if part.instruction == first.instruction else part.instruction)
         for part in parts
-        for row in part.rows
+        for piece in StoredRows.of(part.rows).pieces
     ]
-    corpus = tuple(text for part in parts for text in part.corpus)
-    return dataclasses.replace(first, rows=rows, corpus=corpus)
+    corpus = StoredTexts.joined(part.corpus for part in parts)
+    return dataclasses.replace(first, rows=StoredRows(pieces), corpus=corpus)
 
 
 def refuse_different(task: str, key: str, values: Sequence[bool]) -> None:
@@ -260,10 +271,14 @@ def refuse_different(task: str, key: str, values: Sequence[bool]) -> None:
 
 def _refuse_uneven_negatives(task: Task, num_negatives: int, bad_rows: BadRows) -> Task:
     """A batch needs the same number of negatives in every row: a task has them in all rows or in none."""
-    num_negatives = negatives_in_batch(task.objective, num_negatives)
-    if num_negatives <= 0 or all(row.negatives for row in task.rows) or not any(row.negatives for row in task.rows):
+    if negatives_in_batch(task.objective, num_negatives) <= 0:
         return task
-    for row in task.rows:
-        if not row.negatives and not bad_rows.full:
-            bad_rows.add(row.file, row.line, NO_NEGATIVES)
-    return dataclasses.replace(task, rows=[row for row in task.rows if row.negatives])
+    rows = StoredRows.of(task.rows)
+    have_negatives = rows.have_negatives()
+    if have_negatives.all() or not have_negatives.any():
+        return task
+    for place in np.flatnonzero(~have_negatives).tolist():
+        if bad_rows.full:
+            break
+        bad_rows.add(rows[place].file, rows[place].line, NO_NEGATIVES)
+    return dataclasses.replace(task, rows=rows.select(np.flatnonzero(have_negatives)))

@@ -35,6 +35,8 @@ class Row:
 
     teacher_vectors: np.ndarray | None = field(default=None, compare=False)
     """A teacher's vectors [T, d] of the query, of (query, *positives) or of (query, *positives, *negatives)."""
+    record: int = field(default=0, compare=False)
+    """Which record of the data set it is: its place in a file of a teacher's vectors."""
 
     @property
     def where(self) -> str:
@@ -57,7 +59,7 @@ class Task:
     """Each query is compared with its row's passages only: in classification and clustering data, another row's
     positive may well be a right answer."""
 
-    corpus: tuple[str, ...] = ()
+    corpus: Sequence[str] = ()
     """Every passage of a BEIR folder, which evaluation searches whatever rows are left; empty elsewhere."""
 
     objective: Mapping[str, Any] = field(default_factory=dict)
@@ -99,25 +101,36 @@ def negatives_in_batch(objective: Mapping[str, Any], of_recipe: int) -> int:
     return number
 
 
-def choose_negatives(row: Row, count: int, rng: random.Random) -> tuple[int, ...]:
-    """The positions of `count` negatives of a row: leading ones first, the rest sampled.
+def choose_negatives(count: int, negatives: int, leading: int, rng: random.Random) -> tuple[int, ...]:
+    """The positions of `count` of a row's negatives: leading ones first, the rest sampled.
 
     Where a row has fewer, each is taken once before any is taken twice, so that all rows of a batch bring equally
     many. A row without negatives brings none.
     """
-    if count <= 0 or not row.negatives:
+    if count <= 0 or not negatives:
         return ()
-    leading = range(min(row.leading_negatives, count))
-    pool = range(row.leading_negatives, len(row.negatives)) or range(len(row.negatives))
-    missing = count - len(leading)
+    first = range(min(leading, count))
+    pool = range(leading, negatives) or range(negatives)
+    missing = count - len(first)
     sampled = rng.sample(pool, min(missing, len(pool)))
-    repeated = rng.choices(pool, k=missing - len(sampled))
-    return (*leading, *sampled, *repeated)
+    repeated = rng.choices(pool, k=missing - len(sampled)) if missing > len(sampled) else []
+    return (*first, *sampled, *repeated)
+
+
+def choose_positive(positives: int, rng: random.Random) -> int:
+    """The position of one of a row's positives."""
+    return rng.randrange(positives) if positives > 1 else 0
+
+
+def row_seed(seed: int, epoch: int, row_index: int) -> str:
+    """What the random numbers of a row in an epoch begin with: the same in every process, in whatever order rows
+    come."""
+    return f"{seed}/{epoch}/{row_index}"
 
 
 def row_random(seed: int, epoch: int, row_index: int) -> random.Random:
-    """The random numbers of a row in an epoch: the same in every process and worker, in whatever order rows come."""
-    return random.Random(f"{seed}/{epoch}/{row_index}")
+    """The random numbers of a row in an epoch."""
+    return random.Random(row_seed(seed, epoch, row_index))
 
 
 class RetrievalDataset(Dataset[Example]):
@@ -159,8 +172,8 @@ def draw_example(
     task: Task, task_index: int, row: Row, row_index: int, num_negatives: int, rng: random.Random
 ) -> Example:
     """Draw one positive and `num_negatives` negatives of a row, with their teacher scores."""
-    positive = rng.randrange(len(row.positives)) if len(row.positives) > 1 else 0
-    negatives = choose_negatives(row, num_negatives, rng)
+    positive = choose_positive(len(row.positives), rng)
+    negatives = choose_negatives(num_negatives, len(row.negatives), row.leading_negatives, rng)
     scores = None
     if row.scores is not None:
         first = len(row.positives)

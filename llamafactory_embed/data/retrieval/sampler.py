@@ -2,182 +2,21 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import logging
-import random
-from array import array
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from .rows import RetrievalDataset, Task
-from .weights import share_out, task_shares
+from .common_texts import TextsOfTasks
+from .plan import BatchingOptions, Plan, plan_batches
+from .rows import RetrievalDataset
+from .weights import task_shares
 
 
 logger = logging.getLogger(__name__)
 
-# After this many batches that hold one of its texts, a row is left out of the epoch: planning takes linear time.
-MOST_BATCHES_TRIED = 32
-
 # A task may fall short by one batch, or by this part of its rows, before it is worth a warning.
 SMALL_SHORTFALL = 0.01
-
-TextsOfRow = Callable[[int], Iterable[str]]
-
-
-@dataclass(frozen=True)
-class BatchingOptions:
-    """How rows are put into batches."""
-
-    task_batching: Literal["homogeneous", "mixed"] = "homogeneous"
-    """One task per global batch, or tasks mixed row by row."""
-    task_weights: str | Mapping[str, float] = "proportional"
-    sampling_temperature: float = 1.0
-    shuffle_rows: bool = True
-
-
-@dataclass
-class Plan:
-    """Batches of row indices, and the number of rows left out of them."""
-
-    batches: list[Sequence[int]]
-    rows_left_out: int
-
-
-def plan_batches(
-    sizes: Sequence[int],
-    batch_size: int,
-    options: BatchingOptions,
-    shares: Sequence[float] | None,
-    seed: int,
-    texts_of: Sequence[TextsOfRow | None],
-) -> Plan:
-    """Plan one epoch over tasks of these sizes, whose rows are numbered through, task after task.
-
-    With `shares` None every row is used once. Otherwise the epoch has the same length, and the tasks take their
-    shares of it; a task that runs out of rows starts again in a new order (tDRO counts epochs in this way).
-    `texts_of` has one function per task that gives a row's texts, or None where duplicates do no harm.
-    """
-    rng = random.Random(seed)
-    starts = [0, *itertools.accumulate(sizes)]
-    tasks = [range(start, end) for start, end in itertools.pairwise(starts)]
-    if options.task_batching == "mixed":
-        return _plan_mixed(tasks, batch_size, options, shares, rng, texts_of)
-    return _plan_homogeneous(tasks, batch_size, options, shares, rng, texts_of)
-
-
-def _plan_homogeneous(
-    tasks: Sequence[range],
-    batch_size: int,
-    options: BatchingOptions,
-    shares: Sequence[float] | None,
-    rng: random.Random,
-    texts_of: Sequence[TextsOfRow | None],
-) -> Plan:
-    """One task per batch: rows are shuffled task after task, cut into batches, and the batches shuffled (LLM2Vec)."""
-    batches: list[Sequence[int]] = []
-    left_out = 0
-    counts: list[int | None] = [None] * len(tasks)  # None: one pass over the task
-    if shares is not None:
-        used = [len(rows) for rows, share in zip(tasks, shares, strict=True) if share > 0]
-        counts = list(share_out(max(1, sum(size // batch_size for size in used)), shares, rng))
-    for rows, task_texts, count in zip(tasks, texts_of, counts, strict=True):
-        task_batches: list[Sequence[int]] = []
-        while count is None or len(task_batches) < count:
-            cut = _cut_into_batches(_shuffled(rows, options, rng), batch_size, task_texts)
-            task_batches += cut.batches
-            left_out += cut.rows_left_out
-            if count is None or not cut.batches:
-                break
-        batches += task_batches if count is None else task_batches[:count]
-    rng.shuffle(batches)
-    return Plan(batches, left_out)
-
-
-def _plan_mixed(
-    tasks: Sequence[range],
-    batch_size: int,
-    options: BatchingOptions,
-    shares: Sequence[float] | None,
-    rng: random.Random,
-    texts_of: Sequence[TextsOfRow | None],
-) -> Plan:
-    """Tasks mixed within a batch, as in tDRO's second stage."""
-    total = len(tasks[-1]) + tasks[-1].start
-    if shares is None:
-        order: Iterable[int] = _shuffled(range(total), options, rng)
-    else:
-        used = sum(len(rows) for rows, share in zip(tasks, shares, strict=True) if share > 0)
-        slots = array("q")
-        for task, count in enumerate(share_out(used, shares, rng)):
-            slots.extend([task] * count)
-        rng.shuffle(slots)
-        streams = [_endless(rows, options, rng) for rows in tasks]
-        order = (next(streams[task]) for task in slots)
-    texts = None
-    if any(texts_of):
-        starts = [rows.start for rows in tasks]
-        texts = _TextsOfAnyTask(starts, texts_of)
-    return _cut_into_batches(order, batch_size, texts)
-
-
-@dataclass(frozen=True)
-class _TextsOfAnyTask:
-    starts: Sequence[int]
-    texts_of: Sequence[TextsOfRow | None]
-
-    def __call__(self, row: int) -> Iterable[str]:
-        task = bisect.bisect_right(self.starts, row) - 1
-        texts = self.texts_of[task]
-        return () if texts is None else texts(row)
-
-
-def _shuffled(rows: range, options: BatchingOptions, rng: random.Random) -> array[int]:
-    order = array("q", rows)
-    if options.shuffle_rows:
-        rng.shuffle(order)
-    return order
-
-
-def _endless(rows: range, options: BatchingOptions, rng: random.Random) -> Iterator[int]:
-    while True:
-        yield from _shuffled(rows, options, rng)
-
-
-def _cut_into_batches(order: Iterable[int], batch_size: int, texts_of: TextsOfRow | None) -> Plan:
-    """Cut a sequence into full batches; a row waits for a later batch while one of its texts is in this one."""
-    plan = Plan([], 0)
-    rows = iter(order)
-    waiting: deque[tuple[int, int]] = deque()  # (row, batches tried)
-    while True:
-        batch = array("q")
-        taken: set[str] = set()
-        still_waiting: deque[tuple[int, int]] = deque()
-        while len(batch) < batch_size:
-            if waiting:
-                row, tried = waiting.popleft()
-            else:
-                row, tried = next(rows, -1), 0
-                if row < 0:
-                    break
-            texts = set(texts_of(row)) if texts_of is not None else ()
-            if taken.isdisjoint(texts):
-                taken.update(texts)
-                batch.append(row)
-            elif tried + 1 < MOST_BATCHES_TRIED:
-                still_waiting.append((row, tried + 1))
-            else:
-                plan.rows_left_out += 1
-        still_waiting.extend(waiting)
-        waiting = still_waiting
-        if len(batch) < batch_size:
-            plan.rows_left_out += len(batch) + len(waiting)
-            return plan
-        plan.batches.append(batch)
 
 
 class GlobalBatchSampler:
@@ -195,8 +34,9 @@ class GlobalBatchSampler:
         seed: int = 42,
         rank: int = 0,
         world_size: int = 1,
+        texts: TextsOfTasks | None = None,
     ) -> None:
-        """`batch_size` is that of all ranks together."""
+        """`batch_size` is that of all ranks together; `texts` are those of the data set, where they are known."""
         if batch_size % world_size:
             raise ValueError(f"The global batch of {batch_size} rows cannot be split over {world_size} processes.")
         self.dataset = dataset
@@ -213,6 +53,7 @@ class GlobalBatchSampler:
         self.shares = task_shares(
             self.options.task_weights, names, self.sizes, temperature=self.options.sampling_temperature
         )
+        self._texts = texts or TextsOfTasks(dataset)
         self._plan: tuple[int, Plan] | None = None
         self._check()
 
@@ -227,14 +68,15 @@ class GlobalBatchSampler:
         epoch = self.epoch
         start = self.rank * self.batch_size
         for batch in self.plan().batches:
-            yield [(epoch, row) for row in batch[start : start + self.batch_size]]
+            yield [(epoch, row) for row in batch[start : start + self.batch_size].tolist()]
 
     def plan(self) -> Plan:
         """The global batches of the current epoch."""
         if self._plan is None or self._plan[0] != self.epoch:
-            texts_of = [self._texts_of(task) for task in self.dataset.tasks]
+            may_return = self.options.task_batching == "mixed" and self.shares is not None
+            texts = self._texts.in_epoch(self.epoch, may_return)
             plan = plan_batches(
-                self.sizes, self.global_batch_size, self.options, self.shares, self.seed + self.epoch, texts_of
+                self.sizes, self.global_batch_size, self.options, self.shares, self.seed + self.epoch, texts
             )
             if plan.rows_left_out:
                 logger.info(
@@ -244,12 +86,6 @@ class GlobalBatchSampler:
                 )
             self._plan = (self.epoch, plan)
         return self._plan[1]
-
-    def _texts_of(self, task: Task) -> TextsOfRow | None:
-        """The texts that a row brings into its batch in this epoch."""
-        if task.own_passages_only:
-            return None
-        return lambda row: self.dataset[self.epoch, row].texts
 
     def _check(self) -> None:
         """Refuse what would train on nothing, and warn of what trains on less than the recipe says."""
@@ -263,7 +99,7 @@ class GlobalBatchSampler:
                     if self.shares is not None or len(self.sizes) == 1:
                         raise ValueError(f"`per_device_train_batch_size`: {problem}; lower it or mix the tasks.")
                     logger.warning("`per_device_train_batch_size`: %s", problem)
-        if not self.plan().batches:
+        if not len(self.plan().batches):
             raise ValueError(
                 f"`per_device_train_batch_size`: no batch of {self.global_batch_size} rows without duplicate texts "
                 f"can be made of the {len(self.dataset)} rows; lower it."
@@ -305,7 +141,7 @@ class GlobalBatchSampler:
 
     def _rows_placed(self) -> list[int]:
         """How many rows of each task the plan holds."""
-        rows = np.concatenate([np.asarray(batch) for batch in self.plan().batches])
+        rows = self.plan().batches.ravel()
         tasks = np.searchsorted(np.cumsum(self.sizes), rows, side="right")
         return np.bincount(tasks, minlength=len(self.sizes)).tolist()
 

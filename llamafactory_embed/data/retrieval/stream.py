@@ -15,6 +15,7 @@ from ..files import HubOptions
 from ..problems import BadRows
 from .entries import Entry, find_entries
 from .formats import KNOWN_COLUMNS
+from .plan import MOST_BATCHES_TRIED, BatchingOptions
 from .reader import (
     NO_NEGATIVES,
     is_beir,
@@ -26,7 +27,7 @@ from .reader import (
     task_objectives,
 )
 from .rows import Example, Row, Task, draw_example, negatives_in_batch, row_random
-from .sampler import MOST_BATCHES_TRIED, BatchingOptions, refuse_mixing_uneven_tasks
+from .sampler import refuse_mixing_uneven_tasks
 from .weights import PROPORTIONAL, task_shares
 
 

@@ -57,7 +57,7 @@ class TeacherVectors:
                 f"`teacher_vectors` has {len(own)} vectors; a row has them for its query, for it and its positives, "
                 f"or for all its texts ({', '.join(map(str, dict.fromkeys(counts)))})"
             )
-        return dataclasses.replace(parsed, teacher_vectors=own)
+        return dataclasses.replace(parsed, teacher_vectors=own, record=number)
 
     def refuse_other_than(self, records: int) -> None:
         """The file must be about these records, whose number is known after the last one."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import random
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ...data.files import HubOptions
 from ...data.retrieval.reader import load_tasks
 from ...data.retrieval.rows import Row, Task
+from ...data.retrieval.stored_rows import StoredRows
 from ...data.retrieval.stream import StreamedTask, stream_tasks
 from ...hparams.contrastive import ContrastiveOptions, RetrievalDataOptions
 from ...hparams.tdro import TdroOptions
@@ -35,23 +40,25 @@ def load_train_and_eval_tasks(
     """Rows of `dataset` and `eval_dataset`, or a part of each task (`val_size`), before any model is loaded. With
     `streaming` the rows to train on are a stream; rows to evaluate on are held, as their texts are a corpus. Tasks to
     train on have the settings of `objectives` and of their data sets."""
-    hub = HubOptions(model_args.cache_dir, model_args.hf_hub_token)
+    renew = data_args.overwrite_cache and training_args.local_process_index == 0
+    hub = HubOptions(model_args.cache_dir, model_args.hf_hub_token, renew)
 
     def load(
         names: list[str] | None, num_negatives: int, own: Mapping[str, Mapping[str, Any]] | None = None
     ) -> list[Task]:
         if not names:
             return []
-        return load_tasks(
-            names,
-            data_args.dataset_dir,
-            max_samples=data_args.max_samples,
-            skip_bad_rows=options.skip_bad_rows,
-            num_negatives=num_negatives,
-            seed=training_args.seed,
-            hub=hub,
-            objectives=own,
-        )
+        with one_process_first(data_args, training_args, "preparing the rows"):
+            return load_tasks(
+                names,
+                data_args.dataset_dir,
+                max_samples=data_args.max_samples,
+                skip_bad_rows=options.skip_bad_rows,
+                num_negatives=num_negatives,
+                seed=training_args.seed,
+                hub=hub,
+                objectives=own,
+            )
 
     tasks: Sequence[AnyTask] = []
     eval_tasks = load(data_args.eval_dataset, num_negatives=0)  # negatives only enlarge the corpus
@@ -77,6 +84,13 @@ def load_train_and_eval_tasks(
     return (tasks if training_args.do_train else []), eval_tasks
 
 
+def one_process_first(
+    data_args: DataArguments, training_args: TrainingArguments, what: str
+) -> contextlib.AbstractContextManager[None]:
+    """One process of each machine, or of all that share a disk, prepares data; the others find them in the cache."""
+    return training_args.main_process_first(local=not data_args.data_shared_file_system, desc=what)
+
+
 def split_tasks(tasks: list[Task], val_size: float, seed: int) -> tuple[list[Task], list[Task]]:
     """Hold out a part of each task: a share of its rows below 1, a number of rows from 1 on (as in the host)."""
     train, held_out = [], []
@@ -86,10 +100,11 @@ def split_tasks(tasks: list[Task], val_size: float, seed: int) -> tuple[list[Tas
             raise ValueError(
                 f"`val_size: {val_size}` would hold out all {len(task.rows)} rows of task `{task.name}`: lower it."
             )
-        order = list(range(len(task.rows)))
+        order = array("q", range(len(task.rows)))
         random.Random(seed).shuffle(order)
-        held_out.append(dataclasses.replace(task, rows=[task.rows[index] for index in sorted(order[:count])]))
-        train.append(dataclasses.replace(task, rows=[task.rows[index] for index in sorted(order[count:])]))
+        rows, places = StoredRows.of(task.rows), np.array(order)
+        held_out.append(dataclasses.replace(task, rows=rows.select(np.sort(places[:count]))))
+        train.append(dataclasses.replace(task, rows=rows.select(np.sort(places[count:]))))
     return train, held_out
 
 

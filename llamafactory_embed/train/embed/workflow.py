@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from ...data.batches import GivenRows
+from ...data.retrieval.common_texts import TextsOfTasks
+from ...data.retrieval.plan import BatchingOptions
 from ...data.retrieval.rows import RetrievalDataset, Task
-from ...data.retrieval.sampler import BatchingOptions, GlobalBatchSampler
+from ...data.retrieval.sampler import GlobalBatchSampler
 from ...data.retrieval.stream import StreamedBatches, StreamedBatchSampler
 from ...hparams.contrastive import RetrievalDataOptions
 from ..card import RunFacts
 from .card import write_model_card
 from .contrastive.trainer import ContrastiveTrainer
-from .tasks import AnyTask
+from .tasks import AnyTask, one_process_first
 
 
 if TYPE_CHECKING:
@@ -46,7 +48,9 @@ def make_retrieval_batches(
     held = [task for task in tasks if isinstance(task, Task)]
     if held:
         dataset = RetrievalDataset(held, num_negatives=options.num_negatives, seed=training_args.seed)
-        return dataset, GlobalBatchSampler(dataset, batch_size, batching, seed, rank, world_size)
+        with one_process_first(data_args, training_args, "comparing the texts of all rows"):
+            texts = TextsOfTasks(dataset)
+        return dataset, GlobalBatchSampler(dataset, batch_size, batching, seed, rank, world_size, texts)
 
     streams = [task for task in tasks if not isinstance(task, Task)]
     batches = StreamedBatches(

@@ -152,7 +152,7 @@ def test_miracl_as_published_is_a_collection() -> None:
     assert [row.where for row in task.rows] == [
         str(FOLDERS / f"miracl-v1.0-de/topics/topics.miracl-v1.0-de-dev.tsv:{line}") for line in (1, 2)
     ]
-    assert task.corpus == ("Donau Die Donau endet im Schwarzen Meer.", "Ätna Der Ätna raucht.")
+    assert tuple(task.corpus) == ("Donau Die Donau endet im Schwarzen Meer.", "Ätna Der Ätna raucht.")
     with pytest.raises(ValueError, match="has no judgements for `test-a`; it has dev"):
         read_task("miracl-v1.0-de", FOLDERS, split="test-a")
 

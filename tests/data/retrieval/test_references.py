@@ -46,8 +46,8 @@ def test_a_corpus_on_the_hub_is_read_with_all_its_splits(monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     corpus = {"hf_hub_url": "xlangai/BRIGHT", "subset": "documents"}
     rows = read_task("reasonir_hq.jsonl", **REASONIR | {"corpus": corpus}).rows
-    assert asked == [("xlangai/BRIGHT", "documents", None)]
-    assert rows == read_task("reasonir_hq.jsonl", **REASONIR).rows
+    assert set(asked) == {("xlangai/BRIGHT", "documents", None)}
+    assert list(rows) == list(read_task("reasonir_hq.jsonl", **REASONIR).rows)
 
 
 def test_queries_positives_and_negatives_can_be_ids() -> None:
@@ -144,7 +144,7 @@ def test_the_samples_of_reasonir_that_the_recipes_name_are_one_task(monkeypatch:
     (task,) = load_tasks("reasonir_hq_sample, reasonir_vl_sample", str(ROOT / "data"), num_negatives=1)
     assert task.name == "reasonir"
     assert len(task.rows) == 30_000
-    published = read_task("reasonir_hq.jsonl", **REASONIR).rows + read_task("reasonir_vl.jsonl").rows
+    published = [*read_task("reasonir_hq.jsonl", **REASONIR).rows, *read_task("reasonir_vl.jsonl").rows]
     assert set(without_place(task.rows)) == {
         (row.query, row.positives, row.negatives, row.scores, row.instruction) for row in published
     }

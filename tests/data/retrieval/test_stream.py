@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from llamafactory_embed.data.retrieval.plan import BatchingOptions
 from llamafactory_embed.data.retrieval.rows import (
     Example,
     Row,
     Task,
 )
-from llamafactory_embed.data.retrieval.sampler import BatchingOptions
 from llamafactory_embed.data.retrieval.stream import StreamedBatches, StreamedBatchSampler, StreamedTask, stream_tasks
 from tests.data.retrieval.helpers import TASKS, make_task
 
