@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from llamafactory_embed.evaluation import in_training, ranking
 from llamafactory_embed.evaluation.in_training import evaluate_retrieval, rank_documents
 from llamafactory_embed.evaluation.ranking import BestDocuments, join_rankings
 from tests.embedders import PROSE, make_embedder
+from tests.ranks import Ranks
 from tests.tiny_models import tiny_tokenizer
 
 
@@ -96,3 +100,34 @@ def test_windows_of_documents_change_no_metric(monkeypatch: pytest.MonkeyPatch) 
     assert calls[0] == len(task.queries)
     assert max(calls[1:]) == 4
     assert sum(calls[1:]) == len(task.corpus)
+
+
+class Embedder:
+    """What evaluation asks of an Encoder; a text's vector is the same whatever is beside it."""
+
+    config = SimpleNamespace(normalize=True, compares_unit_length=False)
+    dimension = 8
+
+    def encode(self, texts: Sequence[str], **how: object) -> Tensor:
+        vectors = [torch.randn(8, generator=torch.Generator().manual_seed(len(text) % 7)) for text in texts]
+        return torch.stack(vectors) if vectors else torch.empty(0, 8)
+
+    def ranges_for(self, *about: object) -> None:
+        """Bits need none."""
+
+
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_all_ranks_get_the_metrics_of_one_process(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there are fewer documents than ranks; many documents have equal vectors."""
+    lines = [line for line in dict.fromkeys(PROSE) if line.strip()]
+    task = build_retrieval_eval(Task("prose", [Row(a, (b,)) for a, b in itertools.pairwise(lines)]))
+    encoder: Any = Embedder()
+    monkeypatch.setattr(in_training, "DEPTH", 4)
+    monkeypatch.setattr(in_training, "DOCUMENTS_AT_ONCE", 2)
+    alone = evaluate_retrieval(encoder, [task], share_over_ranks=False, precision="binary")
+    ranks = Ranks(count, monkeypatch)
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "gloo")
+    shared = ranks.run(lambda _: evaluate_retrieval(encoder, [task], share_over_ranks=True, precision="binary"))
+    assert shared == [alone] * count
+    assert ranks.collectives[0].count("all_gather_object") == 2, "one for the queries, one for the rankings"
+    assert 0 < alone["ndcg@10"] < 1
