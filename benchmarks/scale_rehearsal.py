@@ -61,7 +61,11 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
         cases[kind] = {
             str(size): Variant(f"benchmarks.scale_rehearsal:{kind}", shared | {"size": size}) for size in sizes
         }
-    runs = [step for run in take_turns(cases, repeats) for step in _steps_of(run)]
+    return summarize(settings, [step for run in take_turns(cases, repeats) for step in _steps_of(run)])
+
+
+def summarize(settings: Settings, runs: list[Run]) -> Result:
+    """The growth of every step, and the table."""
     return Result(
         settings=dataclasses.asdict(settings),
         runs=runs,

@@ -25,6 +25,7 @@ class BestDocuments:
     def __init__(self, queries: Tensor, depth: int) -> None:
         """`queries`: [Q, d], whose inner product with a document is their similarity."""
         self.depth = depth
+        self._largest = 0  # documents of a block
         self._queries = queries.split(QUERIES_AT_ONCE)
         self._best: list[Ranking] = [
             (part.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.long, device=part.device))
@@ -40,9 +41,16 @@ class BestDocuments:
     def add(self, documents: Tensor, places: Tensor) -> None:
         """The next documents [n, d] and their places in the corpus [n], which ascend from call to call."""
         for block, numbers in zip(documents.split(DOCUMENTS_AT_ONCE), places.split(DOCUMENTS_AT_ONCE), strict=True):
+            padded = self._as_large_as_before(block)
             for position, part in enumerate(self._queries):
-                scores = (part @ block.T).nan_to_num_(torch.inf, torch.inf, -torch.inf)
+                scores = (part @ padded.T)[:, : len(block)].nan_to_num(torch.inf, torch.inf, -torch.inf)
                 self._best[position] = self._with_block(self._best[position], scores, numbers)
+
+    def _as_large_as_before(self, block: Tensor) -> Tensor:
+        """A smaller block with zeros behind it: products of other shapes may be summed in another order, and documents
+        that are equal would no longer be equally similar."""
+        self._largest = max(self._largest, len(block))
+        return torch.cat([block, block.new_zeros(self._largest - len(block), block.shape[1])])
 
     def _with_block(self, best: Ranking, scores: Tensor, numbers: Tensor) -> Ranking:
         """The best so far and the next block's [q, n]. Once `depth` documents are there, few of a block are better
