@@ -30,7 +30,8 @@ BENCHMARKS = (
 SLOW_BENCHMARKS = ("grad_cache_4096", "candidate_tiles", "rows")
 # Run only when named: they need another environment, as their module says.
 OWN_ENVIRONMENT = ("mntp_vs_llm2vec", "openvino_encoding")
-ALL_BENCHMARKS = BENCHMARKS + SLOW_BENCHMARKS + OWN_ENVIRONMENT
+REHEARSALS = ("scale_rehearsal",)  # run only when named: half an hour and gigabytes of disk
+ALL_BENCHMARKS = BENCHMARKS + SLOW_BENCHMARKS + OWN_ENVIRONMENT + REHEARSALS
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -92,12 +92,12 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
     from llamafactory_embed.mining.search import (
         HIT,
-        ChunkedVectors,
         IndexSettings,
         merge,
         search_shard,
         shard_bounds,
     )
+    from llamafactory_embed.mining.vectors import ChunkedVectors
 
     from .memory import PeakMemory
 

@@ -12,16 +12,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..data.retrieval.evalset import RetrievalEval
-from ..encoder.encoder import Encoder, Role
+from ..encoder.encoder import WINDOW, Encoder
 from ..hparams.embedding import Precision
 from ..model.quantization import rounded
-from ..model.vector_sets import Texts, VectorSets, compare
+from ..model.vector_sets import Texts, VectorSets
+from .ranking import BestDocuments, join_rankings
 
 
 DEPTH = 100  # documents that are ranked for a query
 CUTOFF = 10  # of nDCG and MRR
 RECALL_CUTOFFS = (10, 100)
-QUERIES_AT_ONCE = 256
+DOCUMENTS_AT_ONCE = 4 * WINDOW  # embedded and ranked together; whole windows, so that forwards are those of one call
 
 
 def evaluate_retrieval(
@@ -35,15 +36,11 @@ def evaluate_retrieval(
     """
     by_task: dict[str, dict[str, float]] = {}
     for task in tasks:
-        queries = _embed(encoder, task.queries, list(task.query_instructions), "query", share_over_ranks)
-        documents = _embed(encoder, task.corpus, task.corpus_instruction, "document", share_over_ranks)
-        as_read: dict[str, Texts] = {"": documents}
-        if precision != "float32":
-            as_read[f"{precision}_"] = _as_stored_by(encoder, documents, precision)
+        rankings = _rank_corpus(encoder, task, share_over_ranks, precision)
         by_task[task.task] = {
             f"{form}{name}": value
-            for form, vectors in as_read.items()
-            for name, value in retrieval_metrics(_ranked(encoder, queries, vectors), task.relevant).items()
+            for form, ranking in rankings.items()
+            for name, value in retrieval_metrics(ranking, task.relevant).items()
         }
 
     names = list(next(iter(by_task.values())))
@@ -55,21 +52,10 @@ def evaluate_retrieval(
 
 def rank_documents(queries: Texts, documents: Texts, depth: int) -> Tensor:
     """The positions of the `depth` documents of the largest inner product, or MaxSim, best first: Q and D texts →
-    [Q, min(depth, D)].
-
-    Equal similarities keep the corpus order, so that a model which embeds everything alike gains nothing by chance.
-    """
-    depth = min(depth, len(documents))
-    rankings = []
-    for part in queries.split(QUERIES_AT_ONCE):
-        similarities = compare(part, documents)  # [block, D]
-        # Sorting all documents would take ten times as long as this choice; `~(… < …)` also chooses NaN.
-        bounds = similarities.topk(depth, dim=1).values[:, -1:]
-        for row, chosen in zip(similarities, ~(similarities < bounds), strict=True):
-            places = chosen.nonzero().squeeze(1)  # `depth` or, with equal similarities, more
-            order = row[places].sort(descending=True, stable=True).indices
-            rankings.append(places[order[:depth]])
-    return torch.stack(rankings)
+    [Q, min(depth, D)]. Equal similarities keep the corpus order."""
+    best = BestDocuments(queries, depth)
+    best.add(documents, torch.arange(len(documents), device=documents.device))
+    return best.ranking[1]
 
 
 def retrieval_metrics(ranking: Tensor, relevant: Sequence[frozenset[int]]) -> dict[str, float]:
@@ -93,21 +79,42 @@ def retrieval_metrics(ranking: Tensor, relevant: Sequence[frozenset[int]]) -> di
     return metrics
 
 
-def _embed(
-    encoder: Encoder, texts: Sequence[str], prompt: str | list[str], role: Role, share_over_ranks: bool
-) -> Texts:
-    """Embeddings of N texts as they are served."""
-    how: dict[str, Any] = {"role": role, "convert_to": "torch"}
+def _rank_corpus(
+    encoder: Encoder, task: RetrievalEval, share_over_ranks: bool, precision: Precision
+) -> dict[str, Tensor]:
+    """The best documents of each query [Q, DEPTH], by documents as they are embedded ("") and, with a `precision`, as
+    they are stored in it. Of the corpus only a window's vectors are held at a time; each rank has a part of it."""
     world_size = dist.get_world_size() if share_over_ranks and dist.is_initialized() else 1
-    if world_size == 1:
-        return _as_texts(encoder.encode(texts, prompt=prompt, **how))
+    rank = dist.get_rank() if world_size > 1 else 0
+    queries = _as_compared(encoder, _embed_queries(encoder, task, rank, world_size))
+    forms = [""] if precision == "float32" else ["", f"{precision}_"]
+    best = {form: BestDocuments(queries, DEPTH) for form in forms}
+    places = torch.arange(len(task.corpus))[rank::world_size]
+    for window in places.split(DOCUMENTS_AT_ONCE):
+        texts = [task.corpus[place] for place in window.tolist()]
+        documents = _as_texts(
+            encoder.encode(texts, prompt=task.corpus_instruction, role="document", convert_to="torch")
+        )
+        for form, ranked in best.items():
+            stored = _as_stored_by(encoder, documents, precision) if form else documents
+            ranked.add(_as_compared(encoder, stored), window)
+    rankings = {form: ranked.ranking for form, ranked in best.items()}
+    if world_size > 1:
+        parts = _of_all_ranks(rankings, world_size)
+        rankings = {form: join_rankings([part[form] for part in parts], DEPTH) for form in forms}
+    return {form: ranking[1] for form, ranking in rankings.items()}
 
-    mine = slice(dist.get_rank(), None, world_size)
-    part = encoder.encode(texts[mine], prompt=prompt if isinstance(prompt, str) else prompt[mine], **how)
-    parts = _of_all_ranks(part, world_size)
-    embeddings: list[Tensor] = [torch.empty(0)] * len(texts)
-    for rank, each in enumerate(parts):
-        embeddings[rank::world_size] = list(each)
+
+def _embed_queries(encoder: Encoder, task: RetrievalEval, rank: int, world_size: int) -> Texts:
+    """Queries as they are served; each rank embeds a part, and gets all."""
+    mine = slice(rank, None, world_size)
+    prompts = list(task.query_instructions[mine])
+    part = encoder.encode(task.queries[mine], prompt=prompts, role="query", convert_to="torch")
+    if world_size == 1:
+        return _as_texts(part)
+    embeddings: list[Tensor] = [torch.empty(0)] * len(task.queries)
+    for other, each in enumerate(_of_all_ranks(part, world_size)):
+        embeddings[other::world_size] = list(each)
     return _as_texts(embeddings)
 
 
@@ -118,12 +125,11 @@ def _as_texts(embeddings: Tensor | list[Tensor]) -> Texts:
     return VectorSets.of(embeddings) if embeddings[0].ndim == 2 else torch.stack(embeddings)
 
 
-def _ranked(encoder: Encoder, queries: Texts, documents: Texts) -> Tensor:
-    if isinstance(queries, VectorSets) or isinstance(documents, VectorSets):
-        return rank_documents(queries, documents, DEPTH)  # which are of unit length
-    if encoder.config.compares_unit_length:
-        queries, documents = normalize(queries, dim=-1), normalize(documents, dim=-1)
-    return rank_documents(queries, documents, DEPTH)
+def _as_compared(encoder: Encoder, texts: Texts) -> Texts:
+    """At unit length where the model compares by cosine; sets of vectors are of unit length."""
+    if isinstance(texts, VectorSets) or not encoder.config.compares_unit_length:
+        return texts
+    return normalize(texts, dim=-1)
 
 
 def _as_stored_by(encoder: Encoder, vectors: Texts, precision: Precision) -> Tensor:
@@ -132,8 +138,8 @@ def _as_stored_by(encoder: Encoder, vectors: Texts, precision: Precision) -> Ten
     return torch.from_numpy(rounded(vectors.numpy(), precision, ranges))
 
 
-def _of_all_ranks(part: Tensor | list[Tensor], world_size: int) -> list[Any]:
-    """What all ranks have embedded, through their main memory: NCCL would pass a whole corpus through every GPU's."""
+def _of_all_ranks(part: Any, world_size: int) -> list[Any]:
+    """What all ranks have, through their main memory: NCCL would pass it through every GPU's."""
     parts: list[Any] = [None] * world_size
     if dist.get_backend() == "gloo":
         dist.all_gather_object(parts, part)

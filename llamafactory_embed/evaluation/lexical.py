@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import mteb
 import numpy as np
+from datasets import Dataset
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.model_meta import ModelMeta
 from scipy.sparse import diags
@@ -17,7 +19,8 @@ from .tasks import texts_of
 from .word_weights import bm25_weights, tfidf_weights
 
 
-QUERIES_AT_ONCE = 64
+QUERIES_AT_ONCE = 16
+DOCUMENTS_AT_ONCE = 50_000
 
 
 class LexicalSearch:
@@ -37,8 +40,9 @@ class LexicalSearch:
         """Count the words of the corpus."""
         self._ids = [str(each) for each in corpus["id"]]
         self._counter = CountVectorizer(analyzer=words, dtype=np.float64)
-        counts = self._counter.fit_transform(texts_of(corpus, task_metadata, mteb.types.PromptType.document))
-        self._weights, self._query_weights = (bm25_weights if self.kind == "bm25" else tfidf_weights)(counts)
+        counts = self._counter.fit_transform(_texts_of_corpus(corpus, task_metadata))
+        weights, self._query_weights = (bm25_weights if self.kind == "bm25" else tfidf_weights)(counts)
+        self._documents_of_words = weights.T.tocsr()  # [V, D]
 
     def search(
         self, queries: Any, *, task_metadata: TaskMetadata, top_k: int, top_ranked: Any = None, **kwargs: Any
@@ -47,15 +51,25 @@ class LexicalSearch:
         result, unless it is one of the candidates to be scored."""
         texts = texts_of(queries, task_metadata, mteb.types.PromptType.query)
         counts = self._counter.transform(texts) @ diags(self._query_weights)
-        place = {key: index for index, key in enumerate(self._ids)}
+        place = {} if top_ranked is None else {key: index for index, key in enumerate(self._ids)}
         results = {}
         for start in range(0, len(texts), QUERIES_AT_ONCE):
-            scores = np.asarray((counts[start : start + QUERIES_AT_ONCE] @ self._weights.T).todense())
+            scores = counts[start : start + QUERIES_AT_ONCE] @ self._documents_of_words  # sparse [q, D]
+            scores.sort_indices()
             for query, row in zip(queries["id"][start : start + QUERIES_AT_ONCE], scores, strict=True):
                 if top_ranked is None:
-                    documents = np.flatnonzero(row)
+                    shares_words = row.data != 0
+                    documents, similarities = row.indices[shares_words], row.data[shares_words]
                 else:
                     documents = np.array([place[key] for key in top_ranked.get(query, ())], dtype=int)
-                best = documents[np.argsort(-row[documents], kind="stable")[:top_k]]
-                results[str(query)] = {self._ids[index]: float(row[index]) for index in best}
+                    similarities = row.toarray()[0, documents]
+                best = np.argsort(-similarities, kind="stable")[:top_k]
+                results[str(query)] = {self._ids[documents[each]]: float(similarities[each]) for each in best}
         return results
+
+
+def _texts_of_corpus(corpus: Dataset, task_metadata: TaskMetadata) -> Iterator[str]:
+    """The texts, of which a window is in memory at a time."""
+    for start in range(0, len(corpus), DOCUMENTS_AT_ONCE):
+        window = corpus.select(range(start, min(start + DOCUMENTS_AT_ONCE, len(corpus))))
+        yield from texts_of(window, task_metadata, mteb.types.PromptType.document)

@@ -64,7 +64,7 @@ class MtebEncoder:
         self.search_device = torch.device(self.devices[0]) if self.devices else encoder.model.device
         self._vectors = vectors
         self._stores: dict[tuple[str, Role], VectorStore] = {}
-        self._corpus: tuple[Corpus, list[str]] | None = None
+        self._corpus: tuple[Corpus, Dataset] | None = None
 
     # EncoderProtocol
 
@@ -121,7 +121,7 @@ class MtebEncoder:
             ranges=self.ranges,
             rescore_multiplier=self.rescore_multiplier,
         )
-        self._corpus = vectors, [str(key) for key in corpus["id"]]
+        self._corpus = vectors, corpus
 
     def search(
         self,
@@ -135,7 +135,7 @@ class MtebEncoder:
         """The best documents for each query with their similarities; where candidates are given, those only."""
         if self._corpus is None:
             raise RuntimeError("`search` comes after `index`.")
-        corpus, ids = self._corpus
+        corpus, documents = self._corpus
         query = mteb_types.PromptType.query
         store, rows = self._embed(texts_of(queries, task_metadata, query), task_metadata, query)
         vectors = as_searched(store.vectors[rows], self.dimension, corpus.unit_length)
@@ -150,6 +150,7 @@ class MtebEncoder:
             scores, places = search_exactly(vectors, corpus, top_k, self.search_device)
         else:
             scores, places = search_with_faiss(vectors, corpus, top_k, self.index_spec)
+        ids = _ids_of(documents, places)
         return {
             name: {ids[place]: score for score, place in zip(*pair, strict=True) if place >= 0}
             for name, *pair in zip(names, scores.tolist(), places.tolist(), strict=True)
@@ -159,15 +160,14 @@ class MtebEncoder:
         self, queries: dict[str, torch.Tensor], candidates: Mapping[str, Sequence[str]]
     ) -> dict[str, dict[str, float]]:
         assert self._corpus is not None
-        corpus, ids = self._corpus
-        place = {key: index for index, key in enumerate(ids)}
+        corpus, documents = self._corpus
+        place = {str(key): index for index, key in enumerate(documents["id"])}
         results = {}
         for name, vector in queries.items():
-            documents = [place[str(key)] for key in candidates.get(name, ())]
             scores = {}
-            for document in documents:
-                first, last = np.searchsorted(corpus.owners, [document, document + 1])
-                scores[ids[document]] = float((corpus.read(slice(first, last)) @ vector).max())
+            for key in map(str, candidates.get(name, ())):
+                first, last = np.searchsorted(corpus.owners, [place[key], place[key] + 1])
+                scores[key] = float((corpus.read(slice(first, last)) @ vector).max())
             results[name] = scores
         return results
 
@@ -182,8 +182,9 @@ class MtebEncoder:
         """The best candidates where they are most of the corpus: BRIGHT leaves a few documents out for each query.
         However many of those come first, enough documents are ranked."""
         assert self._corpus is not None
-        corpus, ids = self._corpus
+        corpus, documents = self._corpus
         scores, places = search_exactly(vectors, corpus, top_k + most_left_out, self.search_device)
+        ids = _ids_of(documents, places)
         results = {}
         for name, *pair in zip(names, scores.tolist(), places.tolist(), strict=True):
             allowed = set(map(str, candidates.get(name, ())))
@@ -228,3 +229,10 @@ class MtebEncoder:
                 self._vectors / digest(json.dumps(about)).hex(), self.encoder.dimension, about
             )
         return self._stores[key]
+
+
+def _ids_of(corpus: Dataset, places: torch.Tensor) -> dict[int, str]:
+    """The ids of the documents that were found, by their places; the others stay on disk."""
+    found = np.unique(places.numpy())
+    found = found[found >= 0]
+    return dict(zip(found.tolist(), map(str, corpus.select(found)["id"]), strict=True))

@@ -14,7 +14,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,9 +24,10 @@ from ..files import whole_file, write_text
 from .embedders import CrossEncoderScores, Embedder, load_embedder
 from .material import Material, read_material
 from .options import STEP_OPTIONS, MiningOptions
-from .search import HIT, ChunkedVectors, IndexSettings, merge, search_shard, shard_bounds
+from .search import HIT, IndexSettings, merge_shards, search_shard, shard_bounds
 from .selector import Selector
 from .sources import file_stamps
+from .vectors import ChunkedVectors, map_array
 
 
 STEPS = ("read", "embed", "search", "select")
@@ -70,6 +71,14 @@ class WorkFolder:
             self.path.rmdir()
 
 
+class Job(NamedTuple):
+    """What a job deals with, [start, stop), and the file that is there when it is done."""
+
+    start: int
+    stop: int
+    file: Path
+
+
 class Miner:
     """One mining run. Every process that takes part makes its own; what they share is the work folder."""
 
@@ -77,6 +86,7 @@ class Miner:
         self.options = options
         self.entry = entry
         self.work = WorkFolder(options.work)
+        self._jobs_of: dict[str, list[Job]] = {}
         self._index_settings = IndexSettings(
             kind=options.index,
             ivf_lists=options.ivf_lists,
@@ -106,12 +116,12 @@ class Miner:
 
     def jobs(self, step: str) -> list[int]:
         """The jobs of a step that are still to be done."""
-        return [number for number, file in enumerate(self._files(step)) if not file.is_file()]
+        return [number for number, job in enumerate(self._jobs(step)) if not job.file.is_file()]
 
     def size_of(self, step: str, number: int) -> int:
         """How many passages or rows a job deals with."""
-        start, stop = self._bounds(step)[number]
-        return stop - start
+        job = self._jobs(step)[number]
+        return job.stop - job.start
 
     def do(self, step: str, number: int) -> None:
         """Do one job."""
@@ -119,7 +129,7 @@ class Miner:
 
     def results(self) -> list[Path]:
         """The files of the last step, in the order of the rows."""
-        return self._files("select")
+        return [job.file for job in self._jobs("select")]
 
     # ------------------------------ what the jobs are ------------------------------
 
@@ -127,6 +137,13 @@ class Miner:
     def material(self) -> Material:
         """Rows and passages; there when the first step is done."""
         return Material(self.work.folder("read"), task_instruction(self.entry))
+
+    def _jobs(self, step: str) -> list[Job]:
+        """All jobs of a step, done or not. A large corpus has very many, so they are listed once."""
+        if step not in self._jobs_of:
+            files = self._files(step)
+            self._jobs_of[step] = [Job(*each, file) for each, file in zip(self._bounds(step), files, strict=True)]
+        return self._jobs_of[step]
 
     def _bounds(self, step: str) -> list[tuple[int, int]]:
         size = self.options.chunk_size
@@ -152,8 +169,7 @@ class Miner:
     # ------------------------------ the jobs ------------------------------
 
     def _embed(self, number: int) -> None:
-        start, stop = self._bounds("embed")[number]
-        file = self._files("embed")[number]
+        start, stop, file = self._jobs("embed")[number]
         if file.name.startswith("passages"):
             instruction = self._instruction if self.entry.symmetric else ""
             self._embedder.write_documents(self.material.passage_texts(start, stop), instruction, file)
@@ -163,19 +179,18 @@ class Miner:
             self._embedder.write_queries([row.query for row in rows], instructions, file)
 
     def _search(self, number: int) -> None:
-        start, stop = self._bounds("search")[number]
+        start, stop, file = self._jobs("search")[number]
         depth = self.options.window[1]
-        with whole_file(self._files("search")[number]) as temporary:
+        with whole_file(file) as temporary:
             hits = np.lib.format.open_memmap(temporary, "w+", HIT, (len(self._queries), depth))
             search_shard(self._queries, self._passages, start, stop, depth, self._index_settings, hits)
             hits.flush()
 
     def _select(self, number: int) -> None:
-        start, stop = self._bounds("select")[number]
-        hits = merge([shard[start:stop] for shard in self._shards], self.options.window[1])
+        start, stop, file = self._jobs("select")[number]
+        hits = merge_shards(self._shards, start, stop, self.options.window[1])
         rows = self.material.rows(start, stop)
         records, summary = self._selector.select(rows, hits, self._queries.read(start, stop), start)
-        file = self._files("select")[number]
         write_text(file.with_suffix(".json"), json.dumps(summary, ensure_ascii=False))
         write_text(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
 
@@ -201,7 +216,7 @@ class Miner:
 
     @functools.cached_property
     def _shards(self) -> list[np.ndarray]:
-        return [np.load(file, mmap_mode="r") for file in self._files("search")]
+        return [map_array(job.file) for job in self._jobs("search")]
 
     @functools.cached_property
     def _selector(self) -> Selector:

@@ -1,5 +1,4 @@
-"""Vectors on disk, and the nearest of them by inner product with FAISS (Douze et al. 2024), in shards that fit into a
-given memory."""
+"""The nearest vectors by inner product with FAISS (Douze et al. 2024), in shards that fit into a given memory."""
 
 from __future__ import annotations
 
@@ -7,63 +6,23 @@ import importlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Literal, Protocol
 
 import numpy as np
 
 from ..model.quantization import quantize
+from .vectors import ChunkedVectors
 
 
 MIB = 2**20
 LARGEST_QUERY_BLOCK = 4096
 LARGEST_SHARD = 1_000_000  # passages, so that a large corpus is work for several processes
+SHARDS_AT_ONCE = 16  # whose hits are merged in memory
 BYTE_RANGE_CELLS = 1024  # times the next: passages by which FAISS measures the ranges of bytes
 IVF_TRAINING_VECTORS = 64  # a cell, enough for k-means
 HIT = np.dtype([("score", np.float32), ("passage", np.int64)])
 NO_HIT = np.array((-np.inf, -1), dtype=HIT)  # where there are fewer passages than places
-
-
-class ChunkedVectors:
-    """float32 vectors [n, d] in `.npy` files of `chunk` rows each (the last may have fewer), memory-mapped."""
-
-    def __init__(self, paths: Sequence[Path], chunk: int) -> None:
-        self._chunks = [np.asarray(np.load(path, mmap_mode="r")) for path in paths]
-        self._chunk = chunk
-        self.dimension = self._chunks[0].shape[1]
-        self._count = sum(map(len, self._chunks))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def parts(self, start: int, stop: int) -> list[np.ndarray]:
-        """The rows [start, stop) as pieces that are still on disk."""
-        pieces = []
-        while start < stop:
-            number, first = divmod(start, self._chunk)
-            piece = self._chunks[number][first : first + stop - start]
-            pieces.append(piece)
-            start += len(piece)
-        return pieces
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """The rows [start, stop) in memory."""
-        result = np.empty((stop - start, self.dimension), dtype=np.float32)
-        filled = 0
-        for piece in self.parts(start, stop):
-            result[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        return result
-
-    def gather(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The rows at any positions, in memory [len(positions), d]."""
-        result = np.empty((len(positions), self.dimension), dtype=np.float32)
-        numbers, rows = np.divmod(np.asarray(positions, dtype=np.int64), self._chunk)
-        for number in np.unique(numbers):
-            here = numbers == number
-            result[here] = self._chunks[number][rows[here]]
-        return result
 
 
 @dataclass(frozen=True)
@@ -162,6 +121,15 @@ def merge(parts: Sequence[np.ndarray], depth: int) -> np.ndarray:
     if best.shape[1] < depth:
         missing = np.full((len(best), depth - best.shape[1]), NO_HIT, dtype=HIT)
         best = np.concatenate([best, missing], axis=1)
+    return best
+
+
+def merge_shards(shards: Sequence[np.ndarray], start: int, stop: int, depth: int) -> np.ndarray:
+    """`merge` of the queries [start, stop) of all shards, of which a few are in memory at a time."""
+    best = np.empty((stop - start, 0), dtype=HIT)
+    for first in range(0, len(shards), SHARDS_AT_ONCE):
+        part = [shard[start:stop] for shard in shards[first : first + SHARDS_AT_ONCE]]
+        best = merge([best, *part], depth)
     return best
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from .embedders import CrossEncoderScores
 from .material import Material
 from .options import MiningOptions
-from .search import ChunkedVectors
 from .sources import MiningRow
+from .vectors import ChunkedVectors
 
 
 NEGATIVES_OF_AN_EXAMPLE = 3

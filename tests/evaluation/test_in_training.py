@@ -32,7 +32,7 @@ def slow_metrics(order: list[int], answers: frozenset[int]) -> dict[str, float]:
 
 @pytest.mark.parametrize("documents", [4, 30, 250])
 def test_metrics_follow_their_definitions(documents: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_training, "QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr("llamafactory_embed.evaluation.ranking.QUERIES_AT_ONCE", 7)
     generator = torch.Generator().manual_seed(documents)
     queries = torch.randn(25, 6, generator=generator)
     corpus = torch.randn(documents, 6, generator=generator)

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import pytrec_eval
 import torch
+from datasets import Dataset
+from mteb._create_dataloaders import create_dataloader
 from mteb.models import EncoderProtocol, SearchProtocol
 from mteb.models.search_wrappers import SearchEncoderWrapper
 
@@ -28,6 +30,7 @@ from llamafactory_embed.evaluation.local import load_entry, load_path
 from llamafactory_embed.evaluation.models import load_encoder, wrap_encoder
 from llamafactory_embed.evaluation.options import EvaluationOptions
 from llamafactory_embed.evaluation.revisions import name_of_folder, revision_of_checkpoint
+from llamafactory_embed.evaluation.tasks import texts_of
 from llamafactory_embed.loading.checkpoint import save_checkpoint
 from tests.embedders import PROSE, make_embedder
 from tests.evaluation.conftest import write_lines
@@ -438,3 +441,19 @@ def test_the_revision_of_an_adapter_is_also_that_of_its_base(tmp_path: Path) -> 
 @pytest.fixture(autouse=True)
 def quiet() -> None:
     logging.getLogger("mteb").setLevel(logging.ERROR)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"text": [" a text ", "b", ""]},
+        {"title": ["", "Title", " "], "text": ["a text", "b ", "c"]},
+        {"text": ["a", "b", "c"], "body": ["d", "e", "f"]},
+    ],
+)
+def test_documents_are_joined_as_mteb_joins_them(columns: dict[str, list[str]]) -> None:
+    about = load_path(str(WORDNET)).task.metadata
+    rows = Dataset.from_dict({"id": ["1", "2", "3"]} | columns)
+    document = mteb.types.PromptType.document
+    loader = create_dataloader(rows, task_metadata=about, prompt_type=document, batch_size=2)
+    assert texts_of(rows, about, document) == [text for batch in loader for text in batch["text"]]

@@ -11,7 +11,7 @@ import numpy as np
 
 from llamafactory_embed.mining.mine import mine
 from llamafactory_embed.mining.options import MiningOptions
-from llamafactory_embed.mining.search import ChunkedVectors
+from llamafactory_embed.mining.vectors import ChunkedVectors
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

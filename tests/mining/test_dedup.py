@@ -17,7 +17,7 @@ import pytest
 
 from llamafactory_embed.mining.dedup import deduplicate as deduplicate_module
 from llamafactory_embed.mining.dedup.deduplicate import deduplicate
-from llamafactory_embed.mining.dedup.matchers import MinHashTable, jaccard, make_matchers, rows_per_band
+from llamafactory_embed.mining.dedup.matchers import MinHashTable, _hash_pieces, jaccard, make_matchers, rows_per_band
 from llamafactory_embed.mining.dedup.options import DedupOptions
 from tests.data.retrieval.helpers import FOLDERS
 
@@ -195,7 +195,7 @@ def test_hashes_estimate_the_similarity() -> None:
     common, own = [f"c{number}" for number in range(60)], [f"o{number}" for number in range(40)]
     table = MinHashTable(1.0)
     table._rows = 1
-    one, other = (table._keys(frozenset(each)) for each in (common + own[:20], common + own[20:]))
+    one, other = (table._keys(_hash_pieces(frozenset(each))) for each in (common + own[:20], common + own[20:]))
     share = np.mean([a == b for a, b in zip(one, other, strict=True)])
     assert share == pytest.approx(0.6, abs=4 * (0.6 * 0.4 / 128) ** 0.5)
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llamafactory_embed.mining.search import ChunkedVectors, IndexSettings, merge, search_shard, shard_bounds
+from llamafactory_embed.mining import search
+from llamafactory_embed.mining.search import HIT, IndexSettings, merge, merge_shards, search_shard, shard_bounds
+from llamafactory_embed.mining.vectors import ChunkedVectors, map_array
 
 from .helpers import on_disk
 
@@ -136,11 +138,47 @@ def test_shards_are_as_large_as_the_memory_allows(kind: Any) -> None:
     assert len(twice) == pytest.approx(len(bounds) / 2, abs=1)
 
 
+def test_a_corpus_of_many_chunks_needs_few_file_descriptors(tmp_path: Path) -> None:
+    vectors = make_vectors(40)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    passages = on_disk(vectors, tmp_path, "passages", chunk=2)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    np.testing.assert_array_equal(passages.read(3, 31), vectors[3:31])
+    np.testing.assert_array_equal(passages.gather([39, 0, 7]), vectors[[39, 0, 7]])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_mapped_arrays_are_those_of_numpy(order: Any, tmp_path: Path) -> None:
+    hits = np.zeros((3, 5), dtype=HIT, order=order)
+    hits["passage"] = np.arange(15).reshape(3, 5)
+    for array in (hits, np.arange(6.0).reshape(2, 3), np.zeros((0, 4), np.float32)):
+        np.save(tmp_path / "array.npy", array)
+        mapped = map_array(tmp_path / "array.npy")
+        np.testing.assert_array_equal(mapped, array)
+        assert mapped.dtype == array.dtype
+
+
+def test_shards_are_merged_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    shards = []
+    for number in range(7):
+        hits = np.empty((9, 4), dtype=HIT)
+        hits["score"] = rng.integers(0, 5, size=hits.shape)  # often equal
+        hits["passage"] = rng.permutation(np.arange(36)).reshape(hits.shape) + 36 * number
+        hits[:, 3:] = (-np.inf, -1) if number == 2 else hits[:, 3:]
+        shards.append(merge([hits], 4))
+    at_once = merge([shard[2:8] for shard in shards], 6)
+    for count in (1, 3, 16):
+        monkeypatch.setattr(search, "SHARDS_AT_ONCE", count)
+        np.testing.assert_array_equal(merge_shards(shards, 2, 8, 6), at_once)
+
+
 MEMORY_TEST = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from llamafactory_embed.mining.search import ChunkedVectors, IndexSettings, search_shard, shard_bounds
+from llamafactory_embed.mining.search import IndexSettings, search_shard, shard_bounds
+from llamafactory_embed.mining.vectors import ChunkedVectors
 from tests.mining.helpers import on_disk
 
 file, kind, memory, allowed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
@@ -162,7 +200,8 @@ MANY_QUERIES_TEST = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from llamafactory_embed.mining.search import HIT, ChunkedVectors, IndexSettings, search_shard
+from llamafactory_embed.mining.search import HIT, IndexSettings, search_shard
+from llamafactory_embed.mining.vectors import ChunkedVectors
 from tests.mining.helpers import on_disk
 
 folder = Path(sys.argv[1])

@@ -16,8 +16,8 @@ from ...data.problems import BadRowError, BadRows
 from ...data.retrieval import beir
 from ...data.retrieval.texts import parse_texts, read_texts
 from ..answers import DEPTHS, accuracy_at, dpr_words, words
+from .corpora import map_texts, texts_with_ids
 from .reading import LocalTask, make_task
-from .retrieval import texts_with_ids
 
 
 MAIN_DEPTH = 100
@@ -55,7 +55,7 @@ class AnswerTask(AbsTaskRetrieval):
         results = search.search(queries, top_k=max(DEPTHS), **about)
         if prediction_folder is not None:
             self._save_task_predictions(results, model, prediction_folder, hf_split=hf_split, hf_subset=hf_subset)
-        texts = dict(zip(corpus["id"], corpus["text"], strict=True))
+        texts = texts_with_ids(corpus, {key for found in results.values() for key in found})
         names = list(queries["id"])
         ranking = [
             [texts[key] for key, _ in sorted(results[name].items(), key=lambda pair: (-pair[1], pair[0]))]
@@ -89,16 +89,15 @@ def make_answers_task(name: str, path: str, subset: str | None = None) -> LocalT
         if subset not in files:
             raise ValueError(f"{path} has no questions {subset!r}; it has {', '.join(files)}.")
         files = {subset: files[subset]}
-    passages = {passage.key: passage.text for passage in read_texts(corpus_file)}
+    corpus = map_texts((passage.key, passage.text) for passage in read_texts(corpus_file))
     questions = {subset: read_questions(file) for subset, file in files.items()}
-    if not passages or not all(questions.values()):
+    if not len(corpus) or not all(questions.values()):
         raise ValueError(f"{path} has no queries or no corpus.")
-    corpus = texts_with_ids(passages)
     data = {
         subset: {
             "test": {
                 "corpus": corpus,
-                "queries": texts_with_ids({question.key: question.text for question in asked}),
+                "queries": map_texts((question.key, question.text) for question in asked),
                 "relevant_docs": {},
                 "top_ranked": None,
             }

@@ -14,6 +14,7 @@ from ...data.retrieval.evalset import build_retrieval_eval
 from ...data.retrieval.formats import KNOWN_COLUMNS
 from ...data.retrieval.reader import rows_of_entry
 from ...data.retrieval.rows import Task
+from .corpora import map_texts
 from .reading import LocalTask, make_task
 
 
@@ -26,7 +27,7 @@ def make_beir_task(
     """A folder in BEIR's layout, with its ids and its grades."""
     bad_rows = BadRows(can_skip=False)
     collection = beir.Collection(path, split, bad_rows, advice=f"; name one as {path}@split")
-    corpus = {passage.key: passage.text for passage in collection.passages()}
+    corpus = map_texts((passage.key, passage.text) for passage in collection.passages())
     judged = list(collection.queries())
     bad_rows.finish()
     for query in judged:
@@ -55,7 +56,7 @@ def make_rows_task(entry: Entry) -> LocalTask:
             f"the queries of {entry.location} have {len(different)} different instructions; a task of mteb "
             "has one: make a file for each."
         )
-    corpus = {f"d{number}": text for number, text in enumerate(material.corpus)}
+    corpus = map_texts((f"d{number}", text) for number, text in enumerate(material.corpus))
     queries = {f"q{number}": text for number, text in enumerate(material.queries)}
     relevant = {
         f"q{number}": {f"d{document}": 1 for document in sorted(documents)}
@@ -76,7 +77,7 @@ def make_rows_task(entry: Entry) -> LocalTask:
 def retrieval_task(
     name: str,
     source: str,
-    corpus: Mapping[str, str],
+    corpus: Dataset,
     queries: Mapping[str, str],
     relevant: Relevance,
     instruction: str,
@@ -87,8 +88,8 @@ def retrieval_task(
     dataset = {
         "default": {
             "test": {
-                "corpus": texts_with_ids(corpus),
-                "queries": texts_with_ids({key: text for key, text in queries.items() if key in relevant}),
+                "corpus": corpus,
+                "queries": map_texts((key, text) for key, text in queries.items() if key in relevant),
                 "relevant_docs": {key: dict(grades) for key, grades in relevant.items()},
                 "top_ranked": None,
             }
@@ -106,8 +107,3 @@ def retrieval_task(
         prompt=prompt,
         further_files=further_files,
     )
-
-
-def texts_with_ids(texts: Mapping[str, str]) -> Dataset:
-    """Columns `id` and `text`."""
-    return Dataset.from_dict({"id": list(texts), "text": list(texts.values())})

@@ -6,12 +6,12 @@ import base64
 import datetime
 import decimal
 import json
+import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -24,16 +24,14 @@ from ...data.retrieval.reader import is_beir, parse_records, records_of_entry
 from ...data.retrieval.rows import Row
 from ...data.retrieval.texts import read_texts
 from ...files import whole_file, write_json
+from ..material import Records, RecordWriter
 from ..sources import find_rows
 from .matchers import Matcher, make_matchers
 from .options import REPORTED_SETTINGS, DedupOptions
 
 
-@dataclass(frozen=True)
-class TestQuery:
+class TestQuery(NamedTuple):
     """A query that must not be trained on, and where it stands."""
-
-    __test__ = False  # no test of pytest's
 
     text: str
     test_set: str
@@ -44,12 +42,29 @@ def deduplicate(options: DedupOptions) -> dict[str, Any]:
     """Write `options.output` and its report, and return the report. The data itself is never touched."""
     output = Path(options.output)
     entry = _check(options, output)
-    queries = read_test_queries(options)
+    with tempfile.TemporaryDirectory() as folder:
+        queries, matchers = _hold_test_queries(options, Path(folder))
+        report = _copy_others(options, entry, output, queries, matchers)
+    write_json(output.with_suffix(".report.json"), report, indent=1)
+    return report
+
+
+def _hold_test_queries(options: DedupOptions, folder: Path) -> tuple[Records, dict[str, Matcher]]:
+    """The test queries on the disk, and what finds their numbers in memory."""
     matchers = make_matchers(options)
-    for query in queries:
+    writer = RecordWriter(folder, "queries")
+    for query in read_test_queries(options):
+        writer.add(query)
         for matcher in matchers.values():
             matcher.add(query.text)
+    writer.finish()
+    return Records(folder, "queries"), matchers
 
+
+def _copy_others(
+    options: DedupOptions, entry: Entry, output: Path, queries: Records, matchers: Mapping[str, Matcher]
+) -> dict[str, Any]:
+    """Write the rows that are no duplicates; the report."""
     rows = 0
     duplicates: list[dict[str, Any]] = []
     bad_rows = BadRows(options.skip_bad_rows, KNOWN_COLUMNS)
@@ -64,9 +79,7 @@ def deduplicate(options: DedupOptions) -> dict[str, Any]:
                 else:
                     duplicates.append({"row": where, "query": text, **duplicate})
         bad_rows.finish()
-    report = _report(options, queries, duplicates, rows)
-    write_json(output.with_suffix(".report.json"), report, indent=1)
-    return report
+    return _report(options, queries, duplicates, rows)
 
 
 def _check(options: DedupOptions, output: Path) -> Entry:
@@ -83,13 +96,13 @@ def _check(options: DedupOptions, output: Path) -> Entry:
     return entry
 
 
-def _find_duplicate(text: str, matchers: Mapping[str, Matcher], queries: Sequence[TestQuery]) -> dict[str, str] | None:
+def _find_duplicate(text: str, matchers: Mapping[str, Matcher], queries: Records) -> dict[str, str] | None:
     """The test query that the first method finds, as the report shows it."""
     for method, matcher in matchers.items():
         match = matcher.find(text)
         if match is not None:
             number, nearness = match
-            same = queries[number]
+            same = TestQuery(*queries[number])
             return {
                 "test_set": same.test_set,
                 "test_row": same.where,
@@ -100,9 +113,7 @@ def _find_duplicate(text: str, matchers: Mapping[str, Matcher], queries: Sequenc
     return None
 
 
-def _report(
-    options: DedupOptions, queries: Sequence[TestQuery], duplicates: list[dict[str, Any]], rows: int
-) -> dict[str, Any]:
+def _report(options: DedupOptions, queries: Records, duplicates: list[dict[str, Any]], rows: int) -> dict[str, Any]:
     return {
         "data": options.data,
         "output": options.output,
@@ -111,7 +122,7 @@ def _report(
         "dropped": len(duplicates),
         "dropped_by_test_set": dict.fromkeys(options.against, 0) | Counter(each["test_set"] for each in duplicates),
         "dropped_by_method": dict.fromkeys(options.methods, 0) | Counter(each["method"] for each in duplicates),
-        "test_queries": dict(Counter(query.test_set for query in queries)),
+        "test_queries": dict(Counter(test_set for _, test_set, _ in queries)),
         "settings": {name: getattr(options, name) for name in REPORTED_SETTINGS},
         "duplicates": duplicates,
     }
@@ -120,9 +131,8 @@ def _report(
 # ------------------------------------------------ reading -----------------------------------------------------
 
 
-def read_test_queries(options: DedupOptions) -> list[TestQuery]:
+def read_test_queries(options: DedupOptions) -> Iterator[TestQuery]:
     """The queries of all test sets."""
-    queries = []
     for name in options.against:
         entry = find_rows("against", name, options.dataset_dir)
         bad_rows = BadRows(options.skip_bad_rows, KNOWN_COLUMNS)
@@ -130,12 +140,13 @@ def read_test_queries(options: DedupOptions) -> list[TestQuery]:
             texts = _beir_queries(entry.location)
         else:
             texts = ((where, text) for where, text, _ in _queries(entry, bad_rows))
-        of_this_set = [TestQuery(text, name, where) for where, text in texts]
+        count = 0
+        for where, text in texts:
+            yield TestQuery(text, name, where)
+            count += 1
         bad_rows.finish()
-        if not of_this_set:
+        if not count:
             raise ValueError(f"`against`: `{name}` has no queries.")
-        queries += of_this_set
-    return queries
 
 
 def _beir_queries(folder: str) -> Iterator[tuple[str, str]]:

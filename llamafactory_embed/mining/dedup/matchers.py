@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from array import array
 from collections import Counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ...evaluation.answers import words
 from ...files import digest
 from ..material import text_hash
+from .key_table import KeyTable
 from .options import DedupOptions
 
 
@@ -26,6 +28,7 @@ SIMHASH_WINDOW = 4  # characters
 
 HASHES = 128  # of a MinHash signature
 MOST_MISSED = 1e-3  # of pairs that are just similar enough
+KEY_MASK = 2**64 - 1
 
 
 # ------------------------------------------------ methods -----------------------------------------------------
@@ -143,26 +146,24 @@ class FingerprintTable:
         self.distance = distance
         edges = [BITS * number // (distance + 1) for number in range(distance + 2)]
         self._blocks = list(itertools.pairwise(edges))
-        self._by_block: dict[tuple[int, int], list[int]] = {}
-        self._fingerprints: list[int] = []
+        self._by_block = [KeyTable() for _ in self._blocks]
+        self._fingerprints = array("Q")
 
     def add(self, fingerprint: int) -> None:
         """Give a fingerprint the next number."""
-        for key in self._keys(fingerprint):
-            self._by_block.setdefault(key, []).append(len(self._fingerprints))
+        for table, key in zip(self._by_block, self._keys(fingerprint), strict=True):
+            table.add(key, len(self._fingerprints))
         self._fingerprints.append(fingerprint)
 
     def find(self, fingerprint: int) -> list[tuple[int, int]]:
         """Distance and number of all that are near enough, the nearest first."""
-        numbers = {number for key in self._keys(fingerprint) for number in self._by_block.get(key, ())}
+        keys = self._keys(fingerprint)
+        numbers = {number for table, key in zip(self._by_block, keys, strict=True) for number in table.find(key)}
         near = ((hamming_distance(fingerprint, self._fingerprints[number]), number) for number in numbers)
         return sorted(each for each in near if each[0] <= self.distance)
 
-    def _keys(self, fingerprint: int) -> list[tuple[int, int]]:
-        return [
-            (number, fingerprint >> start & ((1 << end - start) - 1))
-            for number, (start, end) in enumerate(self._blocks)
-        ]
+    def _keys(self, fingerprint: int) -> list[int]:
+        return [fingerprint >> start & ((1 << end - start) - 1) for start, end in self._blocks]
 
 
 # ------------------------------------------------ MinHash -----------------------------------------------------
@@ -172,7 +173,7 @@ class MinHashTable:
     """Finds sets whose Jaccard similarity with a given one is at least a threshold.
 
     MinHash with banding (Broder 1997; Leskovec et al. 2014, chapter 3) only proposes: its proposals are compared piece
-    by piece, so that the similarity reported is exact.
+    by piece, so that the similarity reported is exact. Pieces are held as digests of 8 bytes.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -182,30 +183,43 @@ class MinHashTable:
         # Multiply-shift: odd factors and any summands, modulo 2**64, of which the upper half is kept.
         self._factors = draw.integers(0, 2**63, HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._summands = draw.integers(0, 2**63, HASHES, dtype=np.uint64)
-        self._by_band: dict[tuple[int, bytes], list[int]] = {}
-        self._pieces: list[frozenset[str]] = []
+        self._by_band = KeyTable()
+        self._pieces = array("Q")  # of all sets, one after the other
+        self._ends = array("q", [0])
 
     def add(self, pieces: frozenset[str]) -> None:
         """Give a set the next number."""
-        for key in self._keys(pieces):
-            self._by_band.setdefault(key, []).append(len(self._pieces))
-        self._pieces.append(pieces)
+        hashes = _hash_pieces(pieces)
+        for key in self._keys(hashes):
+            self._by_band.add(key, len(self._ends) - 1)
+        self._pieces.frombytes(hashes.tobytes())
+        self._ends.append(len(self._pieces))
 
     def find(self, pieces: frozenset[str]) -> list[tuple[float, int]]:
         """Similarity and number of all that are similar enough, the most similar first."""
-        numbers = {number for key in self._keys(pieces) for number in self._by_band.get(key, ())}
-        near = ((jaccard(pieces, self._pieces[number]), number) for number in numbers)
+        hashes = _hash_pieces(pieces)
+        numbers = {number for key in self._keys(hashes) for number in self._by_band.find(key)}
+        wanted = frozenset(hashes.tolist())
+        near = ((jaccard(wanted, self._set(number)), number) for number in numbers)
         return sorted((each for each in near if each[0] >= self.threshold), key=lambda each: (-each[0], each[1]))
 
-    def _keys(self, pieces: frozenset[str]) -> list[tuple[int, bytes]]:
-        hashes = np.frombuffer(b"".join(map(digest, sorted(pieces))), dtype=np.uint64)  # [n]
+    def _set(self, number: int) -> frozenset[int]:
+        return frozenset(self._pieces[self._ends[number] : self._ends[number + 1]])
+
+    def _keys(self, hashes: np.ndarray) -> list[int]:
+        """A key for each band. Two bands whose keys agree by chance propose a set in vain."""
         mixed = (hashes[:, None] * self._factors + self._summands) >> np.uint64(32)  # [n, HASHES]
         smallest = mixed.min(axis=0).astype(np.uint32)
         bands = range(HASHES // self._rows)
-        return [(band, smallest[band * self._rows : (band + 1) * self._rows].tobytes()) for band in bands]
+        parts = ((band, smallest[band * self._rows : (band + 1) * self._rows].tobytes()) for band in bands)
+        return [hash(part) & KEY_MASK for part in parts]
 
 
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+def _hash_pieces(pieces: frozenset[str]) -> np.ndarray:
+    return np.frombuffer(b"".join(map(digest, sorted(pieces))), dtype=np.uint64)
+
+
+def jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
     """The common pieces' share of all pieces."""
     return len(a & b) / len(a | b)
 
