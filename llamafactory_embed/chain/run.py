@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 
 from ..files import digest, write_json, write_text
-from ..foreign import read_yaml
+from ..foreign import BAD_VALUES, read_json_object, read_yaml
 from ..hparams.secrets import secrets_of, without_secrets, words_without_secrets
 from .definition import Chain, ChainStep
 
@@ -145,7 +144,12 @@ def read_done(folder: Path) -> dict[str, Done]:
     path = folder / RECORD_NAME
     if not path.is_file():
         return {}
-    return {name: Done(**values) for name, values in json.loads(path.read_text(encoding="utf-8")).items()}
+    advice = "remove it, and the folders of the steps that are to run again."
+    record = read_json_object(path, advice)
+    try:
+        return {name: Done(str(each["fingerprint"]), float(each["seconds"])) for name, each in record.items()}
+    except BAD_VALUES as error:
+        raise ValueError(f"{path} is damaged: {advice}") from error
 
 
 def write_done(folder: Path, done: Mapping[str, Done]) -> None:
