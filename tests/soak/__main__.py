@@ -19,7 +19,7 @@ import psutil
 
 from .flat import judge
 from .picture import draw
-from .samples import Sample, look_at, read_progress, write_samples
+from .samples import Sample, look_at, read_progress, read_samples, write_samples
 from .works import WORKS
 
 
@@ -63,6 +63,7 @@ class Watched:
 def soak(names: Sequence[str], minutes: float, output: Path) -> int:
     """Run, watch, judge."""
     output.mkdir(parents=True, exist_ok=True)
+    is_sound = True
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         works = [Watched(name, Path(folder, name), 60 * minutes) for name in names]
         try:
@@ -70,10 +71,11 @@ def soak(names: Sequence[str], minutes: float, output: Path) -> int:
         finally:
             for each in works:
                 each.work.terminate()
-        failed = [each for each in works if each.work.wait() != 0]
-        for each in failed:
-            print(f"{each.name} ended with {each.work.returncode}:\n{each.said()}")
-        return max([tell(each.name, each.samples) for each in works] + [int(bool(failed))])
+        for each in works:
+            if each.work.wait() != 0:
+                is_sound = False
+                print(f"{each.name} ended with {each.work.returncode}:\n{each.said()}")
+    return max(int(not is_sound), *(tell(each.name, each.samples) for each in works))
 
 
 def watch(works: Sequence[Watched], minutes: float, output: Path) -> None:
@@ -100,7 +102,11 @@ def write(works: Sequence[Watched], minutes: float, output: Path) -> dict[str, S
 
 def tell(name: str, samples: Sequence[Sample]) -> int:
     """Print the verdict on one work; 1 if something is not flat."""
-    verdicts = judge(samples)
+    try:
+        verdicts = judge(samples)
+    except ValueError as error:
+        print(f"{name:8} {error}")
+        return 1
     for each in verdicts:
         mark = "flat" if each.is_flat else "NOT FLAT"
         print(f"{name:8} {each.measure:10} {each.level:12.4g} {each.unit:22} {each.change:+10.3g}  {mark}"
@@ -115,10 +121,15 @@ def main() -> int:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "saves" / "soak", help="folder of soak.json and soak.svg"
     )
+    parser.add_argument("--judge", metavar="FILE", type=Path, help="run nothing; judge and draw an earlier soak.json")
     arguments = parser.parse_args()
     unknown = set(arguments.works) - set(WORKS)
     if unknown:
         parser.error(f"there is no work `{unknown.pop()}`; there are {', '.join(WORKS)}")
+    if arguments.judge is not None:
+        samples, _ = read_samples(arguments.judge)
+        draw(samples, arguments.judge.with_suffix(".svg"))
+        return max(tell(name, taken) for name, taken in samples.items())
     return soak(arguments.works or list(WORKS), arguments.minutes, arguments.output)
 
 

@@ -18,7 +18,7 @@ from .samples import Sample
 
 
 WARM_UP = 0.2  # share of the time that is left out
-WINDOWS = 24
+WINDOWS, FEWEST_WINDOWS = 24, 4
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def cut_into_windows(samples: Sequence[Sample]) -> list[Sequence[Sample]]:
     """What comes after the warm-up, in windows that share their edges, so that none of the work falls between them."""
     kept = [each for each in samples if each.seconds >= WARM_UP * samples[-1].seconds]
     count = min(WINDOWS, (len(kept) - 1) // 2)
-    if count < 4:
+    if count < FEWEST_WINDOWS:
         raise ValueError(f"{len(samples)} samples are too few to say anything: let it run for longer.")
     edges = np.linspace(0, len(kept) - 1, count + 1).round().astype(int)
     return [kept[start : end + 1] for start, end in itertools.pairwise(edges)]

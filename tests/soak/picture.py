@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .flat import WARM_UP, speed
@@ -14,7 +14,7 @@ ROWS = {"memory": "memory, MiB", "handles": "file handles", "threads": "threads"
 POINTS = 60  # of the line of the speed
 
 
-def draw(samples: dict[str, Sequence[Sample]], path: Path) -> None:
+def draw(samples: Mapping[str, Sequence[Sample]], path: Path) -> None:
     """Write the picture; matplotlib comes with this package."""
     import matplotlib
 

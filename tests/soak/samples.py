@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def look_at(process: psutil.Process, progress: Path, start: float) -> Sample:
         )
 
 
-def write_samples(path: Path, samples: dict[str, Sequence[Sample]], about: dict[str, Any]) -> None:
+def write_samples(path: Path, samples: Mapping[str, Sequence[Sample]], about: dict[str, Any]) -> None:
     """The samples of all works as tables, with what else is to be known of them."""
     columns = [each.name for each in fields(Sample)]
     tables = {name: [list(asdict(each).values()) for each in rows] for name, rows in samples.items()}

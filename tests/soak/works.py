@@ -121,6 +121,7 @@ def serve(folder: Path, seconds: float, progress: Progress) -> None:
     words += ["--api-host", "127.0.0.1", "--api-port", str(port)]
     words += [word for name, value in SERVING.items() for word in (f"--{name}", str(value))]
     waves: list[dict[str, Any]] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not without its server
 
     async def wave(kinds: tuple[str, ...], length: float, clients: int) -> None:
         report, before = Report(), progress.done
