@@ -23,6 +23,7 @@ CLIENTS = 256
 # Of `llamafactory-embed serve`, small enough for all these clients to meet each limit.
 SERVING = {"max-body-bytes": 100_000, "max-waiting-requests": 96, "max-waiting-tokens": 20_000, "read-timeout": 20}
 CALM_SECONDS, WAVE_SECONDS = 30.0, 60.0
+PAUSE = 10.0  # between a client's requests: one that goes at once would be a flood otherwise, and nothing else
 
 
 def train(folder: Path, seconds: float, progress: Progress) -> None:
@@ -133,7 +134,7 @@ def serve(folder: Path, seconds: float, progress: Progress) -> None:
 
         counting = asyncio.ensure_future(count())
         await storm(f"http://127.0.0.1:{port}", expected, clients, rounds=1, seconds=length, kinds=kinds,
-                    drip=1.0, seed=len(waves), report=report)  # fmt: skip
+                    drip=1.0, pause=PAUSE, seed=len(waves), report=report)  # fmt: skip
         counting.cancel()
         progress.set(before + report.right)
         waves.append({"kinds": "right ones" if kinds == PATIENT else "all kinds", **report.summary()})

@@ -116,12 +116,14 @@ async def storm(
     seconds: float = 0.0,
     kinds: Sequence[str] = KINDS,
     drip: float = 0.01,
+    pause: float = 0.05,
     seed: int = 0,
     key: str = "",
     report: Report | None = None,
 ) -> Report:
     """Clients of these kinds send `rounds` requests each, and more until `seconds` have passed. `expected` has the
-    right vector of each text that is sent. `drip` is the time between two bytes of who drips. A `report` that is given
+    right vector of each text that is sent. `drip` is the time between two bytes of who drips, `pause` the
+    longest before a client's next request. A `report` that is given
     is filled, and can be looked at in the meantime."""
     url = urlsplit(address)
     headers = f"Authorization: Bearer {key}\r\n" if key else ""
@@ -135,7 +137,7 @@ async def storm(
         turn = 0
         while turn < rounds or time.monotonic() < end:
             turn += 1
-            await asyncio.sleep(rng.random() * 0.05)
+            await asyncio.sleep(rng.random() * pause)
             asked = rng.choices(texts, k=rng.randint(2, 40) if kind in ("several", "huge", "reading slowly") else 1)
             body = json.dumps({"input": asked * 60 if kind == "huge" else asked}).encode()
             start = time.monotonic()
