@@ -7,7 +7,7 @@ SITE_VENV ?= .venv-site
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test quality style bench gpu chaos hostile docs site package clean
+.PHONY: demo test quality style bench gpu chaos hostile soak docs site package clean
 
 demo: $(VENV)/.demo  ## train, evaluate and query an embedder on this machine, in minutes
 	$(BIN)/llamafactory-embed demo
@@ -17,6 +17,9 @@ test: $(VENV)/.dev  ## everything that needs no GPU
 
 hostile: $(VENV)/.dev  ## files and requests of strangers, ever new ones, for an hour (HOSTILE_SECONDS=…)
 	$(BIN)/python -m tests.hostile $${HOSTILE_SECONDS:-3600}
+
+soak: $(VENV)/.dev  ## train, encode, mine and serve for an hour: is memory, are handles, threads and speed flat?
+	$(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 quality: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .

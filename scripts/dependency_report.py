@@ -10,10 +10,13 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 ROOT = "llamafactory-embed"
@@ -58,11 +61,27 @@ def audit() -> tuple[int, str]:
     """What pip-audit says of this environment; 0 where it cannot be asked."""
     if importlib.util.find_spec("pip_audit") is None:
         return 0, NO_AUDIT
-    done = subprocess.run(
-        [sys.executable, "-m", "pip_audit", "--progress-spinner", "off"], capture_output=True, text=True
-    )
-    is_finding = done.returncode != 0 and "vulnerabilit" in done.stdout + done.stderr
-    return int(is_finding), f"{done.stdout}{done.stderr}".strip()
+    command = [sys.executable, "-m", "pip_audit", "--progress-spinner", "off", "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        return tell_findings(json.loads(done.stdout)["dependencies"])
+    except (ValueError, KeyError):
+        return 0, f"pip-audit has not answered:\n\n{done.stderr.strip()}"
+
+
+def tell_findings(audited: Sequence[Mapping[str, Any]]) -> tuple[int, str]:
+    """pip-audit's findings, and first how many it could look up: for those that its service does not answer about,
+    it says "no known vulnerabilities", too."""
+    asked = [each for each in audited if "skip_reason" not in each]
+    found = [(each, one) for each in asked for one in each["vulns"]]
+    lines = [f"pip-audit was answered about {len(asked)} of {len(audited)} distributions and knows {len(found)} "
+             "vulnerabilities of them."]  # fmt: skip
+    if found:
+        lines += ["", "| distribution | version | vulnerability | mended in |", "|---|---|---|---|"]
+    for each, one in found:
+        versions = ", ".join(one["fix_versions"]) or "no version yet"
+        lines.append(f"| {each['name']} | {each['version']} | {one['id']} | {versions} |")
+    return int(bool(found)), "\n".join(lines)
 
 
 def main() -> int:

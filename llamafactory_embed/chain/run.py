@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import yaml
 
 from ..files import digest, write_json, write_text
-from ..foreign import read_yaml
+from ..foreign import BAD_VALUES, read_json_object, read_yaml
+from ..hparams.secrets import secrets_of, without_secrets, words_without_secrets
 from .definition import Chain, ChainStep
 
 
@@ -56,7 +58,8 @@ def run_chain(chain: Chain, report: Callable[[str], None] = print, runner: Runne
             )
         report(f"{label}: running, output in {log_of(step)}")
         start = time.time()
-        code = (runner or run_process)(command_of(step), log_of(step))
+        with command_of(step) as command:
+            code = (runner or run_process)(command, log_of(step))
         if code != 0:
             raise ValueError(
                 f"Step `{step.name}` ended with exit code {code}; the end of {log_of(step)}:\n{_end(step)}"
@@ -67,20 +70,36 @@ def run_chain(chain: Chain, report: Callable[[str], None] = print, runner: Runne
     return done
 
 
-def command_of(step: ChainStep) -> list[str]:
-    """The command line of a step. The recipe of a training is written beside its folder as it runs."""
-    if step.kind == "train":
-        recipe = step.output.with_suffix(".yaml")
-        write_text(recipe, yaml.safe_dump(recipe_to_run(step), sort_keys=False, allow_unicode=True))
-        return [str(Path(sys.executable).parent / "llamafactory-cli"), "train", str(recipe)]
-    return [sys.executable, "-c", "from llamafactory_embed.cli import main; raise SystemExit(main())", *_words(step)]
+@contextlib.contextmanager
+def command_of(step: ChainStep) -> Iterator[list[str]]:
+    """The command line of a step. The recipe of a training is written beside its folder as it runs, but without
+    secrets; one that has some is handed over in a file of the user's own, which is gone afterwards."""
+    if step.kind != "train":
+        start = "from llamafactory_embed.cli import main; raise SystemExit(main())"
+        yield [sys.executable, "-c", start, *_words(step)]
+        return
+    recipe, path = recipe_to_run(step), step.output.with_suffix(".yaml")
+    shown = without_secrets(recipe, secrets_of(recipe))
+    write_text(path, _dump(shown))
+    with tempfile.TemporaryDirectory() as folder:  # others may not enter it
+        if shown != recipe:
+            path = Path(folder, path.name)
+            path.write_text(_dump(recipe), encoding="utf-8")
+        yield [str(Path(sys.executable).parent / "llamafactory-cli"), "train", str(path)]
+
+
+def _dump(recipe: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def shown_command(step: ChainStep) -> str:
-    """The same as a user would type it."""
+    """The same as a user would type it, without secrets."""
+    secrets = secrets_of(step.options)
     if step.kind == "train":
-        return f"llamafactory-cli train {step.output.with_suffix('.yaml')}  # {step.subjects[0]} with {step.options}"
-    return shlex.join(["llamafactory-embed", *_words(step)])
+        changes = without_secrets(step.options, secrets)
+        return f"llamafactory-cli train {step.output.with_suffix('.yaml')}  # {step.subjects[0]} with {changes}"
+    return shlex.join(["llamafactory-embed", *words_without_secrets(_words(step), secrets)])
 
 
 def _words(step: ChainStep) -> list[str]:
@@ -125,7 +144,12 @@ def read_done(folder: Path) -> dict[str, Done]:
     path = folder / RECORD_NAME
     if not path.is_file():
         return {}
-    return {name: Done(**values) for name, values in json.loads(path.read_text(encoding="utf-8")).items()}
+    advice = "remove it, and the folders of the steps that are to run again."
+    record = read_json_object(path, advice)
+    try:
+        return {name: Done(str(each["fingerprint"]), float(each["seconds"])) for name, each in record.items()}
+    except BAD_VALUES as error:
+        raise ValueError(f"{path} is damaged: {advice}") from error
 
 
 def write_done(folder: Path, done: Mapping[str, Done]) -> None:

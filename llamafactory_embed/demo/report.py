@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..files import write_text
+from ..hparams.secrets import secrets_of, without_secrets
 from ..pages.drawing import bars, curve
 from ..pages.page import render_page, with_code
 from .results import METRICS, Metrics, SampleQuery
@@ -39,9 +40,9 @@ class DemoOutcome:
 
 
 def write_report(outcome: DemoOutcome) -> Path:
-    """Write the page beside the checkpoint."""
+    """Write the page beside the checkpoint, without secrets."""
     path = outcome.output / PAGE_NAME
-    write_text(path, render_report(outcome))
+    write_text(path, without_secrets(render_report(outcome), secrets_of()))
     return path
 
 

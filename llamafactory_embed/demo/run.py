@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from ..foreign import read_yaml
 from ..hparams.command_line import add_options, read_options
 from ..hparams.option import option
 from .quiet import output_to
@@ -107,7 +106,7 @@ def fetch_materials(recipe: Path) -> None:
 
 def read_demo_recipe(path: Path) -> dict[str, Any]:
     """The recipe, which must say what the demo relies on."""
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe = read_yaml(path)
     needed = ("model_name_or_path", "output_dir", "eval_dataset", "dataset_dir", "max_steps")
     missing = [name for name in needed if not isinstance(recipe, dict) or not recipe.get(name)]
     if missing or recipe.get("stage") != "contrastive":

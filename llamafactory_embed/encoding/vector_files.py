@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ..files import TEMPORARY_SUFFIX, write_json
+from ..foreign import read_json_object
 
 
 VECTORS_SUFFIX = ".vectors" + TEMPORARY_SUFFIX
@@ -54,23 +55,28 @@ class UnfinishedVectors:
         allows it."""
         if not (self.progress.is_file() and self.path.is_file()):
             return 0
-        try:
-            left = json.loads(self.progress.read_text(encoding="utf-8"))
-            left = {"settings": dict(left["settings"]), "rows": int(left["rows"])}
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{self.progress} is damaged ({error}): remove it to start anew.") from error
+        before, rows = self._read_progress()
         changed = [
-            f"`{name}` was {left['settings'].get(name)}, is {self._settings.get(name)}"
-            for name in sorted({*left["settings"], *self._settings})
-            if left["settings"].get(name) != self._settings.get(name)
+            f"`{name}` was {before.get(name)}, is {self._settings.get(name)}"
+            for name in sorted({*before, *self._settings})
+            if before.get(name) != self._settings.get(name)
         ]
         if changed and not start_anew:
             raise ValueError(
                 f"{self.path} was left by an interrupted run with other settings ({'; '.join(changed)}): give those "
                 "to continue it, or `--overwrite` to start anew."
             )
-        self.rows = 0 if changed else left["rows"]
+        self.rows = 0 if changed else rows
         return self.rows
+
+    def _read_progress(self) -> tuple[dict[str, object], int]:
+        """The settings and the number of rows that an interrupted run has left."""
+        advice = f"remove it and {self.path} to start anew."
+        left = read_json_object(self.progress, advice)
+        settings, rows = left.get("settings"), left.get("rows")
+        if not isinstance(settings, dict) or not isinstance(rows, int) or rows < 0:
+            raise ValueError(f"{self.progress} is damaged: {advice}")
+        return settings, rows
 
     def open(self, shape: tuple[int, int], dtype: np.dtype) -> None:
         """Begin, or continue after the rows that were found."""
@@ -78,24 +84,19 @@ class UnfinishedVectors:
         if not self.rows:
             write_npy_header(self._file, shape, dtype)
         else:
-            self._require_whole(shape, dtype)
+            self._require_same_header(shape, dtype)
         self.first_byte = self._file.tell()
         self._file.truncate(self.first_byte + self.rows * shape[1] * dtype.itemsize)
         self._file.seek(0, os.SEEK_END)
         self._save()
 
-    def _require_whole(self, shape: tuple[int, int], dtype: np.dtype) -> None:
-        """Read the header, and see that all rows that were counted are there: others would be continued as zeros."""
-        try:
-            np.lib.format.read_magic(self._file)
-            found, _, kind = np.lib.format.read_array_header_1_0(self._file)
-            size = os.fstat(self._file.fileno()).st_size
-            is_whole = (found, kind) == (shape, dtype)
-            is_whole &= size >= self._file.tell() + self.rows * shape[1] * dtype.itemsize
-        except (ValueError, EOFError):
-            is_whole = False
-        if not is_whole:
-            raise ValueError(f"{self.path} is damaged, or shorter than {self.progress} says: remove it to start anew.")
+    def _require_same_header(self, shape: tuple[int, int], dtype: np.dtype) -> None:
+        buffer = io.BytesIO()
+        write_npy_header(buffer, shape, dtype)
+        header = buffer.getvalue()
+        size = len(header) + self.rows * shape[1] * dtype.itemsize
+        if self._file.read(len(header)) != header or os.path.getsize(self.path) < size:
+            raise ValueError(f"{self.path} is damaged: remove it and {self.progress} to start anew.")
 
     def append(self, vectors: np.ndarray) -> None:
         """Write rows and count them."""

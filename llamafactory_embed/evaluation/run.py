@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..encoder.encoder import Encoder
+from ..hparams.secrets import secrets_of, without_secrets
 from .models import EMPTY_META, Judged, list_models, wrap_encoder
 from .options import EvaluationOptions
 from .prompts import check_prompt_keys, find_untrained_prompts
@@ -111,10 +112,13 @@ def judge(
 
 
 def record_failure(what: str, error: Exception, output: Path, summary: Summary) -> None:
-    """A sentence for the summary, the traceback for `failures.log`."""
+    """A sentence for the summary, the traceback for `failures.log`; addresses in them may hold a password."""
+    secrets = secrets_of()
+    trace = without_secrets("".join(traceback.format_exception(error)), secrets)
     with open(output / FAILURES, "a", encoding="utf-8") as file:
-        file.write(f"{what}\n{''.join(traceback.format_exception(error))}\n")
-    summary.failures.append(f"{what}: {' '.join(str(error).split()) or type(error).__name__}")
+        file.write(f"{what}\n{trace}\n")
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    summary.failures.append(without_secrets(f"{what}: {sentence}", secrets))
 
 
 def run_task(

@@ -6,7 +6,6 @@ that it writes last has to be there, and what it wrote before must not end in th
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_json
+from ..foreign import BAD_VALUES, is_plain_name, parse_foreign_json, read_foreign_json, read_json_object
 
 
 CONTENTS_NAME = "contents.json"
@@ -69,11 +69,11 @@ def read_contents(checkpoint: Path) -> dict[str, Any] | None:
     path = checkpoint / CONTENTS_NAME
     if not path.is_file():
         return None
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-        return {"files": {str(name): int(size) for name, size in contents["files"].items()}, **contents}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
+    contents = read_json_object(path, "it is damaged.")
+    files = contents.get("files")
+    if not isinstance(files, dict) or not all(isinstance(size, int) for size in files.values()):
+        raise ValueError(f"{path} is damaged: it lists no files with their sizes.")
+    return contents
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -125,8 +125,14 @@ def _find_damage_of_others(checkpoint: Path) -> Iterator[str]:
         if path.is_file() and not _is_json(path):
             yield f"has a {name} that ends too early"
         elif path.is_file():
-            shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-            yield from (f"has no {shard}" for shard in sorted(shards) if not (checkpoint / shard).is_file())
+            index = read_foreign_json(path)
+            shards = index.get("weight_map") if isinstance(index, dict) else None
+            if not isinstance(shards, dict) or not all(map(is_plain_name, shards.values())):
+                yield f"has a {name} that lists no shards"
+            else:
+                yield from (
+                    f"has no {each}" for each in sorted({*shards.values()}) if not (checkpoint / each).is_file()
+                )
     for path in sorted(_all(checkpoint, ("*.safetensors", "*.pt", "*.pth", "*.bin"))):
         if _is_cut_off(path):
             yield f"has a {path.name} that ends too early"
@@ -138,7 +144,7 @@ def _all(checkpoint: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        read_foreign_json(path)
     except ValueError:
         return False
     return True
@@ -155,8 +161,8 @@ def _is_cut_off(path: Path) -> bool:
         if size < 8 + length:
             return True
         try:
-            header: dict[str, Any] = json.loads(file.read(length))
-        except ValueError:
+            header = parse_foreign_json(file.read(length))
+            ends = [int(each["data_offsets"][1]) for name, each in header.items() if name != "__metadata__"]
+        except BAD_VALUES:
             return True
-    ends = [each["data_offsets"][1] for name, each in header.items() if name != "__metadata__"]
     return size < 8 + length + max(ends, default=0)

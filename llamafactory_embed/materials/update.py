@@ -8,7 +8,6 @@ version; one that its owner changed stays, and the new version is written beside
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..files import whole_file, write_json
+from ..foreign import read_json_object
 from .shipped import FOLDERS, find_shipped_root, list_shipped
 
 
@@ -68,15 +68,11 @@ def read_manifest(folder: Path) -> dict[str, str]:
     path = folder / MANIFEST
     if not path.is_file():
         return {}
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        if not all(isinstance(value, str) for value in files.values()):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is damaged: remove it; files that differ from the shipped ones will then count as changed."
-        ) from error
-    return dict(files)
+    advice = "remove it; files that differ from the shipped ones will then count as changed."
+    files = read_json_object(path, advice).get("files")
+    if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
+        raise ValueError(f"{path} is damaged: {advice}")
+    return files
 
 
 def _bring_up_to_date(folder: Path, name: str, content: bytes, before: str | None, written: Written) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..foreign import BAD_VALUES
-from ..hparams.secrets import is_secret_name, without_secrets
+from ..hparams.secrets import is_secret_name, secrets_of, without_secrets
 from ..hparams.suggestion import suggest
 from .conversions import TOOLS
 from .conversions.table import Settings, Tool, Values
@@ -35,6 +36,8 @@ class Conversion:
     tool: Tool
     flags: tuple[ConvertedFlag, ...]
     implied: Values
+    secrets: Collection[str]
+    """Those of the file, its variables included, which stand in no recipe."""
 
     @property
     def options(self) -> Values:
@@ -90,24 +93,24 @@ def convert_settings(settings: Settings, tool: Tool) -> Conversion:
         implied = {name: value for name, value in tool.implied(settings).items() if name not in said}
     except BAD_VALUES as error:
         raise ValueError(f"The flags do not go together as {tool.title} reads them ({error}).") from error
-    return Conversion(tool, tuple(flags), implied)
+    return Conversion(tool, tuple(flags), implied, secrets_of(settings))
 
 
 def write_conversion(conversion: Conversion, source: str) -> str:
     """The recipe: implied options first, then the flags in the order of the file, each with what became of it. An
-    option that two flags set stands where the last of them stands."""
-    tool = conversion.tool
+    option that two flags set stands where the last of them stands. Secrets are left out."""
+    tool, secrets = conversion.tool, conversion.secrets
     lines = comment_lines(
         f"Converted from {source} ({tool.title}) by `llamafactory-embed recipe convert`; not run.",
         *tool.remarks,
     )
     lines += ["", f"### what {tool.title} does without being asked"]
     for name, value in conversion.implied.items():
-        lines += option_lines(name, value)
+        lines += option_lines(name, without_secrets(value, secrets))
     lines += ["", f"### {source}, flag by flag"]
     last = {name: flag.name for flag in conversion.flags for name in flag.ours}
     for flag in conversion.flags:
-        shown = "(hidden)" if is_secret_name(flag.name) else without_secrets(flag.value)
+        shown = "(hidden)" if is_secret_name(flag.name) else without_secrets(flag.value, secrets)
         kept = {name: value for name, value in flag.ours.items() if last[name] == flag.name}
         if flag.remark:
             lines += comment_lines(f"{flag.name}: {shown}  {flag.remark}")
@@ -116,5 +119,5 @@ def write_conversion(conversion: Conversion, source: str) -> str:
         elif kept != {flag.name: flag.value}:
             lines += comment_lines(f"{flag.name}: {shown}")
         for name, value in kept.items():
-            lines += option_lines(name, value)
+            lines += option_lines(name, without_secrets(value, secrets))
     return "\n".join(lines) + "\n"

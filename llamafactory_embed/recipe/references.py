@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..foreign import read_foreign_json
+from ..foreign import parse_foreign_json, read_foreign_json
 from ..host.vocabulary import list_formats, list_templates
 from ..hparams.contrastive import ContrastiveOptions
 from ..hparams.objectives import check_objective, make_objective
@@ -162,7 +161,7 @@ def check_files(report: Report, options: dict[str, Any]) -> dict[str, Any]:
         try:
             text = value if value.startswith("{") else Path(value).read_text(encoding="utf-8")
             if name != "new_special_tokens_config":
-                json.loads(text)
+                parse_foreign_json(text)
         except OSError:
             report.problem(name, f"`{name}`: there is no file {value}.")
             del fine[name]

@@ -3,6 +3,7 @@ ours among them; LLaMA Board draws its picture from both."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,16 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..files import EVALUATIONS_NAME, write_text
+
+
+def lines_up_to(step: int, log: str) -> str:
+    """The lines of a log of evaluations that belong to steps until then; what a crash cut off belongs to none."""
+    kept = []
+    for line in log.splitlines(keepends=True):
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+            if line.endswith("}\n") and 0 < json.loads(line)["step"] <= step:
+                kept.append(line)
+    return "".join(kept)
 
 
 class EvaluationLog(TrainerCallback):
@@ -21,11 +32,7 @@ class EvaluationLog(TrainerCallback):
     ) -> None:
         path = Path(args.output_dir, EVALUATIONS_NAME)
         if state.is_world_process_zero and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [
-                line for line in lines if line.endswith("}\n") and 0 < state.global_step >= json.loads(line)["step"]
-            ]
-            write_text(path, "".join(kept))
+            write_text(path, lines_up_to(state.global_step, path.read_text(encoding="utf-8", errors="replace")))
 
     def on_evaluate(
         self,

@@ -12,7 +12,7 @@ ODD_TEXTS = [
     "", " ", "\n", "\r\n", "\0", "a\0b", "\ufeff", "\u2028", "\x07", "../../../etc/passwd", "/etc/passwd", "..", "~",
     "-rf", "$(touch x)", "`touch x`", "; touch x", "{text}", "{", "${oc.env:HOME}", "${", "[", "none", "true", "1e999",
     "nan", "a" * 300,
-    "http://user:password@host/", "\u202e", "é" * 40,
+    "http://user:password@host/", "\ud800", "a\udfffb", "\u202e", "é" * 40,
 ]  # fmt: skip
 texts = st.sampled_from(ODD_TEXTS) | st.text(max_size=12)
 names = st.sampled_from(["query", "positive", "text", "id", "name", "path", "type"]) | texts

@@ -20,7 +20,7 @@ from llamafactory_embed.recipe.comparison import compare_recipes, show_recipe
 from llamafactory_embed.recipe.conversions import TOOLS
 from llamafactory_embed.recipe.convert import convert_file
 from llamafactory_embed.recipe.pack import pack_recipe
-from tests.hostile.strategies import changed, json_files, texts, values, yaml_files
+from tests.hostile.strategies import DEEP_JSON, bad_bytes, changed, json_files, texts, values, yaml_files
 from tests.hostile.verdict import a_result_or_a_sentence, hostile
 
 
@@ -42,7 +42,8 @@ def dump(value: Any) -> bytes:
     return yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "replace")
 
 
-recipes = changed(RECIPE).map(dump) | yaml_files
+engines = st.fixed_dictionaries({"deepspeed": st.sampled_from(DEEP_JSON) | values | bad_bytes.map(repr)})
+recipes = (changed(RECIPE) | engines.map(RECIPE.__or__)).map(dump) | yaml_files
 blocks = (changed(PACKED["packed"]) | values).map(lambda value: dump({"packed": value})) | yaml_files
 
 
@@ -156,6 +157,7 @@ def test_variables_of_variables_cost_nothing(tmp_path: Path) -> None:
         ("a: 0x" + "f" * 9000, "more than 1000 digits"),
         ("a: !!bool x", "cannot be read"),
         ("a: " + "x" * 2**20, "is larger than 1,048,576 bytes"),
+        ("deepspeed: '" + '{"a":' * 9000 + "'", "its brackets are too deep"),
     ],
 )
 def test_a_recipe_that_no_reader_can_hold_is_one_sentence(tmp_path: Path, text: str, problem: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.hostile.strategies import changed, json_files, values
+from tests.hostile.strategies import changed, json_files, texts, values
 from tests.hostile.verdict import CASES, hostile
 from tests.serve.embeddings.servers import make_server
 
@@ -35,10 +35,23 @@ inputs = (
 bodies = json_files(changed(GOOD), st.tuples(changed(GOOD), inputs).map(lambda parts: parts[0] | {"input": parts[1]}))
 
 
+def is_utf8(text: str) -> bool:
+    """A path is decoded by the web server, which puts U+FFFD in place of what is no text."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
+methods = st.sampled_from(["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "", "\u00e9"])
+addresses = st.sampled_from(
+    ["/v1/models", "/health", "/metrics", "/v1/embeddings/", "//v1/embeddings", "", "/"]
+) | texts.filter(is_utf8)
+
+
 def test_requests() -> None:
     app = make_server(api_key=None, max_texts_per_request=8).make_app()
 
-    async def ask(body: bytes, headers: list[tuple[bytes, bytes]]) -> tuple[int, bytes]:
+    async def ask(
+        body: bytes, headers: list[tuple[bytes, bytes]], method: str = "POST", path: str = "/v1/embeddings"
+    ) -> tuple[int, bytes]:
         messages: list[dict[str, Any]] = []
         parts = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -51,7 +64,7 @@ def test_requests() -> None:
         async def send(message: dict[str, Any]) -> None:
             messages.append(message)
 
-        scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers, "query_string": b""}
+        scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b"a=%ff&a"}
         await app(scope, receive, send)
         return messages[0]["status"], b"".join(each.get("body", b"") for each in messages[1:])
 
@@ -67,6 +80,16 @@ def test_requests() -> None:
             content = json.loads(told)
             assert status == 200 or (400 <= status < 500 and content["error"]["message"])
 
+        @hostile(30)
+        @given(bodies, odd_headers, methods, addresses)
+        def answer_elsewhere(body: bytes, headers: list[tuple[bytes, bytes]], method: str, path: str) -> None:
+            CASES["requests to other addresses"] += 1
+            status, told = runner.run(ask(body, headers, method, path))
+            assert status == 200 or (
+                400 <= status < 500 and (method == "HEAD" or json.loads(told)["error"]["message"])
+            )
+
         answer()
+        answer_elsewhere()
         assert runner.run(ask(json.dumps(GOOD | {"task": None}).encode(), []))[0] == 200
         runner.run(lifespan.__aexit__(None, None, None))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import tokenize
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
 
+from ...foreign import BAD_VALUES
 from ..problems import BadRowError
 from .columns import Record
 from .entries import Entry
@@ -15,6 +18,8 @@ from .rows import Row
 
 
 COLUMN = "teacher_vectors"
+# What numpy raises for a file that is not its own: the header is Python's notation, `.npz` files are archives.
+UNREADABLE = (OSError, EOFError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, *BAD_VALUES)
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class TeacherVectors:
             return cls(entry)
         try:
             vectors = np.asarray(np.load(entry.teacher_vectors, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise ValueError(
                 f"Data set `{entry.name}`: `teacher_vectors`: {entry.teacher_vectors} is not a readable "
                 f".npy file ({error})."

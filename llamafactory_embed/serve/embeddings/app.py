@@ -57,7 +57,7 @@ class EmbeddingServer:
 
     def make_app(self) -> Starlette:
         """The application, which starts the worker and at its end lets it finish what waits."""
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/v1/embeddings", self.embeddings, methods=["POST"]),
                 Route("/v1/models", self.models),
@@ -67,6 +67,8 @@ class EmbeddingServer:
             exception_handlers={HTTPException: _refuse_route},
             lifespan=self._lifespan,
         )
+        app.router.redirect_slashes = False  # to an address made of the client's own `Host`, and no answer of OpenAI's
+        return app
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
