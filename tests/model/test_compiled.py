@@ -1,0 +1,71 @@
+"""Compiled layers: what packed rows give without a compiler, by programs that do not depend on lengths."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from attention_patch import patch_attention
+from llamafactory_embed.model.compiled import compile_layers, missing_for_compilation, require_compiler
+from llamafactory_embed.model.packed import PackedBatch, forward_packed, pack_texts
+from tests.rounding import additions_in_network, assert_equal_up_to_rounding
+from tests.tiny_models import tiny_model
+
+
+# Several lengths in a row, one length, one text: each of them is laid out in another way for attention.
+ROWS = ([5, 9, 9, 3, 1, 4], [7] * 4, [33], [20, 3], [12, 12, 50], [6] * 9, [2, 1])
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def rows_of(model: Any, rows: Sequence[Sequence[int]] = ROWS) -> list[PackedBatch]:
+    draw = random.Random(0)
+    vocabulary = model.config.vocab_size
+    return [
+        pack_texts([[draw.randrange(vocabulary) for _ in range(length)] for length in lengths])[0] for lengths in rows
+    ]
+
+
+def states_and_gradients(model: Any, batch: PackedBatch) -> dict[str, Tensor]:
+    model.zero_grad()
+    (states,) = forward_packed(model, batch)
+    states.pow(2).sum().backward()
+    gradients = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+    return gradients | {"states": states.detach()}
+
+
+def decoder(**overrides: Any) -> Any:
+    model = tiny_model("llama", **overrides).base_model
+    patch_attention(model, backend="sdpa")
+    return model
+
+
+def test_no_length_is_compiled_anew() -> None:
+    """Two layers share their programs; rows of every layout and length run them, with gradients and without."""
+    plain = decoder(num_hidden_layers=2)
+    compiled = copy.deepcopy(plain)
+    compile_layers(compiled, backend="eager")
+    graphs = []
+    for batch in rows_of(plain):
+        expected, found = states_and_gradients(plain, batch), states_and_gradients(compiled, batch)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [graphs[0]] * len(ROWS)
+    assert graphs[0] > 0
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
