@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from attention_patch import patch_attention
-from llamafactory_embed.model.compiled import compile_layers, missing_for_compilation, require_compiler
+from llamafactory_embed.model.compiled import compile_layers, require_compiler
 from llamafactory_embed.model.packed import PackedBatch, forward_packed, pack_texts
+from tests.compiler import needs_compiler
 from tests.rounding import additions_in_network, assert_equal_up_to_rounding
 from tests.tiny_models import tiny_model
 
@@ -44,7 +45,7 @@ def rows_of(model: Any, rows: Sequence[Sequence[int]] = ROWS) -> list[PackedBatc
 def states_and_gradients(model: Any, batch: PackedBatch) -> dict[str, Tensor]:
     model.zero_grad()
     (states,) = forward_packed(model, batch)
-    states.pow(2).sum().backward()
+    (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
     gradients = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
     return gradients | {"states": states.detach()}
 
@@ -69,3 +70,38 @@ def test_no_length_is_compiled_anew() -> None:
     assert graphs == [graphs[0]] * len(ROWS)
     assert graphs[0] > 0
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+@needs_compiler
+def test_programs_compute_what_the_layers_do() -> None:
+    """The code generator's own: states and gradients of rows of two layouts."""
+    plain = decoder(num_hidden_layers=1)
+    compiled = copy.deepcopy(plain)
+    compile_layers(compiled)
+    for batch in rows_of(plain, ROWS[:2]):
+        terms = additions_in_network(plain.config, len(batch.token_ids), backward=True)
+        expected, found = states_and_gradients(plain, batch), states_and_gradients(compiled, batch)
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert_equal_up_to_rounding(found[name], expected[name], terms, name)
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="`torch_compile: true`: Linear has no layers to compile"):
+        compile_layers(nn.Linear(2, 2))
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "my-compiler" else f"/usr/bin/{name}")
+    monkeypatch.setenv("CXX", "my-compiler")
+    with pytest.raises(ValueError, match=r"^`torch_compile: true` needs a C\+\+ compiler, .*`my-compiler`.*leave it out\.$"):
+        require_compiler(cpu, "inductor")
+    require_compiler(cpu, "aot_eager")
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(ValueError, match="Python's header files"):
+        require_compiler(cpu, "inductor")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="triton"):
+        require_compiler(gpu, "inductor")
