@@ -55,7 +55,8 @@ REFUSED: dict[str, Refusal] = {
         bool, f"its noise is scaled by the length of a row, and {_PACKED}: unset it, or use dropout"
     ),
     "torch_compile_mode": Refusal(
-        _records_graphs, "it records a graph for every length of a row: leave it out, or use `max-autotune-no-cudagraphs`"
+        _records_graphs,
+        "it records a graph for every length of a row: leave it out, or use `max-autotune-no-cudagraphs`",
     ),
     "fp8": Refusal(
         bool, f"{_PACKED}, so its tokens are not a multiple of 16, which FP8 matrices must be: use `bf16: true`"

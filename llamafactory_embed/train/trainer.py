@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from accelerate.utils import DistributedType, DynamoBackend
+from llamafactory.extras import logging
 from llamafactory.train.callbacks import PissaConvertCallback
 from peft import PeftModel
 from torch import Tensor
@@ -27,11 +28,14 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..files import write_text
 from ..hparams.secrets import arguments_without_secrets
 from ..model.around_decoder import AroundDecoder
-from ..model.compiled import compile_layers, require_compiler
+from ..model.compiled import compile_layers
+from ..processor import WITHOUT_BF16, has_bf16, require_compiler
 from .bad_steps import NamesRows
 from .evaluation_log import EvaluationLog
 from .saving import WholeCheckpointTrainer
 
+
+logger = logging.get_logger(__name__)
 
 RECIPE_NAME = "recipe.yaml"
 
@@ -106,6 +110,8 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
             )
         if args.torch_compile:
             self._compile(model)
+        if args.bf16 and args.device.type == "cpu" and has_bf16() is False:
+            logger.warning_rank0(f"`bf16: true`: {WITHOUT_BF16}")
         self.model_accepts_loss_kwargs |= self.sums_losses  # the Trainer would divide by the number of micro-batches
         self.remove_callback(PissaConvertCallback)  # every checkpoint is converted when it is written
         self.batches = batches
@@ -119,7 +125,7 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
         """`torch_compile: true`: the layers, and not the whole module, as accelerate would when it prepares it."""
         self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         backend: str = self.args.torch_compile_backend
-        require_compiler(self.args.device, backend)
+        require_compiler(self.args.device.type, backend)
         compile_layers(model.decoder, backend, self.args.torch_compile_mode)
 
     # ------------------------------------------- what a stage brings ---------------------------------------------

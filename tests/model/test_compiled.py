@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import random
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from attention_patch import patch_attention
-from llamafactory_embed.model.compiled import compile_layers, require_compiler
+from llamafactory_embed.model.compiled import compile_layers
 from llamafactory_embed.model.packed import PackedBatch, forward_packed, pack_texts
 from tests.compiler import needs_compiler
 from tests.rounding import additions_in_network, assert_equal_up_to_rounding
@@ -89,19 +86,3 @@ def test_programs_compute_what_the_layers_do() -> None:
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(ValueError, match="`torch_compile: true`: Linear has no layers to compile"):
         compile_layers(nn.Linear(2, 2))
-
-
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr(shutil, "which", lambda name: None if name == "my-compiler" else f"/usr/bin/{name}")
-    monkeypatch.setenv("CXX", "my-compiler")
-    with pytest.raises(ValueError, match=r"^`torch_compile: true` needs a C\+\+ compiler, .*`my-compiler`.*leave it out\.$"):
-        require_compiler(cpu, "inductor")
-    require_compiler(cpu, "aot_eager")
-    monkeypatch.delenv("CXX")
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(ValueError, match="Python's header files"):
-        require_compiler(cpu, "inductor")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="triton"):
-        require_compiler(gpu, "inductor")
