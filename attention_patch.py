@@ -258,8 +258,8 @@ def _attend_per_text(
 ) -> torch.Tensor:
     """Attention inside each text of a packed row: one dense call per run of texts of equal length.
 
-    `between_graphs`: a compiled program goes on with the result, [1, T, heads, head size]. A view would bring the shape
-    of the tensor below it, and the compiler would start anew for each such shape.
+    `between_graphs`: a compiled program goes on with the result, [1, T, heads, head size]. A view would bring the
+    shape of the tensor below it, and the compiler would start anew for each such shape.
     """
     lengths, total = _text_lengths(ends), states[0].shape[2]
     runs = [(length, len(list(same))) for length, same in groupby(lengths)]

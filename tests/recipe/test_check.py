@@ -299,7 +299,7 @@ def test_a_processor_without_bf16_and_a_machine_without_a_compiler(
 ) -> None:
     lines = ["use_cpu: true", "bf16: true", "torch_compile: true"]
     Path("recipe.yaml").write_text(change(GOOD, *lines))
-    for has_bf16, compiler, count in ((False, None, 2), (True, "g++", 0), (None, "g++", 0)):
+    for has_bf16, missing, count in ((False, "a compiler", 2), (True, None, 0), (None, None, 0)):
         monkeypatch.setattr(machine, "has_bf16", lambda has_bf16=has_bf16: has_bf16)
         monkeypatch.setattr(
             machine, "missing_for_compilation", lambda *_, found=compiler: None if found else "a compiler"
