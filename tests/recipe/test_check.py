@@ -301,9 +301,7 @@ def test_a_processor_without_bf16_and_a_machine_without_a_compiler(
     Path("recipe.yaml").write_text(change(GOOD, *lines))
     for has_bf16, missing, count in ((False, "a compiler", 2), (True, None, 0), (None, None, 0)):
         monkeypatch.setattr(machine, "has_bf16", lambda has_bf16=has_bf16: has_bf16)
-        monkeypatch.setattr(
-            machine, "missing_for_compilation", lambda *_, found=compiler: None if found else "a compiler"
-        )
+        monkeypatch.setattr(machine, "missing_for_compilation", lambda *_, missing=missing: missing)
         remarks = [str(remark) for remark in inspect_recipe("recipe.yaml").remarks]
         assert sum("bfloat16" in each or "needs a compiler" in each for each in remarks) == count
 
