@@ -15,7 +15,10 @@ CODE_GENERATOR = "inductor"  # the backend of torch.compile that writes programs
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's
 
-WITHOUT_BF16 = "this processor has no instructions for bfloat16, and torch emulates them many times slower than float32: leave it out."
+WITHOUT_BF16 = (
+    "this processor has no instructions for bfloat16, and torch emulates them many times slower than float32: "
+    "leave it out."
+)
 
 
 def names_bf16(cpu_info: str) -> bool:
