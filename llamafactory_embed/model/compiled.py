@@ -18,16 +18,24 @@ def compile_layers(decoder: nn.Module, backend: str = CODE_GENERATOR, mode: str 
     """Let every layer of a decoder run compiled from its next forward on, checkpointed or not.
 
     The layers of a model share their programs. There is one set of them for each of: with gradients, without, a row
-    of a single token, rows beyond 4096 tokens. `mode` is torch.compile's.
+    of a single token, rows beyond 4096 tokens. `backend` and `mode` are torch.compile's.
+
+    The compiler guards sizes that are equal by chance in its first row (as many texts as heads, say) as if they had to
+    be: then a later row makes it write one more program.
     """
     layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(f"`torch_compile: true`: {type(decoder).__name__} has no layers to compile: leave it out.")
-    settings: dict[str, Any] = {"mode": mode}
-    if backend == CODE_GENERATOR:
-        from torch._inductor import list_mode_options
-
-        # Dropout draws what it draws without a compiler: GradCache and checkpointing draw the same numbers again.
-        settings = {"options": {**list_mode_options(mode or "default"), "fallback_random": True}}
+    settings = _settings(backend, mode)
     for layer in layers:
         layer.compile(backend=backend, dynamic=True, **settings)
+
+
+def _settings(backend: str, mode: str | None) -> dict[str, Any]:
+    """What torch.compile is told: a mode, or the options that it stands for with one of ours."""
+    if backend != CODE_GENERATOR:
+        return {"mode": mode}
+    from torch._inductor import list_mode_options
+
+    # Dropout draws what it draws without a compiler: GradCache and checkpointing draw the same numbers again.
+    return {"options": {**list_mode_options(mode or "default"), "fallback_random": True}}
