@@ -7,7 +7,7 @@ SITE_VENV ?= .venv-site
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test quality style bench gpu chaos hostile soak docs site package clean
+.PHONY: demo test quality style bench gpu compiler chaos hostile soak docs site package clean
 
 demo: $(VENV)/.demo  ## train, evaluate and query an embedder on this machine, in minutes
 	$(BIN)/llamafactory-embed demo
@@ -32,6 +32,9 @@ style: $(VENV)/.dev  ## mend what lint and format can mend
 
 bench: $(VENV)/.dev  ## side-by-side runs; writes benchmarks/results and docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+
+compiler: $(VENV)/.dev  ## torch_compile with the code generator in every stage and on two ranks; minutes
+	RUN_COMPILER=1 $(BIN)/python -m pytest tests/model/test_compiled.py tests/train/test_torch_compile.py
 
 chaos: $(VENV)/.dev  ## kill, or refuse to write, at every system call that writes; exit code 1 if anything is lost
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)

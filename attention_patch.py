@@ -244,6 +244,7 @@ def _eager(module: nn.Module, states: States, mask: torch.Tensor | None, causal:
     return _own_eager_function(type(module))(module, *states, mask, **options)
 
 
+@torch.compiler.disable  # its calls follow the lengths, and a program for each set of lengths is no use
 def _attend_per_text(
     dense: Callable[..., Attended],
     module: nn.Module,
@@ -252,9 +253,14 @@ def _attend_per_text(
     ends: torch.Tensor,
     causal: bool,
     reach: int | None,
+    between_graphs: bool = False,
     **options: Any,
 ) -> torch.Tensor:
-    """Attention inside each text of a packed row: one dense call per run of texts of equal length."""
+    """Attention inside each text of a packed row: one dense call per run of texts of equal length.
+
+    `between_graphs`: a compiled program goes on with the result, [1, T, heads, head size]. A view would bring the
+    shape of the tensor below it, and the compiler would start anew for each such shape.
+    """
     lengths, total = _text_lengths(ends), states[0].shape[2]
     runs = [(length, len(list(same))) for length, same in groupby(lengths)]
     # `split`, not slices: its backward writes one gradient for the whole row instead of adding up one per slice
@@ -273,9 +279,9 @@ def _attend_per_text(
         elif (reach is not None and length > reach + 1) or (causal and dense is _eager):
             allowed = _band(length, causal, reach, texts[0].device)[None, None]
         output, _ = dense(module, texts, allowed, causal, **options)  # [count, length, heads, head size]
-        outputs.append(output.flatten(0, 1))
+        outputs.append(output.flatten(0, 1)[None])
         start += length * count
-    return (torch.cat(outputs) if len(runs) > 1 else outputs[0])[None]  # one run is not copied
+    return torch.cat(outputs, dim=1) if len(runs) > 1 or between_graphs else outputs[0]  # one run is not copied
 
 
 def _attention(
@@ -335,6 +341,7 @@ def _attention(
     dense = _eager if backend == "eager" else _sdpa
     states = (query, key, value)
     if cu_seq_lens_q is not None:
+        options["between_graphs"] = torch.compiler.is_compiling()
         return _attend_per_text(dense, module, states, mask, cu_seq_lens_q, causal, reach, **options), None
     if mask is None and query.shape[2] == key.shape[2]:
         _refuse_unannounced_packing(module, position_ids)

@@ -108,7 +108,7 @@ def ours(request: dict[str, Any]) -> dict[str, Any]:
 
     from llamafactory_embed.diffusion.noise import SCHEDULES
     from llamafactory_embed.diffusion.noisy_texts import noisy_text, weigh_text
-    from llamafactory_embed.model.packed import TOKENS_PER_BATCH_ON_CPU
+    from llamafactory_embed.model.packed import TOKENS_PER_TRAINING_BATCH_ON_CPU
     from llamafactory_embed.model.token_predictor import TokenPredictor, pack_corrupted_texts
 
     model = TokenPredictor(AutoModelForCausalLM.from_pretrained(request["model"]), shift=True, backend="sdpa").train()
@@ -134,7 +134,7 @@ def ours(request: dict[str, Any]) -> dict[str, Any]:
             )
             texts.append(text)
             count += tokens_of_text
-        return model(pack_corrupted_texts(texts, TOKENS_PER_BATCH_ON_CPU)).loss / count
+        return model(pack_corrupted_texts(texts, TOKENS_PER_TRAINING_BATCH_ON_CPU)).loss / count
 
     return timed(loss, model, request)
 

@@ -28,7 +28,7 @@ def ours(request: dict[str, Any]) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from llamafactory_embed.model.packed import TOKENS_PER_BATCH_ON_CPU
+    from llamafactory_embed.model.packed import TOKENS_PER_TRAINING_BATCH_ON_CPU
     from llamafactory_embed.model.token_predictor import CorruptedText, TokenPredictor, pack_corrupted_texts
 
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def ours(request: dict[str, Any]) -> dict[str, Any]:
     def loss(batch: dict[str, Any]) -> Any:
         rows = zip(*(torch.tensor(batch[key]) for key in ("input_ids", "labels")), strict=True)
         texts = [CorruptedText(token_ids, labels) for token_ids, labels in rows]
-        scores = model(pack_corrupted_texts(texts, TOKENS_PER_BATCH_ON_CPU))
+        scores = model(pack_corrupted_texts(texts, TOKENS_PER_TRAINING_BATCH_ON_CPU))
         return scores.loss / len(scores.losses)
 
     return run_steps(request, model, loss)

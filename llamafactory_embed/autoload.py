@@ -29,6 +29,21 @@ SEAMS = {
 }
 
 
+HOST = "llamafactory"
+
+
+def let_idle_threads_sleep():
+    """Tell OpenMP, before torch is loaded, that its threads soon sleep between two pieces of work.
+
+    By default they turn in a loop for milliseconds, and keep the core that they wait for from whoever has the work:
+    on a machine that is busy with something else, a training step takes many times as long. GNU's OpenMP, torch's on
+    Linux, waits for some microseconds first, which is what lies between two operations. What is set stays.
+    """
+    if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 class SeamLoader:
     """Loads a host module exactly as its own loader does, then applies our seam to it."""
 
@@ -53,6 +68,8 @@ class SeamFinder:
     """A meta path entry that recognises the host's modules and leaves finding them to the others."""
 
     def find_spec(self, name, path=None, target=None):
+        if name == HOST:
+            let_idle_threads_sleep()
         seam = SEAMS.get(name)
         if seam is None:
             return None

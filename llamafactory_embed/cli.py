@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 from . import __version__
+from .autoload import let_idle_threads_sleep
 
 
 class Command(NamedTuple):
@@ -55,6 +56,7 @@ This command is for what happens around them."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 when all is well, 1 for a problem, 2 for wrong usage."""
+    let_idle_threads_sleep()
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = build_parser(words[0] if words else None).parse_args(words)
     arguments.is_own_process = argv is None  # nobody goes on working in a process that the shell started for a command

@@ -49,7 +49,7 @@ HOST_NAMES = {
 
 # From the ground up: a room may import the rooms of lower floors and itself, and no other room of its floor.
 FLOORS = [
-    ("files", "foreign", "hparams", "pages", "terminal"),
+    ("files", "foreign", "hparams", "pages", "processor", "terminal"),
     ("cards", "materials", "model", "stages"),
     ("board", "loading"),
     ("host",),

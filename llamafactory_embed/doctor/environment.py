@@ -8,12 +8,12 @@ import io
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from ..processor import has_bf16
 from .finding import PACKAGE, Finding, describe_error
 
 
@@ -22,9 +22,6 @@ HOST_PACKAGES = ("accelerate", "datasets", "trl", "gradio")
 
 # torchvision 0.21 was built for torch 2.6, and they went in step ever since.
 TORCHVISION_MINOR_AHEAD = 15
-
-CPU_INFO = Path("/proc/cpuinfo")
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's
 
 # torchaudio went in step with torch up to 2.11, its last release, which also works with every later torch.
 LAST_TORCHAUDIO_MINOR = 11
@@ -130,19 +127,15 @@ def examine_torch_family() -> Iterator[Finding]:
             yield Finding(f"{name} with torch", "FAIL", describe_error(error), advice)
 
 
-def names_bf16(cpu_info: str) -> bool:
-    """Whether a processor has instructions for bfloat16; without, torch emulates them."""
-    return not BF16_FLAGS.isdisjoint(cpu_info.split())
-
-
 def examine_devices() -> Iterator[Finding]:
     """Devices to compute on, and back-ends through which processes communicate."""
     import torch
     import torch.distributed as dist
 
     facts = [platform.machine(), f"{torch.get_num_threads()} threads"]
-    if CPU_INFO.is_file():  # on Linux
-        facts.append("bf16" if names_bf16(CPU_INFO.read_text("utf-8")) else "no bf16: keep fp32")
+    bf16_on_cpu = has_bf16()
+    if bf16_on_cpu is not None:
+        facts.append("bf16" if bf16_on_cpu else "no bf16: keep fp32")
     yield Finding("cpu", "ok", ", ".join(facts))
     if not torch.cuda.is_available():
         built = (

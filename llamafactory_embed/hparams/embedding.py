@@ -118,8 +118,8 @@ class EmbeddingOptions:
     normalize_embeddings: bool = option(True, "Scale served embeddings to unit length.", group="Similarity")
     max_tokens_per_batch: int | None = option(
         None,
-        "Most tokens of one forward; a larger batch runs as several forwards of one step. Empty: 1024 on a CPU (for "
-        "its caches), 16384 elsewhere.",
+        "Most tokens of one forward; a larger batch runs as several forwards of one step. Empty: 4096 on a CPU "
+        "(1024 to encode), 16384 elsewhere.",
         minimum=1,
         group="Memory and length of the run",
     )

@@ -61,8 +61,8 @@ class WordTaskOptions(RunOptions):
     )
     max_tokens_per_batch: int | None = option(
         None,
-        "Most tokens of one forward; a larger batch runs as several forwards of one step. Empty: 1024 on a CPU (for "
-        "its caches), 16384 elsewhere.",
+        "Most tokens of one forward; a larger batch runs as several forwards of one step. Empty: 4096 on a CPU, "
+        "16384 elsewhere.",
         minimum=1,
         group="Memory and length of the run",
     )

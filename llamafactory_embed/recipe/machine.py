@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..host.vocabulary import is_switched_on, list_checkpoint_files
+from ..processor import CODE_GENERATOR, WITHOUT_BF16, has_bf16, missing_for_compilation
 from .report import Report
 
 
@@ -26,6 +27,9 @@ def remark_on_machine(report: Report, options: dict[str, Any]) -> None:
     ):
         if options.get(name) and not is_there:
             report.remark(name, f"no GPU for `{name}: true`, the run would stop.")
+    if on_cpu and options.get("bf16") and has_bf16() is False:
+        report.remark("bf16", WITHOUT_BF16)
+    remark_on_compiler(report, options)
 
     for name, package in (("quantization_bit", "bitsandbytes"), ("deepspeed", "deepspeed")):
         if options.get(name) and not is_installed(package):
@@ -43,6 +47,19 @@ def remark_on_machine(report: Report, options: dict[str, Any]) -> None:
             report.remark("output_dir", f"the run would resume from the last checkpoint in {output}.")
         elif any((output / name).is_file() for name in list_checkpoint_files()):
             report.remark("output_dir", f"{output} holds a model: the run needs `overwrite_output_dir: true`.")
+
+
+def remark_on_compiler(report: Report, options: dict[str, Any]) -> None:
+    """Remark on what is missing to compile the layers, for the device that the run would use."""
+    import torch
+
+    if not any(options.get(name) for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")):
+        return
+    on_cpu = options.get("use_cpu", False) or not torch.cuda.is_available()
+    backend = options.get("torch_compile_backend") or CODE_GENERATOR
+    missing = missing_for_compilation("cpu" if on_cpu else "cuda", backend)
+    if missing is not None:
+        report.remark("torch_compile", f"`torch_compile: true` needs {missing}.")
 
 
 def remark_on_packages(report: Report, packages: Iterable[str]) -> None:

@@ -35,6 +35,10 @@ def _is_not_random(strategy: object) -> bool:
     return strategy not in (None, "random")
 
 
+def _records_graphs(mode: object) -> bool:
+    return mode in ("reduce-overhead", "max-autotune")  # CUDA graphs
+
+
 def _deals_out_batches(config: object) -> bool:
     settings = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
     return any(settings.get(name) for name in ("split_batches", "dispatch_batches"))
@@ -50,8 +54,9 @@ REFUSED: dict[str, Refusal] = {
     "neftune_noise_alpha": Refusal(
         bool, f"its noise is scaled by the length of a row, and {_PACKED}: unset it, or use dropout"
     ),
-    "torch_compile": Refusal(
-        bool, f"{_PACKED}, on which torch's compiler fails or starts again with other lengths: unset it"
+    "torch_compile_mode": Refusal(
+        _records_graphs,
+        "it records a graph for every length of a row: leave it out, or use `max-autotune-no-cudagraphs`",
     ),
     "fp8": Refusal(
         bool, f"{_PACKED}, so its tokens are not a multiple of 16, which FP8 matrices must be: use `bf16: true`"

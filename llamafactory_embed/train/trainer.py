@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 import yaml
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, DynamoBackend
+from llamafactory.extras import logging
 from llamafactory.train.callbacks import PissaConvertCallback
 from peft import PeftModel
 from torch import Tensor, nn
@@ -27,11 +28,15 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..files import write_text
 from ..hparams.secrets import arguments_without_secrets
 from ..model.around_decoder import AroundDecoder
+from ..model.compiled import compile_layers
+from ..processor import WITHOUT_BF16, has_bf16, require_compiler
 from .bad_steps import NamesRows
 from .evaluation_log import EvaluationLog
 from .saving import WholeCheckpointTrainer
 from .token_budget import TokenBudget
 
+
+logger = logging.get_logger(__name__)
 
 RECIPE_NAME = "recipe.yaml"
 
@@ -104,6 +109,10 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
                 "FSDP version 1 is not supported: it gathers parameters only where its outermost module is called, "
                 "which an evaluation does not do; set `fsdp_version: 2`."
             )
+        if args.torch_compile:
+            self._compile(model)
+        if args.bf16 and args.device.type == "cpu" and has_bf16() is False:
+            logger.warning_rank0(f"`bf16: true`: {WITHOUT_BF16}")
         self.model_accepts_loss_kwargs |= self.sums_losses  # the Trainer would divide by the number of micro-batches
         self.remove_callback(PissaConvertCallback)  # every checkpoint is converted when it is written
         self.batches = batches
@@ -113,6 +122,13 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
         self._write_card: Callable[[], None] | None = None
         self.add_callback(ResumedEpoch())
         self.add_callback(EvaluationLog())
+
+    def _compile(self, model: AroundDecoder) -> None:
+        """`torch_compile: true`: the layers, and not the whole module, as accelerate would when it prepares it."""
+        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
+        backend: str = self.args.torch_compile_backend
+        require_compiler(self.args.device.type, backend)
+        compile_layers(model.decoder, backend, self.args.torch_compile_mode)
 
     # ------------------------------------------- what a stage brings ---------------------------------------------
 

@@ -14,7 +14,7 @@ import torch
 from packaging.requirements import Requirement
 
 import attention_patch
-from llamafactory_embed import cli, doctor
+from llamafactory_embed import cli, doctor, processor
 from llamafactory_embed.autoload import SEAMS
 from llamafactory_embed.doctor import Finding, attention, environment, plugin
 from tests.host.versions import UNSUPPORTED_HOST
@@ -144,7 +144,7 @@ def test_whether_the_cpu_computes_in_bf16(
 ) -> None:
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
-    monkeypatch.setattr(environment, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "cpuinfo")
     assert find(list(environment.examine_devices()), "cpu").value.endswith(fact)
 
 

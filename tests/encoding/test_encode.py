@@ -206,7 +206,7 @@ def test_a_damaged_beginning_is_named_and_not_continued(harm: str, tmp_path: Pat
         again.find(start_anew=False)
         again.open((4, 3), np.dtype("float32"))
 
-    with pytest.raises(ValueError, match="remove it and .* to start anew"):
+    with pytest.raises(ValueError, match=r"remove it and .* to start anew"):
         go_on()
     again.close()
 

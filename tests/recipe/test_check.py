@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from llamafactory_embed.cli import main
 from llamafactory_embed.host import options
 from llamafactory_embed.hparams import option
-from llamafactory_embed.recipe import check_recipe, inspect_recipe
+from llamafactory_embed.recipe import check_recipe, inspect_recipe, machine
 from llamafactory_embed.stages import registry
 from llamafactory_embed.stages.stage import Stage
 
@@ -292,6 +292,18 @@ def test_what_depends_on_the_machine_is_a_remark(monkeypatch: pytest.MonkeyPatch
     assert all(": here: " in remark for remark in remarks)
     for words in ("`bf16: true`", "needs deepspeed", "liger-kernel is needed", "./not/there", "overwrite_output_dir"):
         assert any(words in remark for remark in remarks), words
+
+
+def test_a_processor_without_bf16_and_a_machine_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    lines = ["use_cpu: true", "bf16: true", "torch_compile: true"]
+    Path("recipe.yaml").write_text(change(GOOD, *lines))
+    for has_bf16, missing, count in ((False, "a compiler", 2), (True, None, 0), (None, None, 0)):
+        monkeypatch.setattr(machine, "has_bf16", lambda has_bf16=has_bf16: has_bf16)
+        monkeypatch.setattr(machine, "missing_for_compilation", lambda *_, missing=missing: missing)
+        remarks = [str(remark) for remark in inspect_recipe("recipe.yaml").remarks]
+        assert sum("bfloat16" in each or "needs a compiler" in each for each in remarks) == count
 
 
 def test_deepspeed_counts_in_the_hosts_checks(check: Check, folder: Path) -> None:

@@ -22,7 +22,7 @@ Run = Callable[..., RunResult]
 # A value of each option that is refused.
 REFUSED_VALUES: dict[str, Any] = {
     "neftune_noise_alpha": 5.0,
-    "torch_compile": True,
+    "torch_compile_mode": "reduce-overhead",
     "fp8": True,
     "mixture_of_depths": "convert",
     "parallelism_config": {"cp_size": 2},
@@ -152,7 +152,7 @@ def test_settings_that_the_host_has_parsed() -> None:
 
 
 @pytest.mark.parametrize("stage", RECIPES)
-@pytest.mark.parametrize("name", ["neftune_noise_alpha", "torch_compile", "label_smoothing_factor"])
+@pytest.mark.parametrize("name", ["neftune_noise_alpha", "torch_compile_mode", "label_smoothing_factor"])
 def test_a_run_refuses_before_it_loads_anything(stage: str, name: str, run: Run) -> None:
     with pytest.raises(ValueError, match=f"`{name}: .*` is not supported by `stage: {stage}`"):
         run(stage, **{name: REFUSED_VALUES[name]}, dataset="there_is_none")

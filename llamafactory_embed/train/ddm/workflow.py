@@ -242,7 +242,7 @@ def make_trainer(
     draws = NoiseDraws(training_args.seed, rows_per_step, options.antithetic_time, options.time_epsilon)
     corruption = DiffusionCorruption(options, draws, setup.mask.id, setup.shift)
     bound = BoundCorruption(options.elbo_samples, setup.mask.id, setup.shift, options.block_size)
-    max_tokens = tokens_per_batch(options.max_tokens_per_batch, training_args.device)
+    max_tokens = tokens_per_batch(options.max_tokens_per_batch, training_args.device, training=True)
     return DiffusionTrainer(
         model=model,
         options=options,

@@ -93,7 +93,8 @@ def run_contrastive(
         finetuning_args=finetuning_args,
         data_collator=ContrastiveCollator(
             EmbeddingTokenizer(tokenizer, config),
-            options.grad_cache_tokens or tokens_per_batch(options.max_tokens_per_batch, training_args.device),
+            options.grad_cache_tokens
+            or tokens_per_batch(options.max_tokens_per_batch, training_args.device, training=True),
             keep_examples=guide is not None,
         ),
         batch_sampler=batch_sampler,

@@ -59,7 +59,7 @@ def run_mntp(
         masking=options.masking,
         shift=setup.shift,
     )
-    max_tokens = tokens_per_batch(options.max_tokens_per_batch, training_args.device)
+    max_tokens = tokens_per_batch(options.max_tokens_per_batch, training_args.device, training=True)
     collator = TokenCollator(texts_of_documents, corruption, max_tokens)
     eval_sets = eval_sets_of(data.evaluation)
     trainer = MntpTrainer(

@@ -69,7 +69,8 @@ def run_tdro(
     config = with_mask_token(config, options.mask_token, tokenizer, model_args)
     collator = TdroCollator(
         EmbeddingTokenizer(tokenizer, config),
-        options.grad_cache_tokens or tokens_per_batch(options.max_tokens_per_batch, training_args.device),
+        options.grad_cache_tokens
+        or tokens_per_batch(options.max_tokens_per_batch, training_args.device, training=True),
     )
     loader = ModelLoader(options, config, tokenizer, collator, model_args, training_args, finetuning_args)
     proxy, reference = loader.load(

@@ -96,7 +96,7 @@ class WordTagger(AroundDecoder):
         """The sentences of a micro-batch by forwards of at most `max_tokens` tokens, longest first."""
         lengths = [len(sentence.token_ids) for sentence in sentences]
         order = sorted(range(len(sentences)), key=lambda index: -lengths[index])
-        limit = tokens_per_batch(self.max_tokens, self.device)
+        limit = tokens_per_batch(self.max_tokens, self.device, training=self.training)
         if self.is_encoder:
             rows = fill_padded(lengths, order, limit)
         else:
