@@ -1,13 +1,13 @@
-"""Which start makes the better embedder? One language model, five starts, three poolings, the same contrastive training.
+"""Which start makes the better embedder? One language model, five starts, three poolings, one contrastive training.
 
-    nice python scripts/which_start.py --seeds 42 43 44        # from the root of the repository; resumes where it stopped
-    python scripts/which_start.py --only-page                  # writes the tables of docs/which-start.md anew
+    nice python scripts/which_start.py --seeds 42 43 44     # from the root of the repository; resumes where it stopped
+    python scripts/which_start.py --only-page               # writes the tables of docs/which-start.md anew
 
-SmolLM2-135M, cut to its first layers, is used as it is (causal, bidirectional) or adapted first (mntp, ddm, block ddm),
-then trained by `contrastive` with mean, last and mask pooling, and judged on held-out rows of the trained tasks and on a
-task that was not trained (which_start_data.py), documents in float, int8 and bits. The extra rows tell what adapting cost
-from what it brought: next-token prediction on the same tokens, and a longer contrastive training. Each run is a recipe
-below the output folder, run in a process of its own; a run that is in the results is not repeated.
+SmolLM2-135M, cut to its first layers, is used as it is (causal, bidirectional) or adapted first (mntp, ddm, blocks),
+then trained by `contrastive` with mean, last and mask pooling. It is judged on held-out rows of the trained tasks and
+on a task that was not trained (which_start_data.py), documents in float, int8 and bits. The extra rows tell what
+adapting cost from what it brought: next-token prediction on the same tokens, and a longer contrastive training. Each
+run is a recipe below the output folder, run in a process of its own; what is in the results is not run again.
 """
 
 from __future__ import annotations
@@ -250,7 +250,16 @@ def run_cell(arguments: argparse.Namespace, cell: Cell, data: Path, results: Row
 
 def read_results(arguments: argparse.Namespace) -> Row:
     """What was found before, by the same settings."""
-    names = ("layers", "steps", "adaptation_steps", "batch_size", "adaptation_rows", "learning_rate", "rows", "queries")
+    names = (
+        "layers",
+        "steps",
+        "adaptation_steps",
+        "batch_size",
+        "adaptation_rows",
+        "learning_rate",
+        "rows",
+        "queries",
+    )
     settings = {name: getattr(arguments, name) for name in names}
     if not arguments.results.is_file():
         arguments.results.parent.mkdir(parents=True, exist_ok=True)

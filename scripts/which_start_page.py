@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "which-start.md"
 # The page is written by hand; only what stands between these two lines is not.
 BLOCK = re.compile(r"(<!-- results of scripts/which_start.py -->\n).*?(<!-- end -->)", re.DOTALL)
 POOLINGS = ("mean", "last", "mask")
-PRECISIONS = {"float32": "float", "int8": "int8", "binary": "bits"}
+STARTS = ("causal", "bidirectional", "mntp", "ddm", "block_ddm")
+PRECISIONS = {"float": "float32", "int8": "int8", "bits": "binary"}
+JUDGED = {"In-domain": TRAINED, "Held out": HELD_OUT}
 
 Row = dict[str, Any]
 Values = dict[tuple[str, str], dict[int, Row]]
@@ -32,28 +34,33 @@ def write_page(results: Row, page: Path = PAGE) -> None:
 
 
 def tables_of(results: Row) -> list[str]:
-    """Starts by poolings in float; then what int8 and bits cost; then the controls beside what they control."""
+    """Starts by poolings in float; then what int8 and bits cost, with the controls beside what they control."""
     values: Values = defaultdict(dict)
+    seeds = seeds_of(results["cells"].values())
     for cell in results["cells"].values():
-        values[cell["start"], cell["pooling"]][cell["seed"]] = cell["ndcg@10"]
-    starts = list(dict.fromkeys(start for start, _ in values if (start, "last") in values))
-    controls = [start for start, _ in values if start not in starts]
-    seeds = sorted({cell["seed"] for cell in results["cells"].values()})
+        if cell["seed"] in seeds:
+            values[cell["start"], cell["pooling"]][cell["seed"]] = cell["ndcg@10"]
+    starts = list(dict.fromkeys(start for start, pooling in values))
+    compared = [start for start in starts if (start, "last") in values]
+
+    def by_pooling(tasks: Sequence[str]) -> Callable[[str, str], str]:
+        return lambda start, pooling: score(values[start, pooling], tasks, "float32")
+
+    def by_precision(tasks: Sequence[str]) -> Callable[[str, str], str]:
+        return lambda start, shown: score(values[start, "mean"], tasks, PRECISIONS[shown])
+
     lines = [f"Seeds: {', '.join(map(str, seeds))}.", ""]
-    for title, tasks in (("In-domain", TRAINED), ("Held out", HELD_OUT)):
-        lines += table(f"{title}, float", POOLINGS, starts, lambda start, pooling, of=tasks: score(values[start, pooling], of, "float32"))  # fmt: skip
-    for title, tasks in (("In-domain", TRAINED), ("Held out", HELD_OUT)):
-        lines += table(
-            f"{title}, mean pooling, documents in",
-            list(PRECISIONS.values()),
-            [*starts, *dict.fromkeys(controls)],
-            lambda start, name, of=tasks: score(values[start, "mean"], of, precision_named(name)),
-        )
-    return lines[:-1]
+    for title, tasks in JUDGED.items():
+        lines += table(f"{title}, float", POOLINGS, compared, by_pooling(tasks))
+    for title, tasks in JUDGED.items():
+        lines += table(f"{title}, mean pooling", list(PRECISIONS), starts, by_precision(tasks))
+    return lines
 
 
-def precision_named(shown: str) -> str:
-    return next(name for name, each in PRECISIONS.items() if each == shown)
+def seeds_of(cells: Iterable[Row]) -> list[int]:
+    """Seeds of which as many cells are there as of the most complete one, controls aside."""
+    counts = Counter(cell["seed"] for cell in cells if cell["start"] in STARTS)
+    return sorted(seed for seed, count in counts.items() if count == max(counts.values()))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[str], cell: Callable[[str, str], str]) -> list[str]:
