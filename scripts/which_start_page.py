@@ -20,7 +20,7 @@ BLOCK = re.compile(r"(<!-- results of scripts/which_start.py -->\n).*?(<!-- end 
 POOLINGS = ("mean", "last", "mask")
 STARTS = ("causal", "bidirectional", "mntp", "ddm", "block_ddm")
 PRECISIONS = {"float": "float32", "int8": "int8", "bits": "binary"}
-JUDGED = {"In-domain": TRAINED, "Held out": HELD_OUT}
+JUDGED = {"In-domain": tuple(TRAINED), "Held out": HELD_OUT}
 
 Row = dict[str, Any]
 Values = dict[tuple[str, str], dict[int, Row]]

@@ -65,7 +65,7 @@ def test_a_cell_is_run_once_and_its_adaptation_too(
         output.mkdir()
         (output / "trainer_state.json").write_text('{"log_history": [{"loss": 2.0}, {"eval": 1}]}', "utf-8")
         if rest:
-            rest[-1].write_text('{"qasc": {"float32": 0.5}}', "utf-8")
+            rest[-1].write_text('{"example": {"float32": 0.5}}', "utf-8")
 
     monkeypatch.setattr(script, "in_own_process", pretend)
     monkeypatch.setattr(script, "prepare_smollm2", lambda folder, layers: folder)
@@ -78,7 +78,7 @@ def test_a_cell_is_run_once_and_its_adaptation_too(
     script.run_grid(arguments)
     assert ran == first
     cells = json.loads(arguments.results.read_text("utf-8"))["cells"]
-    assert cells["ddm-last-2"]["ndcg@10"] == {"qasc": {"float32": 0.5}}
+    assert cells["ddm-last-2"]["ndcg@10"] == {"example": {"float32": 0.5}}
     assert not (arguments.output / "ddm-last-2").exists()
     with pytest.raises(ValueError, match=r"was made with .*'steps': 2"):
         script.read_results(arguments_of(script, tmp_path, steps=3))
@@ -86,7 +86,7 @@ def test_a_cell_is_run_once_and_its_adaptation_too(
 
 def test_the_tables_are_means_over_tasks_and_seeds(page: ModuleType, tmp_path: Path) -> None:
     def cell(start: str, pooling: str, seed: int, score: float) -> dict[str, Any]:
-        tasks = {"qasc": score, "gloss": score + 0.2, "vitaminc": score / 2}
+        tasks = {"example": score, "gloss": score + 0.2, "amazon": score / 2}
         found = {task: dict.fromkeys(("float32", "int8", "binary"), value) for task, value in tasks.items()}
         return {"start": start, "pooling": pooling, "seed": seed, "ndcg@10": found}
 
@@ -113,7 +113,7 @@ def test_a_cell_for_real(script: ModuleType, tmp_path: Path, monkeypatch: pytest
     data = tmp_path / "data"
     data.mkdir()
     info = {}
-    for task in ("qasc", "gloss", "vitaminc"):
+    for task in ("example", "gloss", "amazon"):
         for name in (task, f"{task}_heldout"):
             rows = [{"query": f"{name} {n}", "positive": f"answer {n}", "negative": []} for n in range(6)]
             (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -126,7 +126,7 @@ def test_a_cell_for_real(script: ModuleType, tmp_path: Path, monkeypatch: pytest
     recipe.write_text(script.yaml.safe_dump(values), "utf-8")
     script.train_and_judge(recipe, output, data, found)
     tasks = json.loads(found.read_text("utf-8"))
-    assert set(tasks) == {"qasc", "gloss", "vitaminc"}
+    assert set(tasks) == {"example", "gloss", "amazon"}
     for scores in tasks.values():
         assert set(scores) == {"float32", "int8", "binary"}
         assert all(0 < each <= 1 for each in scores.values())
