@@ -1,6 +1,8 @@
 """Which start makes the better embedder? One language model, five starts, three poolings, one contrastive training.
 
     nice python scripts/which_start.py --seeds 42 43 44     # from the root of the repository; resumes where it stopped
+    nice python scripts/which_start.py --poolings mean --adaptation-steps 100 --output saves/which_start_longer \\
+        --results benchmarks/results/evidence/which_start_longer.json
     python scripts/which_start.py --only-page               # writes the tables of docs/which-start.md anew
 
 SmolLM2-135M, cut to its first layers, is used as it is (causal, bidirectional) or adapted first (mntp, ddm, blocks),
@@ -26,7 +28,7 @@ from typing import Any
 
 import yaml
 from which_start_data import HELD_OUT, TRAINED, read_judged, read_training_texts, write_data
-from which_start_page import write_page
+from which_start_page import POOLINGS, RESULTS, write_page
 
 from llamafactory_embed.data.packages import default_cache
 from llamafactory_embed.demo.smollm2 import prepare_smollm2
@@ -34,7 +36,6 @@ from llamafactory_embed.files import write_json, write_text
 
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "evidence" / "which_start.json"
 PRECISIONS = ("float32", "int8", "binary")
 MASK = "<empty_output>"  # a token that the model has and no text uses: the mask of every stage and of the pooling
 MASK_TOKENS = 2
@@ -75,9 +76,9 @@ class Cell:
         return f"{self.start}-{self.pooling}-{self.seed}"
 
 
-def grid(seed: int) -> Iterator[Cell]:
+def grid(seed: int, poolings: Sequence[str] = POOLINGS) -> Iterator[Cell]:
     """The starts that are compared."""
-    for pooling in ("mean", "last", "mask"):
+    for pooling in poolings:
         yield Cell("causal", pooling, seed, "causal")
         yield Cell("bidirectional", pooling, seed)
         for adaptation in ("mntp", "ddm", "block_ddm"):
@@ -282,9 +283,10 @@ def read_results(arguments: argparse.Namespace) -> Row:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("saves/which_start"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS / "which_start.json")
     parser.add_argument("--packages", type=Path, default=None, help="where the packages lie (default: the cache)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--poolings", nargs="+", default=POOLINGS, choices=POOLINGS)
     parser.add_argument("--layers", type=int, default=4, help="of SmolLM2's 30")
     parser.add_argument("--steps", type=int, default=20, help="of contrastive training")
     parser.add_argument("--batch-size", type=int, default=12)
@@ -299,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if not arguments.only_page:
         run_grid(arguments)
-    write_page(json.loads(arguments.results.read_text("utf-8")))
+    write_page()
 
 
 def run_grid(arguments: argparse.Namespace) -> None:
@@ -313,11 +315,10 @@ def run_grid(arguments: argparse.Namespace) -> None:
     for module in NEEDED:  # here once, for all children
         importlib.import_module(module)
 
-    for cells in (grid, controls):
-        for seed in arguments.seeds:
-            for cell in cells(seed):
-                if cell.name not in results["cells"]:
-                    run_cell(arguments, cell, data, results)
+    compared = [cell for seed in arguments.seeds for cell in grid(seed, arguments.poolings)]
+    for cell in (*compared, *(cell for seed in arguments.seeds for cell in controls(seed))):
+        if cell.name not in results["cells"]:
+            run_cell(arguments, cell, data, results)
 
 
 if __name__ == "__main__":

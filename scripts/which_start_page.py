@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,9 +15,11 @@ from which_start_data import HELD_OUT, TRAINED
 from llamafactory_embed.files import write_text
 
 
-PAGE = Path(__file__).parents[1] / "docs" / "which-start.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "which-start.md"
+RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 # The page is written by hand; only what stands between these two lines is not.
-BLOCK = re.compile(r"(<!-- results of scripts/which_start.py -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- results: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 POOLINGS = ("mean", "last", "mask")
 STARTS = ("causal", "bidirectional", "mntp", "ddm", "block_ddm")
 PRECISIONS = {"float": "float32", "int8": "int8", "bits": "binary"}
@@ -27,10 +30,14 @@ Values = dict[tuple[str, str], dict[int, Row]]
 """By start and pooling, then by seed: nDCG@10 of each task in each precision."""
 
 
-def write_page(results: Row, page: Path = PAGE) -> None:
+def write_page(page: Path = PAGE, folder: Path = RESULTS) -> None:
     """Put the present results into the page."""
-    tables = "\n".join(["", *tables_of(results)])
-    write_text(page, BLOCK.sub(lambda found: f"{found[1]}{tables}\n{found[2]}", page.read_text("utf-8")))
+
+    def fill(found: re.Match[str]) -> str:
+        results = json.loads((folder / f"{found['name']}.json").read_text("utf-8"))
+        return "\n".join([f"{found[1]}", *tables_of(results), found[3]])
+
+    write_text(page, BLOCK.sub(fill, page.read_text("utf-8")))
 
 
 def tables_of(results: Row) -> list[str]:
@@ -50,7 +57,7 @@ def tables_of(results: Row) -> list[str]:
         return lambda start, shown: score(values[start, "mean"], tasks, PRECISIONS[shown])
 
     lines = [f"Seeds: {', '.join(map(str, seeds))}.", ""]
-    for title, tasks in JUDGED.items():
+    for title, tasks in JUDGED.items() if compared else ():
         lines += table(f"{title}, float", POOLINGS, compared, by_pooling(tasks))
     for title, tasks in JUDGED.items():
         lines += table(f"{title}, mean pooling", list(PRECISIONS), starts, by_precision(tasks))

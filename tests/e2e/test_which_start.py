@@ -70,7 +70,7 @@ def test_a_cell_is_run_once_and_its_adaptation_too(
     monkeypatch.setattr(script, "in_own_process", pretend)
     monkeypatch.setattr(script, "prepare_smollm2", lambda folder, layers: folder)
     monkeypatch.setattr(script, "write_data", lambda folder, *sizes: folder)
-    arguments = arguments_of(script, tmp_path, seeds=[1, 2], packages=tmp_path)
+    arguments = arguments_of(script, tmp_path, seeds=[1, 2], packages=tmp_path, poolings=script.POOLINGS)
     script.run_grid(arguments)
     first = list(ran)
     assert len(first) == len(set(first)) == 2 * (15 + 4 + 4)
@@ -92,9 +92,10 @@ def test_the_tables_are_means_over_tasks_and_seeds(page: ModuleType, tmp_path: P
 
     cells = [cell("block_ddm", pooling, seed, 0.1 * seed) for seed in (1, 3) for pooling in ("mean", "last")]
     results = {"cells": {str(number): each for number, each in enumerate([*cells, cell("control", "mean", 1, 0.6)])}}
+    (tmp_path / "some.json").write_text(json.dumps(results), "utf-8")
     path = tmp_path / "page.md"
-    path.write_text("before\n<!-- results of scripts/which_start.py -->\nold\n<!-- end -->\nafter\n", "utf-8")
-    page.write_page(results, path)
+    path.write_text("before\n<!-- results: some -->\nold\n<!-- end -->\nafter\n", "utf-8")
+    page.write_page(path, tmp_path)
     text = path.read_text("utf-8")
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
@@ -103,7 +104,7 @@ def test_the_tables_are_means_over_tasks_and_seeds(page: ModuleType, tmp_path: P
     assert "| block ddm | 0.100 ± 0.071 | 0.100 ± 0.071 |  |" in text
     assert "| control | 0.700 | 0.700 | 0.700 |" in text
     assert "| control | 0.700 |  |" not in text
-    page.write_page(results, path)
+    page.write_page(path, tmp_path)
     assert path.read_text("utf-8") == text
 
 
