@@ -1,8 +1,8 @@
 """Which start makes the better embedder? One language model, five starts, three poolings, one contrastive training.
 
     nice python scripts/which_start.py --seeds 42 43 44     # from the root of the repository; resumes where it stopped
-    nice python scripts/which_start.py --poolings mean --adaptation-steps 100 --output saves/which_start_longer \\
-        --results benchmarks/results/evidence/which_start_longer.json
+    nice python scripts/which_start.py --poolings mean --adaptation-steps 96 --times 7 \\
+        --output saves/which_start_longer --results benchmarks/results/evidence/which_start_longer.json
     python scripts/which_start.py --only-page               # writes the tables of docs/which-start.md anew
 
 SmolLM2-135M, cut to its first layers, is used as it is (causal, bidirectional) or adapted first (mntp, ddm, blocks),
@@ -85,11 +85,13 @@ def grid(seed: int, poolings: Sequence[str] = POOLINGS) -> Iterator[Cell]:
             yield Cell(adaptation, pooling, seed, adaptation=adaptation)
 
 
-def controls(seed: int) -> Iterator[Cell]:
+def controls(seed: int, times: int) -> Iterator[Cell]:
     """As many tokens as the adapted starts have read, spent otherwise."""
+    longer = f"{times} times the contrastive steps"
     for attention in ("causal", "bidirectional"):
         yield Cell(f"{attention}, next-token prediction", "mean", seed, attention, "next_token")
-        yield Cell(f"{attention}, twice the contrastive steps", "mean", seed, attention, times_steps=2)
+    for attention in ("causal", "bidirectional"):
+        yield Cell(f"{attention}, {longer}", "mean", seed, attention, times_steps=times)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -289,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--poolings", nargs="+", default=POOLINGS, choices=POOLINGS)
     parser.add_argument("--layers", type=int, default=4, help="of SmolLM2's 30")
     parser.add_argument("--steps", type=int, default=20, help="of contrastive training")
+    parser.add_argument("--times", type=int, default=3, help="the steps, for the controls that are not adapted")
     parser.add_argument("--batch-size", type=int, default=12)
     parser.add_argument("--adaptation-steps", type=int, default=24)
     parser.add_argument("--adaptation-rows", type=int, default=4, help="of 64 tokens, in a step")
@@ -316,7 +319,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
         importlib.import_module(module)
 
     compared = [cell for seed in arguments.seeds for cell in grid(seed, arguments.poolings)]
-    for cell in (*compared, *(cell for seed in arguments.seeds for cell in controls(seed))):
+    for cell in (*compared, *(cell for seed in arguments.seeds for cell in controls(seed, arguments.times))):
         if cell.name not in results["cells"]:
             run_cell(arguments, cell, data, results)
 
