@@ -1,7 +1,7 @@
 """Which start makes the better embedder? One language model, five starts, three poolings, one contrastive training.
 
     nice python scripts/which_start.py --seeds 42 43 44     # from the root of the repository; resumes where it stopped
-    nice python scripts/which_start.py --poolings mean --adaptation-steps 96 --times 7 \\
+    nice python scripts/which_start.py --steps 100 --adaptation-steps 96 --times 2 \\
         --output saves/which_start_longer --results benchmarks/results/evidence/which_start_longer.json
     python scripts/which_start.py --only-page               # writes the tables of docs/which-start.md anew
 
@@ -76,9 +76,9 @@ class Cell:
         return f"{self.start}-{self.pooling}-{self.seed}"
 
 
-def grid(seed: int, poolings: Sequence[str] = POOLINGS) -> Iterator[Cell]:
+def grid(seed: int) -> Iterator[Cell]:
     """The starts that are compared."""
-    for pooling in poolings:
+    for pooling in POOLINGS:
         yield Cell("causal", pooling, seed, "causal")
         yield Cell("bidirectional", pooling, seed)
         for adaptation in ("mntp", "ddm", "block_ddm"):
@@ -288,7 +288,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS / "which_start.json")
     parser.add_argument("--packages", type=Path, default=None, help="where the packages lie (default: the cache)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--poolings", nargs="+", default=POOLINGS, choices=POOLINGS)
     parser.add_argument("--layers", type=int, default=4, help="of SmolLM2's 30")
     parser.add_argument("--steps", type=int, default=20, help="of contrastive training")
     parser.add_argument("--times", type=int, default=3, help="the steps, for the controls that are not adapted")
@@ -318,7 +317,7 @@ def run_grid(arguments: argparse.Namespace) -> None:
     for module in NEEDED:  # here once, for all children
         importlib.import_module(module)
 
-    compared = [cell for seed in arguments.seeds for cell in grid(seed, arguments.poolings)]
+    compared = [cell for seed in arguments.seeds for cell in grid(seed)]
     for cell in (*compared, *(cell for seed in arguments.seeds for cell in controls(seed, arguments.times))):
         if cell.name not in results["cells"]:
             run_cell(arguments, cell, data, results)

@@ -34,7 +34,8 @@ def write_page(page: Path = PAGE, folder: Path = RESULTS) -> None:
     """Put the present results into the page."""
 
     def fill(found: re.Match[str]) -> str:
-        results = json.loads((folder / f"{found['name']}.json").read_text("utf-8"))
+        path = folder / f"{found['name']}.json"
+        results = json.loads(path.read_text("utf-8")) if path.is_file() else {"cells": {}}
         return "\n".join([f"{found[1]}", *tables_of(results), found[3]])
 
     write_text(page, BLOCK.sub(fill, page.read_text("utf-8")))
@@ -56,8 +57,10 @@ def tables_of(results: Row) -> list[str]:
     def by_precision(tasks: Sequence[str]) -> Callable[[str, str], str]:
         return lambda start, shown: score(values[start, "mean"], tasks, PRECISIONS[shown])
 
+    if not seeds:
+        return ["Not measured yet.", ""]
     lines = [f"Seeds: {', '.join(map(str, seeds))}.", ""]
-    for title, tasks in JUDGED.items() if compared else ():
+    for title, tasks in JUDGED.items():
         lines += table(f"{title}, float", POOLINGS, compared, by_pooling(tasks))
     for title, tasks in JUDGED.items():
         lines += table(f"{title}, mean pooling", list(PRECISIONS), starts, by_precision(tasks))
@@ -67,7 +70,8 @@ def tables_of(results: Row) -> list[str]:
 def seeds_of(cells: Iterable[Row]) -> list[int]:
     """Seeds of which as many cells are there as of the most complete one, controls aside."""
     counts = Counter(cell["seed"] for cell in cells if cell["start"] in STARTS)
-    return sorted(seed for seed, count in counts.items() if count == max(counts.values()))
+    most = max(counts.values(), default=0)
+    return sorted(seed for seed, count in counts.items() if count == most)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[str], cell: Callable[[str, str], str]) -> list[str]:

@@ -70,7 +70,7 @@ def test_a_cell_is_run_once_and_its_adaptation_too(
     monkeypatch.setattr(script, "in_own_process", pretend)
     monkeypatch.setattr(script, "prepare_smollm2", lambda folder, layers: folder)
     monkeypatch.setattr(script, "write_data", lambda folder, *sizes: folder)
-    arguments = arguments_of(script, tmp_path, seeds=[1, 2], packages=tmp_path, poolings=script.POOLINGS, times=2)
+    arguments = arguments_of(script, tmp_path, seeds=[1, 2], packages=tmp_path, times=2)
     script.run_grid(arguments)
     first = list(ran)
     assert len(first) == len(set(first)) == 2 * (15 + 4 + 4)
