@@ -67,6 +67,7 @@ def test_a_cell_is_run_once_and_its_adaptation_too(
         if rest:
             rest[-1].write_text('{"example": {"float32": 0.5}}', "utf-8")
 
+    monkeypatch.setattr(script, "NEEDED", ())
     monkeypatch.setattr(script, "in_own_process", pretend)
     monkeypatch.setattr(script, "prepare_smollm2", lambda folder, layers: folder)
     monkeypatch.setattr(script, "write_data", lambda folder, *sizes: folder)
