@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 from argparse import Namespace
@@ -342,12 +343,15 @@ def load(data: Path, dataset: str, **options: Any) -> tuple[Any, list[Any]]:
         "eval_dataset": None,
         "streaming": False,
         "val_size": 0,
+        "overwrite_cache": False,
+        "data_shared_file_system": False,
     }
+    alone = {"local_process_index": 0, "main_process_first": lambda **_: contextlib.nullcontext()}
     return load_train_and_eval_tasks(
         ContrastiveOptions(),
         Namespace(cache_dir=None, hf_hub_token=None),
         Namespace(**{**data_args, "dataset": dataset.split(","), **options}),
-        Namespace(do_train=True, seed=options.get("seed", 1)),
+        Namespace(do_train=True, seed=options.get("seed", 1), **alone),
         objectives={},
     )
 
