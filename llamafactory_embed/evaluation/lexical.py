@@ -38,7 +38,7 @@ class LexicalSearch:
 
     def index(self, corpus: Any, *, task_metadata: TaskMetadata, **kwargs: Any) -> None:
         """Count the words of the corpus."""
-        self._ids = [str(each) for each in corpus["id"]]
+        self._ids = [str(each) for each in corpus["id"][:]]  # at once: one by one takes eighty times as long
         self._counter = CountVectorizer(analyzer=words, dtype=np.float64)
         counts = self._counter.fit_transform(_texts_of_corpus(corpus, task_metadata))
         weights, self._query_weights = (bm25_weights if self.kind == "bm25" else tfidf_weights)(counts)

@@ -161,7 +161,7 @@ class MtebEncoder:
     ) -> dict[str, dict[str, float]]:
         assert self._corpus is not None
         corpus, documents = self._corpus
-        place = {str(key): index for index, key in enumerate(documents["id"])}
+        place = {str(key): index for index, key in enumerate(documents["id"][:])}
         results = {}
         for name, vector in queries.items():
             scores = {}
@@ -235,4 +235,4 @@ def _ids_of(corpus: Dataset, places: torch.Tensor) -> dict[int, str]:
     """The ids of the documents that were found, by their places; the others stay on disk."""
     found = np.unique(places.numpy())
     found = found[found >= 0]
-    return dict(zip(found.tolist(), map(str, corpus.select(found)["id"]), strict=True))
+    return dict(zip(found.tolist(), map(str, corpus.select(found)["id"][:]), strict=True))
