@@ -23,7 +23,7 @@ from ...hparams.serving import ServingOptions
 from ...model.packed import tokens_per_batch
 from .metrics import CONTENT_TYPE, ServingMetrics
 from .requests import EmbeddingRequest, RequestError, RequestReader, write_answer
-from .waiting import OverloadError, StoppedError, Ticket, WaitingRequests
+from .waiting import ModelStoppedError, OverloadError, Ticket, WaitingRequests
 from .worker import EmbeddingWorker
 
 
@@ -92,7 +92,7 @@ class EmbeddingServer:
             response = _refuse(error)
         except OverloadError as error:
             response = _refuse(RequestError(str(error), 429, "rate_limit_exceeded", retry_after=error.retry_after))
-        except StoppedError as error:
+        except ModelStoppedError as error:
             response = _refuse(RequestError(str(error), 503, "model_stopped"))
         except ClientDisconnect:
             response = Response(status_code=CLIENT_GONE)
@@ -196,7 +196,7 @@ class EmbeddingServer:
             if not done.done():
                 raise ClientDisconnect
             embeddings = done.result()
-        except (ClientDisconnect, StoppedError, asyncio.CancelledError):
+        except (ClientDisconnect, ModelStoppedError, asyncio.CancelledError):
             raise
         except Exception as error:
             raise RequestError(f"The model failed: {type(error).__name__}.", 500, "model_failed") from error

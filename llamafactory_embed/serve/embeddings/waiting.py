@@ -31,7 +31,7 @@ class OverloadError(Exception):
         self.retry_after = retry_after
 
 
-class StoppedError(Exception):
+class ModelStoppedError(Exception):
     """The model's thread has ended: no embeddings will come."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class WaitingRequests:
         tokens = ticket.tokens(0)
         with self._changed:
             if self._given_up:
-                raise StoppedError
+                raise ModelStoppedError
             if self.tokens and self.tokens + tokens > self.options.max_waiting_tokens:
                 raise OverloadError(self._retry_after())
             self.tokens += tokens
@@ -142,7 +142,7 @@ class WaitingRequests:
         with self._changed:
             self._given_up = self._closed = True
             for ticket in {*taken, *self._waiting}:
-                ticket.fail(StoppedError())
+                ticket.fail(ModelStoppedError())
             self._waiting.clear()
             self.tokens = 0
 
