@@ -92,7 +92,8 @@ def judge_measure(measure: Measure, windows: Sequence[Sequence[Sample]]) -> Verd
     change = slope * (windows[-1][-1].seconds - windows[0][0].seconds)
     level = float(np.median(values[is_known]))
     allowed = max(measure.share * level, measure.count)
-    return Verdict(measure.name, measure.unit, level, change, allowed, measure.sign * change <= allowed)
+    is_flat = measure.sign * change <= allowed and (measure.sign > 0 or level > 0)  # of what stands still, no speed
+    return Verdict(measure.name, measure.unit, level, change, allowed, is_flat)
 
 
 def median_slope(x: np.ndarray, y: np.ndarray) -> float:

@@ -25,7 +25,7 @@ class Sample:
     seconds: float
     """Since the work began."""
     memory: float
-    """Resident, in MiB."""
+    """Resident and its own, in MiB: pages of mapped files come and go as the machine needs them."""
     handles: int
     """Open files, sockets and pipes."""
     threads: int
@@ -61,10 +61,10 @@ def read_progress(path: Path) -> int:
 def look_at(process: psutil.Process, progress: Path, start: float) -> Sample:
     """The process now; psutil.NoSuchProcess when it has ended."""
     with process.oneshot():
-        times = process.cpu_times()
+        times, memory = process.cpu_times(), process.memory_info()
         return Sample(
             seconds=round(time.monotonic() - start, 1),
-            memory=round(process.memory_info().rss / MIB, 2),
+            memory=round((memory.rss - getattr(memory, "shared", 0)) / MIB, 2),  # only Linux tells them apart
             handles=process.num_fds(),
             threads=process.num_threads(),
             processes=len(process.children(recursive=True)),
