@@ -125,6 +125,11 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
 
     def _compile(self, model: AroundDecoder) -> None:
         """`torch_compile: true`: the layers, and not the whole module, as accelerate would when it prepares it."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "`torch_compile: true` is not supported under DeepSpeed and FSDP, whose hooks lie within the layers: "
+                "leave it out."
+            )
         self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         backend: str = self.args.torch_compile_backend
         require_compiler(self.args.device.type, backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ import torch
 from safetensors import safe_open
 from torch._dynamo.utils import counters
 
+from llamafactory_embed.train.trainer import WrappedModelTrainer
 from tests.compiler import needs_compiler
 from tests.e2e import contrastive_runs, ddm_runs, token_runs
 from tests.e2e.contrastive_runs import LORA, RunResult, perform
-from tests.e2e.two_ranks import engine_setup, largest_difference, run_on_two_ranks
+from tests.e2e.two_ranks import largest_difference, run_on_two_ranks
 from tests.train.test_gradient_checkpointing import STAGES
 
 
@@ -88,12 +90,19 @@ def test_every_stage(name: str, checkpointing: bool, run: Run) -> None:
 
 @needs_compiler
 @pytest.mark.process
-@pytest.mark.parametrize("engine", ["ddp", "z2", "z3", "fsdp2"])
-def test_two_ranks(engine: str, tiny_llama: Path, data: dict[str, Path], tmp_path: Path) -> None:
-    options, variables = ({}, {}) if engine == "ddp" else engine_setup(engine)
-    settings: dict[str, Any] = {"model": str(tiny_llama), "data": str(data["rows"]), "max_steps": 2, **options}
+def test_two_ranks(tiny_llama: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"model": str(tiny_llama), "data": str(data["rows"]), "max_steps": 2}
     runs = {"plain": {}, "compiled": TRACED, "cached": {"grad_cache_tokens": 64, **TRACED}}
-    results = run_on_two_ranks(tmp_path / "runs", settings, runs, **variables)
+    results = run_on_two_ranks(tmp_path / "runs", settings, runs)
     for name in ("compiled", "cached"):
         assert results[name].losses == pytest.approx(results["plain"].losses, rel=1e-5), name
         assert results[name].rank_difference == 0.0
+
+
+@pytest.mark.parametrize("engine", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_engines_with_hooks_in_the_layers_are_refused(engine: str) -> None:
+    trainer: Any = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False)
+    setattr(trainer, engine, True)
+    model: Any = None
+    with pytest.raises(ValueError, match="`torch_compile: true` is not supported under DeepSpeed and FSDP"):
+        WrappedModelTrainer._compile(trainer, model)
