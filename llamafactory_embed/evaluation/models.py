@@ -214,8 +214,8 @@ def _sentence_transformer(source: Source, name: str, loader: OneModelAtATime) ->
     revision = revision_of_folder(source.own)
     source = dataclasses.replace(source, config=dataclasses.replace(source.config, document_template="{text}"))
     own = OwnPrompts.of_folder(source.own.folder)
-    changed = ("prompts", "dimensions", "precisions", *SOURCE_SETTINGS)
-    options = dataclasses.replace(loader.options, **dict.fromkeys(changed), default_prompts=True)
+    empty: dict[str, Any] = dict.fromkeys(("prompts", "dimensions", "precisions", *SOURCE_SETTINGS))
+    options = dataclasses.replace(loader.options, **empty, default_prompts=True)
 
     def open_packed() -> MtebEncoder:
         return wrap_encoder(loader.encoder(source), name, revision, None, {}, options, frozenset(), own_prompts=own)
