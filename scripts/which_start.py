@@ -1,8 +1,6 @@
 """Which start makes the better embedder? One language model, five starts, three poolings, one contrastive training.
 
     nice python scripts/which_start.py --seeds 42 43 44     # from the root of the repository; resumes where it stopped
-    nice python scripts/which_start.py --steps 100 --adaptation-steps 96 --times 2 \\
-        --output saves/which_start_longer --results benchmarks/results/evidence/which_start_longer.json
     python scripts/which_start.py --only-page               # writes the tables of docs/which-start.md anew
 
 SmolLM2-135M, cut to its first layers, is used as it is (causal, bidirectional) or adapted first (mntp, ddm, blocks),
