@@ -74,9 +74,9 @@ class Cell:
         return f"{self.start}-{self.pooling}-{self.seed}"
 
 
-def grid(seed: int) -> Iterator[Cell]:
+def grid(seed: int, poolings: Sequence[str] = POOLINGS) -> Iterator[Cell]:
     """The starts that are compared."""
-    for pooling in POOLINGS:
+    for pooling in poolings:
         yield Cell("causal", pooling, seed, "causal")
         yield Cell("bidirectional", pooling, seed)
         for adaptation in ("mntp", "ddm", "block_ddm"):
@@ -288,6 +288,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--layers", type=int, default=4, help="of SmolLM2's 30")
     parser.add_argument("--steps", type=int, default=20, help="of contrastive training")
+    parser.add_argument("--poolings", choices=POOLINGS, nargs="+", default=POOLINGS)
+    parser.add_argument("--without-controls", action="store_true", help="the grid alone")
     parser.add_argument("--times", type=int, default=3, help="the steps, for the controls that are not adapted")
     parser.add_argument("--batch-size", type=int, default=12)
     parser.add_argument("--adaptation-steps", type=int, default=24)
@@ -315,8 +317,10 @@ def run_grid(arguments: argparse.Namespace) -> None:
     for module in NEEDED:  # here once, for all children
         importlib.import_module(module)
 
-    compared = [cell for seed in arguments.seeds for cell in grid(seed)]
-    for cell in (*compared, *(cell for seed in arguments.seeds for cell in controls(seed, arguments.times))):
+    cells = [cell for seed in arguments.seeds for cell in grid(seed, arguments.poolings)]
+    if not arguments.without_controls:
+        cells += [cell for seed in arguments.seeds for cell in controls(seed, arguments.times)]
+    for cell in cells:
         if cell.name not in results["cells"]:
             run_cell(arguments, cell, data, results)
 

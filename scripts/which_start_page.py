@@ -60,7 +60,7 @@ def tables_of(results: Row) -> list[str]:
     if not seeds:
         return ["Not measured yet.", ""]
     lines = [f"Seeds: {', '.join(map(str, seeds))}.", ""]
-    for title, tasks in JUDGED.items():
+    for title, tasks in JUDGED.items() if compared else ():
         lines += table(f"{title}, float", POOLINGS, compared, by_pooling(tasks))
     for title, tasks in JUDGED.items():
         lines += table(f"{title}, mean pooling", list(PRECISIONS), starts, by_precision(tasks))

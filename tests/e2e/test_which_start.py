@@ -33,7 +33,7 @@ def arguments_of(script: ModuleType, folder: Path, **changes: Any) -> argparse.N
     values = {
         "output": folder / "runs", "results": folder / "results.json", "model": folder / "model", "layers": 1,
         "steps": 2, "batch_size": 2, "adaptation_steps": 2, "adaptation_rows": 2, "learning_rate": 1e-3, "rows": 4,
-        "queries": 3,
+        "queries": 3, "poolings": script.POOLINGS, "without_controls": False,
     }  # fmt: skip
     return argparse.Namespace(**(values | changes))
 
