@@ -100,7 +100,7 @@ def pack_again(batches: Sequence[TokenBatch], max_tokens: int) -> list[TokenBatc
             [None] * count if tensor is None else tensor.split(lengths)
             for tensor in (packed.token_ids, batch.labels, batch.weights, packed.position_ids)
         ]
-        texts += [CorruptedText(*fields) for fields in zip(*parts, strict=True)]  # type: ignore[arg-type]
+        texts += [CorruptedText(*fields) for fields in zip(*parts, strict=True)]
     return pack_corrupted_texts(texts, max_tokens, batches[0].allowed)
 
 
