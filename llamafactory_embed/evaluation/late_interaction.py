@@ -15,7 +15,7 @@ from ..encoder.encoder import Encoder, Role
 from ..model.vector_sets import VectorSets, max_sim
 from .chunks import cut_texts
 from .options import EvaluationOptions
-from .prompts import Instructions
+from .prompts import Instructions, OwnPrompts
 from .search import EXACT
 from .tasks import texts_of
 
@@ -46,7 +46,7 @@ class SetSearch:
         self,
         encoder: Encoder,
         meta: ModelMeta,
-        instructions: Instructions,
+        instructions: Instructions | OwnPrompts,
         *,
         dimension: int | None,
         text_max_length: int | None,

@@ -217,7 +217,7 @@ def _sentence_transformer(source: Source, name: str, loader: OneModelAtATime) ->
     empty: dict[str, Any] = dict.fromkeys(("prompts", "dimensions", "precisions", *SOURCE_SETTINGS))
     options = dataclasses.replace(loader.options, **empty, default_prompts=True)
 
-    def open_packed() -> MtebEncoder:
+    def open_packed() -> MtebEncoder | SetSearch:
         return wrap_encoder(loader.encoder(source), name, revision, None, {}, options, frozenset(), own_prompts=own)
 
     return Judged(name, revision, open_packed, experiment_of(options, None, {}), name)
