@@ -13,7 +13,7 @@ from ...files import write_json
 from ..files import HubOptions
 from ..problems import BadRows
 from .entries import Entry
-from .prepared import place_of, write_folder
+from .prepared import folder_of_rows, write_folder
 from .row_table import RowTable, RowWriter
 from .rows import Row
 from .teacher_vectors import TeacherVectors
@@ -40,7 +40,7 @@ def keep_data_set(entry: Entry, bad_rows: BadRows, hub: HubOptions, read: ReadDa
     Bad rows that were skipped are counted again whenever the rows are used; data with bad rows that are not to be
     skipped are read again, as each of them is to be told.
     """
-    place = place_of(entry, hub)
+    place = folder_of_rows(entry, hub)
     if place is None:
         return _read_into_memory(entry, bad_rows, read)
     record = None if hub.renew else _read_record(place)

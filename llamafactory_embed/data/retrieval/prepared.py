@@ -32,7 +32,7 @@ def cache_root(hub: HubOptions) -> Path:
     return Path(hub.cache_dir or datasets.config.HF_DATASETS_CACHE, FOLDER)
 
 
-def place_of(entry: Entry, hub: HubOptions) -> Path | None:
+def folder_of_rows(entry: Entry, hub: HubOptions) -> Path | None:
     """The folder for the rows of a data set; None where they are not kept: they are few, or nothing tells whether they
     have changed.
 
