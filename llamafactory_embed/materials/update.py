@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..files import whole_file, write_json
-from ..foreign import read_json_object
+from ..foreign import BAD_VALUES, read_json_object
 from .shipped import FOLDERS, find_shipped_root, list_shipped
 
 
@@ -68,11 +68,15 @@ def read_manifest(folder: Path) -> dict[str, str]:
     path = folder / MANIFEST
     if not path.is_file():
         return {}
-    advice = "remove it; files that differ from the shipped ones will then count as changed."
-    files = read_json_object(path, advice).get("files")
-    if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
-        raise ValueError(f"{path} is damaged: {advice}")
-    return files
+    try:
+        files = read_json_object(path)["files"]
+        if not all(isinstance(value, str) for value in files.values()):
+            raise TypeError
+    except BAD_VALUES as error:
+        raise ValueError(
+            f"{path} is damaged: remove it; files that differ from the shipped ones will then count as changed."
+        ) from error
+    return dict(files)
 
 
 def _bring_up_to_date(folder: Path, name: str, content: bytes, before: str | None, written: Written) -> str:

@@ -157,13 +157,18 @@ def test_variables_of_variables_cost_nothing(tmp_path: Path) -> None:
         ("a: 0x" + "f" * 9000, "more than 1000 digits"),
         ("a: !!bool x", "cannot be read"),
         ("a: " + "x" * 2**20, "is larger than 1,048,576 bytes"),
-        ("deepspeed: '" + '{"a":' * 9000 + "'", "its brackets are too deep"),
     ],
 )
 def test_a_recipe_that_no_reader_can_hold_is_one_sentence(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     (complaint,) = check_recipe(tmp_path / "recipe.yaml")
     assert problem in complaint.sentence
+
+
+def test_settings_of_an_engine_that_no_reader_can_hold_are_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("deepspeed: '" + '{"a":' * 9000 + "'", encoding="utf-8")
+    told = [problem.sentence for problem in check_recipe(tmp_path / "recipe.yaml")]
+    assert any(sentence.endswith("is not valid JSON: its brackets are too deep.") for sentence in told)
 
 
 def test_a_registry_of_odd_entries_is_told_entry_by_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
