@@ -96,9 +96,8 @@ def test_eval_and_mteb_embed_a_folder_alike(
     from mteb.models import SentenceTransformerEncoderWrapper
 
     folder = write_model(tmp_path / "model", model_type, pooling, dense, prompts=prompts)
-    (judged,) = list_models(
-        options(str(folder), prompts={"query": "of another model"}, dimensions=[8], names=["a/b"]), []
-    )
+    others: dict[str, Any] = {"prompts": {"query": "of another model"}, "dimensions": [8]}
+    (judged,) = list_models(options(str(folder), names=["a/b"], output=str(tmp_path / "results"), **others), [])
     assert judged.label == "a/b"
     assert judged.experiment == {}
     packed = judged.open()
