@@ -19,7 +19,6 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from llamafactory_embed.files import write_json
 from llamafactory_embed.recipe.memory import ModelShape, StepMemory, StepSettings, estimate_step
-from llamafactory_embed.recipe.planning import FORWARD_TOKENS_ON_CPU
 
 from .inputs import ModelSize, save_model, texts_of_lengths
 from .processes import ROOT
@@ -35,6 +34,7 @@ RESULTS = ROOT / "benchmarks" / "step_memory.json"
 MARK = "<!-- step memory -->"
 HIDDEN_SHARE = {"mntp": 0.2, "ddm": 0.5}
 TEXT_TOKENS = 48
+TOKENS_OF_FORWARD = 1024  # so that a batch is several forwards
 TRAINED_VOCABULARY = 8192
 LORA = {"finetuning_type": "lora", "lora_rank": 16, "lora_target": "all"}
 FULL = {"finetuning_type": "full"}
@@ -112,6 +112,7 @@ def run_case(material: Mapping[str, str], options: Mapping[str, Any], rows: int)
             "cutoff_len": TEXT_TOKENS if options["stage"] == "contrastive" else 3 * TEXT_TOKENS,
             "output_dir": output_dir,
             "per_device_train_batch_size": rows,
+            "max_tokens_per_batch": TOKENS_OF_FORWARD,
             "max_steps": 2,
             "save_strategy": "no",
             "report_to": "none",
@@ -187,7 +188,7 @@ def estimate_case(size: ModelSize, case: str, rows: int) -> StepMemory:
     settings = StepSettings(
         options["finetuning_type"],
         tokens=3 * TEXT_TOKENS * rows,
-        tokens_of_forward=options.get("grad_cache_tokens", FORWARD_TOKENS_ON_CPU),
+        tokens_of_forward=options.get("grad_cache_tokens", TOKENS_OF_FORWARD),
         rank=options.get("lora_rank", 0),
         half_precision=False,
         checkpointing="disable_gradient_checkpointing" not in options,

@@ -13,7 +13,7 @@ from .memory import GIB, ModelShape, StepMemory, StepSettings, estimate_step, fi
 Method = Literal["auto", "full", "lora", "qlora"]
 # Tokens of one forward on a GPU (the stages' default), and the chunks that GradCache is tried with.
 FORWARD_TOKENS = 16_384
-FORWARD_TOKENS_ON_CPU = 1_024
+FORWARD_TOKENS_ON_CPU = 4_096
 CHUNKS = (16_384, 8_192, 4_096, 2_048)
 TEXTS_OF_ROW = 3
 """Query, positive and one negative."""
