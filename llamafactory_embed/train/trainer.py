@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 import yaml
-from accelerate.utils import DistributedType, DynamoBackend
+from accelerate.utils import DistributedType
 from llamafactory.extras import logging
 from llamafactory.train.callbacks import PissaConvertCallback
 from peft import PeftModel
@@ -28,9 +28,9 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..files import write_text
 from ..hparams.secrets import arguments_without_secrets
 from ..model.around_decoder import AroundDecoder
-from ..model.compiled import compile_layers
-from ..processor import WITHOUT_BF16, has_bf16, require_compiler
+from ..processor import WITHOUT_BF16, has_bf16
 from .bad_steps import NamesRows
+from .engines import compile_for_engines, prepare_for_engines
 from .evaluation_log import EvaluationLog
 from .saving import WholeCheckpointTrainer
 from .token_budget import TokenBudget
@@ -110,7 +110,7 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
                 "which an evaluation does not do; set `fsdp_version: 2`."
             )
         if args.torch_compile:
-            self._compile(model)
+            compile_for_engines(self, model)
         if args.bf16 and args.device.type == "cpu" and has_bf16() is False:
             logger.warning_rank0(f"`bf16: true`: {WITHOUT_BF16}")
         self.model_accepts_loss_kwargs |= self.sums_losses  # the Trainer would divide by the number of micro-batches
@@ -122,18 +122,6 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
         self._write_card: Callable[[], None] | None = None
         self.add_callback(ResumedEpoch())
         self.add_callback(EvaluationLog())
-
-    def _compile(self, model: AroundDecoder) -> None:
-        """`torch_compile: true`: the layers, and not the whole module, as accelerate would when it prepares it."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "`torch_compile: true` is not supported under DeepSpeed and FSDP, whose hooks lie within the layers: "
-                "leave it out."
-            )
-        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
-        backend: str = self.args.torch_compile_backend
-        require_compiler(self.args.device.type, backend)
-        compile_layers(model.decoder, backend, self.args.torch_compile_mode)
 
     # ------------------------------------------- what a stage brings ---------------------------------------------
 
@@ -338,27 +326,3 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
             super()._load_best_model()
         else:
             self.read_checkpoint(Path(self.state.best_model_checkpoint))
-
-
-def prepare_for_engines(model: Any, args: TrainingArguments) -> None:
-    """What DDP, DeepSpeed and FSDP have to know of a module of ours before they wrap it."""
-    model._no_split_modules = model.decoder._no_split_modules  # FSDP's units
-    model.tie_weights = model.backbone.tie_weights  # FSDP moves parameters, and unties them with that
-    if isinstance(model.backbone, PeftModel):
-        model.register_load_state_dict_post_hook(allow_missing_frozen_parameters)
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # every parameter that learns is used in every forward
-    if dist.is_initialized():
-        # A step may run several forwards. Under reentrant checkpointing every layer of each of them runs a backward
-        # by itself, and DDP averages a gradient when only the first of them has reached it.
-        not_reentrant = {"use_reentrant": False}
-        if model.is_gradient_checkpointing:
-            model.gradient_checkpointing_enable(not_reentrant)
-        if args.gradient_checkpointing:
-            args.gradient_checkpointing_kwargs = (args.gradient_checkpointing_kwargs or {}) | not_reentrant
-
-
-def allow_missing_frozen_parameters(model: torch.nn.Module, keys: Any) -> None:
-    """A hook for the checkpoints of adapters, which hold what learns: the base model has been loaded before them."""
-    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    keys.missing_keys[:] = [name for name in keys.missing_keys if name in learning]

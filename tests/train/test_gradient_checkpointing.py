@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llamafactory_embed.model.around_decoder import AroundDecoder
-from llamafactory_embed.train.trainer import prepare_for_engines
+from llamafactory_embed.train.engines import prepare_for_engines
 from tests.e2e import contrastive_runs, ddm_runs, token_runs
 from tests.e2e.contrastive_runs import LORA, RunResult, perform
 from tests.e2e.tdro_runs import TDRO

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch._dynamo.utils import counters
 
-from llamafactory_embed.train.trainer import WrappedModelTrainer
+from llamafactory_embed.train.engines import compile_for_engines
 from tests.compiler import needs_compiler
 from tests.e2e import contrastive_runs, ddm_runs, token_runs
 from tests.e2e.contrastive_runs import LORA, RunResult, perform
@@ -101,8 +101,8 @@ def test_two_ranks(tiny_llama: Path, data: dict[str, Path], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("engine", ["is_fsdp_enabled", "is_deepspeed_enabled"])
 def test_engines_with_hooks_in_the_layers_are_refused(engine: str) -> None:
-    trainer: Any = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False)
+    trainer: Any = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, args=None)
     setattr(trainer, engine, True)
     model: Any = None
     with pytest.raises(ValueError, match="`torch_compile: true` is not supported under DeepSpeed and FSDP"):
-        WrappedModelTrainer._compile(trainer, model)
+        compile_for_engines(trainer, model)
