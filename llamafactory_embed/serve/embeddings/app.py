@@ -113,7 +113,7 @@ class EmbeddingServer:
 
     async def health(self, request: Request) -> Response:
         """`GET /health`: 200 while the model can be used."""
-        is_alive = self.worker.is_alive()
+        is_alive = self.worker.is_alive() and not self.waiting.given_up  # a thread takes a moment to end
         return JSONResponse({"status": "ok" if is_alive else "stopped"}, 200 if is_alive else 503)
 
     async def show_metrics(self, request: Request) -> Response:

@@ -94,9 +94,10 @@ class WaitingRequests:
         """Tokens that wait."""
         self.tokens_per_second = 0.0
         """How fast the worker was lately."""
+        self.given_up = False
+        """Whether nobody takes any more."""
         self._waiting: deque[Ticket] = deque()
         self._closed = False
-        self._given_up = False
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
@@ -116,7 +117,7 @@ class WaitingRequests:
         """Let a request wait."""
         tokens = ticket.tokens(0)
         with self._changed:
-            if self._given_up:
+            if self.given_up:
                 raise ModelStoppedError
             if self.tokens and self.tokens + tokens > self.options.max_waiting_tokens:
                 raise OverloadError(self._retry_after())
@@ -140,7 +141,7 @@ class WaitingRequests:
     def give_up(self, taken: Sequence[Ticket]) -> None:
         """Nobody takes any more: those who wait, and those that were `taken`, are told."""
         with self._changed:
-            self._given_up = self._closed = True
+            self.given_up = self._closed = True
             for ticket in {*taken, *self._waiting}:
                 ticket.fail(ModelStoppedError())
             self._waiting.clear()
