@@ -67,7 +67,7 @@ def pack_recipe(path: Path) -> str:
         if is_secret_name(name):
             changes[name] = None
         elif name in CONTENT_OPTIONS and isinstance(value, str) and not value.startswith("{"):
-            changes[name] = yaml_value(read_foreign_json(value, f"`{name}` names it."))
+            changes[name] = yaml_value(_read_content(name, value))
         elif name in PATH_OPTIONS and isinstance(value, str) and Path(value).expanduser().is_absolute():
             changes[name] = yaml_value(_below_here(name, value))
     text = replace_options(path.read_text(encoding="utf-8"), changes)
@@ -81,6 +81,16 @@ def pack_recipe(path: Path) -> str:
     lines = [f"{MARK} {line}" for line in ("packed:", *(f"  {each}" for each in block.splitlines()))]
     secrets = secrets_of(options)
     return "\n".join(without_secrets(line, secrets) for line in [*text.rstrip("\n").splitlines(), "", *lines]) + "\n"
+
+
+def _read_content(name: str, value: str) -> Any:
+    """What the JSON file holds that an option names."""
+    try:
+        return read_foreign_json(value, f"`{name}` names it.")
+    except OSError as error:
+        raise ValueError(
+            f"`{name}: {value}` cannot be read ({error.strerror}): name a JSON file that is there."
+        ) from error
 
 
 def _below_here(name: str, value: str) -> str:
