@@ -14,11 +14,12 @@ from ..files import EVALUATIONS_NAME, write_text
 
 
 def lines_up_to(step: int, log: str) -> str:
-    """The lines of a log of evaluations that belong to steps until then; what a crash cut off belongs to none."""
+    """The lines of a log of evaluations that a run keeps which goes on from a step; what a crash cut off belongs to
+    none, and a run that begins at step 0 keeps none."""
     kept = []
     for line in log.splitlines(keepends=True):
         with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-            if line.endswith("}\n") and 0 < json.loads(line)["step"] <= step:
+            if line.endswith("}\n") and json.loads(line)["step"] <= step and step > 0:
                 kept.append(line)
     return "".join(kept)
 
