@@ -100,14 +100,12 @@ def positives_of(rows: AnyRows, similarity: Similarity) -> Anchors:
 
 def passages_of(everyone: AnyRows, similarity: Similarity) -> Rivals:
     """All passages; the first one of a query's own row is what it has to find."""
-    rows, each = len(everyone.queries), everyone.passages_each
-    owners = torch.arange(rows, device=everyone.queries.device).repeat_interleave(each)  # [P * C]
-    is_first = torch.arange(rows * each, device=owners.device) % each == 0
-    guide = everyone.guide
+    texts, each, guide = everyone.all_passages, everyone.passages_each, everyone.guide
+    places = torch.arange(len(texts), device=everyone.queries.device)  # [P * C]
     return Rivals(
-        texts_for_similarity(everyone.all_passages, similarity),
-        owners,
-        not_for_own=is_first,
+        texts_for_similarity(texts, similarity),
+        places // each,
+        not_for_own=places % each == 0,
         ids=None if everyone.passage_ids is None else everyone.passage_ids.flatten(),
         guide=None if guide is None else unit(guide.all_passages),
     )
