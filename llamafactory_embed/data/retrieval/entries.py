@@ -11,7 +11,7 @@ from typing import Any
 
 from ...hparams.objectives import check_objective
 from ...hparams.suggestion import suggest
-from ..files import registered_entries
+from ..files import HubOptions, load_from_hub, registered_entries
 from ..problems import broken_character
 from .formats import ID_ROLE_OF, ID_ROLES, ROLES
 
@@ -220,3 +220,22 @@ def _find_location(name: str, settings: Mapping[str, Any], dataset_dir: str) -> 
     if "file_name" in settings:
         return os.path.normpath(os.path.join(dataset_dir, settings["file_name"])), False
     raise ValueError(f"Data set `{name}` needs `file_name` or `hf_hub_url`, from which retrieval data is read.")
+
+
+def load_hub_rows(source: Entry | TextSource, hub: HubOptions, *, streaming: bool = False) -> Any:
+    """What a source names on the hub: the rows of one split, or of texts by split where none is named."""
+    return load_from_hub(
+        source.name,
+        source.location,
+        hub,
+        subset=source.subset,
+        split=split_on_hub(source),
+        folder=source.folder,
+        hub_files=source.hub_files,
+        streaming=streaming,
+    )
+
+
+def split_on_hub(source: Entry | TextSource) -> str | None:
+    """Rows to train on are those of `train` unless another split is named; None: all splits."""
+    return (source.split or "train") if isinstance(source, Entry) else source.split

@@ -87,20 +87,29 @@ def _write(place: Path, entry: Entry, bad_rows: BadRows, read: ReadDataSet) -> d
 
 
 def _read_record(place: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads((place / RECORD).read_text("utf-8"))
-    except OSError:
+    if not place.is_dir():
         return None
-    return content
+    try:
+        content = json.loads((place / RECORD).read_text("utf-8"))
+        return {name: content[name] for name in ("files", "bad_rows", "first_bad_row", "version")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(place, error) from error
 
 
 def _open(place: Path, record: dict[str, Any], entry: Entry) -> KeptDataSet:
     import pyarrow as pa
 
-    rows = RowTable(
-        pa.memory_map(str(place / ROWS)),
-        record["files"],
-        TeacherVectors.of(entry).vectors,
-        kept_as=place.with_name(f"{place.name}.{record['version']}"),
+    vectors = TeacherVectors.of(entry).vectors
+    try:
+        rows, corpus = (pa.memory_map(str(place / name)) for name in (ROWS, CORPUS))
+        kept_as = place.with_name(f"{place.name}.{record['version']}")
+        return KeptDataSet(RowTable(rows, record["files"], vectors, kept_as), StoredTexts(corpus))
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(place, error) from error
+
+
+def _damaged(place: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"The prepared data in {place} are damaged ({error}): remove this folder, or set `overwrite_cache: true`, and "
+        "they are prepared again."
     )
-    return KeptDataSet(rows, StoredTexts(pa.memory_map(str(place / CORPUS))))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ... import __version__
 from ...files import digest, put_in_place
-from ..files import HubOptions, load_from_hub
-from .entries import Entry, TextSource
+from ..files import HubOptions
+from .entries import Entry, TextSource, load_hub_rows
 
 
 FOLDER = "llamafactory_embed"
@@ -55,16 +55,7 @@ def _state(source: Entry | TextSource, hub: HubOptions) -> list[tuple[int, str]]
     """Bytes, and what tells one content from another, of each file of a source."""
     if not source.on_hub:
         return _state_of_files(source.location)
-    split = (source.split or "train") if isinstance(source, Entry) else source.split
-    loaded = load_from_hub(
-        source.name,
-        source.location,
-        hub,
-        subset=source.subset,
-        split=split,
-        folder=source.folder,
-        hub_files=source.hub_files,
-    )
+    loaded = load_hub_rows(source, hub)
     splits = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
     if not all(hasattr(each, "_fingerprint") for each in splits):
         return None

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ...hparams.suggestion import suggest
-from ..files import HubOptions, LocatedRecord, load_from_hub, number_rows, read_records
+from ..files import HubOptions, LocatedRecord, number_rows, read_records
 from ..problems import BadRowError, BadRows
 from . import beir
-from .entries import Entry, find_entries
+from .entries import Entry, find_entries, load_hub_rows, split_on_hub
 from .formats import KNOWN_COLUMNS, NliPair, Record, group_nli_pairs, parse_record
 from .kept_rows import keep_data_set
 from .references import References
@@ -101,18 +101,8 @@ def records_of_entry(entry: Entry, hub: HubOptions, streaming: bool) -> Iterator
     if not entry.on_hub:
         yield from read_records(entry.location)
         return
-    split = entry.split or "train"
-    records = load_from_hub(
-        entry.name,
-        entry.location,
-        hub,
-        subset=entry.subset,
-        split=split,
-        folder=entry.folder,
-        hub_files=entry.hub_files,
-        streaming=streaming,
-    )
-    yield from number_rows(records, f"{entry.location}[{split}]")
+    records = load_hub_rows(entry, hub, streaming=streaming)
+    yield from number_rows(records, f"{entry.location}[{split_on_hub(entry)}]")
 
 
 def parse_records(

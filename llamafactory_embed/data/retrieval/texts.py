@@ -11,14 +11,13 @@ from ..files import (
     HubOptions,
     LocatedRecord,
     explain_damage,
-    load_from_hub,
     number_rows,
     numbered_rows,
     open_text,
     read_records,
 )
 from ..problems import BadRowError, BadRows, check_characters
-from .entries import TextSource
+from .entries import TextSource, load_hub_rows
 
 
 # Names of the columns in public corpora and query files; the first that a record has is used.
@@ -72,15 +71,7 @@ def _records_of_source(source: TextSource, hub: HubOptions) -> Iterator[LocatedR
     if not source.on_hub:
         yield from _records(source.location, has_header=bool(source.columns))
         return
-    loaded = load_from_hub(
-        source.name,
-        source.location,
-        hub,
-        subset=source.subset,
-        split=source.split,
-        folder=source.folder,
-        hub_files=source.hub_files,
-    )
+    loaded = load_hub_rows(source, hub)
     splits = loaded if isinstance(loaded, Mapping) else {source.split: loaded}
     for split, records in splits.items():
         yield from number_rows(records, f"{source.location}[{split}]")

@@ -189,3 +189,19 @@ def test_batches_of_kept_rows_are_those_of_rows_in_memory(
     found = repeated_texts.find_repeated(kept.rows.tables)
     assert found is not None
     assert [len(ids) for ids in found.of_rows(np.arange(24))] == [1, *[2] * 22, 1], "the negatives between neighbours"
+
+
+@pytest.mark.parametrize("name", ["record.json", "rows.arrow", "corpus.arrow"])
+@pytest.mark.parametrize("harm", ["cut off", "emptied", "removed"])
+def test_damaged_prepared_data_are_named_and_can_be_renewed(name: str, harm: str, tmp_path: Path) -> None:
+    expected = list(load(tmp_path, "tdro.jsonl").rows)
+    (kept,) = (tmp_path / prepared.FOLDER).iterdir()
+    content = (kept / name).read_bytes()
+    if harm == "removed":
+        (kept / name).unlink()
+    else:
+        (kept / name).write_bytes(content[: len(content) // 2] if harm == "cut off" else b"")
+    with pytest.raises(ValueError, match=r"The prepared data in .* are damaged .*overwrite_cache: true"):
+        load(tmp_path, "tdro.jsonl")
+    assert list(load(tmp_path, "tdro.jsonl", renew=True).rows) == expected
+    assert list(load(tmp_path, "tdro.jsonl").rows) == expected
