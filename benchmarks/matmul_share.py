@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .inputs import ModelSize, TripletSizes, make_triplets, save_model
-from .processes import take_turns
-from .results_file import Result, spread, table_of
+from .processes import Variant, take_turns
+from .results_file import Result, ratio, spread, table_of
 from .training import StepClock, train_by_recipe, variant, write_dataset
 
 
 TITLE = "Share of the matmul peak"
 CASE = "heavy-tailed lengths"
+PLAIN, COMPILED, TURNING = "training step", "training step, torch_compile", "training step, waiting threads turn"
+SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}  # as in `llamafactory-cli train`
 
 
 @dataclass(frozen=True)
 class Settings:
     model: ModelSize = field(default_factory=ModelSize)
     rows: int = 16
-    steps: int = 4  # the first one warms up
+    steps: int = 6  # the first one warms up
     mean_length: int = 90
     fill: float = 1 / 3
     matmul_size: int = 2048
@@ -39,22 +41,32 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
     triplets = make_triplets(tokenizer, sizes)
     # Every batch has the same lengths, so any of them has the work of all.
     lengths = [len(tokenizer(text)["input_ids"]) for row in triplets[: settings.rows] for text in row.values()]
-    step = variant(
-        "ours",
-        model,
-        write_dataset(folder / "data", triplets),
-        settings.rows,
-        settings.steps,
-        operations=count_operations(settings.model, lengths),
-        matmul_size=settings.matmul_size,
+    data = write_dataset(folder / "data", triplets)
+    work = {"operations": count_operations(settings.model, lengths), "matmul_size": settings.matmul_size}
+
+    def step(environment: Mapping[str, str], **options: Any) -> Variant:
+        ours = variant("ours", model, data, settings.rows, settings.steps, options=options, **work)
+        return dataclasses.replace(ours, function="benchmarks.matmul_share:run", environment=environment)
+
+    runs = take_turns(
+        {
+            CASE: {
+                PLAIN: step(SLEEPING_THREADS),
+                COMPILED: step(SLEEPING_THREADS, torch_compile=True),
+                TURNING: step({"OMP_WAIT_POLICY": "ACTIVE"}),
+            }
+        },
+        repeats,
     )
-    step = dataclasses.replace(step, function="benchmarks.matmul_share:run")
-    runs = take_turns({CASE: {"training step": step}}, repeats)
+    shares = {name: [100 * run["share"] for run in runs if run["variant"] == name] for name in (PLAIN, COMPILED)}
     return Result(
         settings=dataclasses.asdict(settings),
         runs=runs,
         figures=[
-            spread("share of the matmul peak", [100 * run["share"] for run in runs], unit="%", at_least=80.0),
+            spread("share of the matmul peak", shares[PLAIN], unit="%", at_least=65.0),
+            spread("share of the matmul peak, torch_compile", shares[COMPILED], unit="%", at_least=65.0),
+            ratio("time without torch_compile, to that with", runs, CASE, PLAIN, COMPILED, "seconds"),
+            ratio("time where threads sleep, to that where they turn", runs, CASE, PLAIN, TURNING, "seconds"),
         ],
         table=table_of(
             runs,
@@ -63,6 +75,7 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
                 "seconds a step": lambda median: f"{median('seconds'):.2f}",
                 "GFLOP/s, step": lambda median: f"{median('operations') / median('seconds') / 1e9:.0f}",
                 "GFLOP/s, matmul": lambda median: f"{median('peak') / 1e9:.0f}",
+                "loss of step 1": lambda median: f"{median('first_loss'):.6f}",
             },
         ),
     )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Variant:
     request: Mapping[str, Any]
     python: str = sys.executable
     """The interpreter; that of another environment for what cannot live in this one."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the environment beside those of this process."""
 
 
 def take_turns(cases: Mapping[str, Mapping[str, Variant]], repeats: int) -> list[Run]:
@@ -46,6 +48,7 @@ def take_turns(cases: Mapping[str, Mapping[str, Variant]], repeats: int) -> list
 def run_fresh(variant: Variant) -> dict[str, Any]:
     """Call a variant's function in a new interpreter."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "WANDB_DISABLED": "true"}
+    environment |= variant.environment
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
         request.write_text(json.dumps({"function": variant.function, "request": dict(variant.request)}), "utf-8")

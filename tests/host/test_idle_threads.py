@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("first", "environment", "shown"),
     [
-        ("import llamafactory", {}, "None/None PASSIVE/1000"),
+        ("import llamafactory", {}, "None/None PASSIVE/10000"),
         ("import llamafactory", {"OMP_WAIT_POLICY": "active"}, "active/None active/None"),
         ("import llamafactory", {"GOMP_SPINCOUNT": "7"}, "None/7 PASSIVE/7"),
         ("import llamafactory", {"LLAMAFACTORY_EMBED_DISABLE": "1"}, "None/None None/None"),
