@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from llamafactory.train.pt.trainer import CustomTrainer
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
@@ -22,6 +24,15 @@ from ..loading.whole_checkpoints import (
     step_of,
     write_contents,
 )
+
+
+def _restore_on_numbered_cpu(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage | None:
+    """Several ranks on CPUs have the device `cpu:0`, to which the Trainer loads the optimizer of a checkpoint; torch
+    knows the name `cpu` only."""
+    return storage if re.fullmatch(r"cpu:\d+", location) else None
+
+
+torch.serialization.register_package(11, lambda storage: None, _restore_on_numbered_cpu)  # it names no storage itself
 
 
 class WholeCheckpointTrainer(CustomTrainer):

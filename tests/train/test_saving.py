@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from llamafactory.train.pt.trainer import CustomTrainer
 
 from llamafactory_embed import cli, files
@@ -129,3 +130,15 @@ def test_commands_say_what_a_disk_refuses(
     said = capsys.readouterr().err
     assert said.startswith(f"llamafactory-embed: /out/file could not be read or written ({os.strerror(number)}): make")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", "cpu:1"])
+def test_an_optimizer_is_loaded_to_a_ranks_cpu(device: str, tmp_path: Path) -> None:
+    """As the Trainer does on several ranks."""
+    weight = torch.nn.Parameter(torch.randn(3))
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    loaded = torch.load(tmp_path / "optimizer.pt", map_location=torch.device(device), weights_only=True)
+    torch.testing.assert_close(loaded, optimizer.state_dict(), rtol=0, atol=0)
