@@ -55,6 +55,7 @@ NOT_THERE = {
     "budget": ("tdro", "word-task"),
     "streaming": ("tdro",),
 }
+MORE = {("contrastive", "streaming"): {"dataset_weights": "uniform"}}  # a stream's sizes are not known
 RANKS = {"2 ranks": 2, "ZeRO-2": 2}
 
 
@@ -102,7 +103,7 @@ def make_cells(root: Path, stages: Sequence[str], ways: Sequence[str]) -> Iterat
             if is_asked and stage not in NOT_THERE.get(way, ()):
                 make = token_runs.recipe if stage in ("mntp", "ddm", "ddm-sft") else contrastive_runs.recipe
                 folder = root / f"{stage}-{way.replace(' ', '-')}"
-                recipe = make(model, data, folder, **(COMMON | options | more))
+                recipe = make(model, data, folder, **(COMMON | options | more | MORE.get((stage, way), {})))
                 recipe["per_device_train_batch_size"] //= RANKS.get(way, 1)
                 yield Cell(stage, way, recipe)
 
