@@ -33,6 +33,8 @@ from .options import REPORTED_SETTINGS, DedupOptions
 class TestQuery(NamedTuple):
     """A query that must not be trained on, and where it stands."""
 
+    __test__ = False  # pytest takes a class of such a name for a test
+
     text: str
     test_set: str
     where: str
