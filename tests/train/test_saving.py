@@ -129,3 +129,20 @@ def test_commands_say_what_a_disk_refuses(
     said = capsys.readouterr().err
     assert said.startswith(f"llamafactory-embed: /out/file could not be read or written ({os.strerror(number)}): make")
     assert said.count("\n") == 1
+
+
+def test_a_command_shows_a_traceback_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is not there may be a mistake of the program."""
+
+    def run(arguments: object) -> int:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/out/file")
+
+    monkeypatch.setattr("llamafactory_embed.materials.command.run", run)
+    monkeypatch.setenv(cli.TRACEBACK_VARIABLE, "1")
+    assert cli.main(["init", "there"]) == 1
+    *traceback, sentence = capsys.readouterr().err.splitlines()
+    assert traceback[0].startswith("Traceback")
+    assert any("test_saving.py" in line for line in traceback)
+    assert sentence.startswith("llamafactory-embed: /out/file could not be read or written (No such file or directory)")
