@@ -145,7 +145,7 @@ def _apply_ray(tuner: Any) -> None:
 def lost_workers_named() -> Iterator[None]:
     """A Ray worker that fails or is killed ends the run: the others may wait for it, so they end, too."""
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
     try:
         yield
@@ -154,12 +154,12 @@ def lost_workers_named() -> Iterator[None]:
         if not isinstance(error.cause, ValueError):
             raise
         raise ValueError(str(error.cause)) from None  # what the worker says, and not where in it
-    except RayActorError as error:
+    except (RayActorError, OutOfMemoryError, WorkerCrashedError) as error:
         ray.shutdown()
-        reason = " ".join(str(error).split())
+        reason = str(error).strip().partition("\n")[0].rstrip(".:")
         raise ValueError(
-            "A Ray worker of this run ended, killed by somebody or because its machine had no memory left: the same "
-            f"recipe goes on from the last whole checkpoint. ({reason})"
+            f"A Ray worker of this run ended ({reason}), killed by somebody or because its machine had no memory left: "
+            "the same recipe goes on from the last whole checkpoint."
         ) from None
 
 

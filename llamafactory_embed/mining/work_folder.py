@@ -118,7 +118,9 @@ def _list_files(folder: Path) -> list[str]:
 
 def _describe(step: str, damaged: list[Path]) -> str:
     more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-    return f"{damaged[0]}{more}: damaged since `{step}` wrote it; made again, with all that may have been made from it."
+    return (
+        f"{damaged[0]}{more}: damaged since `{step}` wrote it; made again, with all that may have been made from it."
+    )
 
 
 # ------------------------------------------------ check sums -------------------------------------------------

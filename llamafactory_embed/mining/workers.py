@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 from typing import Any, Protocol
 
@@ -121,6 +122,7 @@ class RayWorkers:
             max_restarts=LIVES - 1,
             max_task_retries=LIVES - 1,
         )
+        logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # would print a traceback, too
         try:
             with _progress(miner, step, jobs) as progress:
                 for batch in done.iter_batches(batch_size=1):
@@ -196,8 +198,8 @@ def _explain(error: BaseException, miner: Miner, step: str) -> str:
         if isinstance(reason, ValueError) and not isinstance(reason, RayError):
             return str(reason)
         reason = getattr(reason, "cause", None) or reason.__cause__
-    words = " ".join(str(error).split())
+    words = str(error).strip().partition("\n")[0].rstrip(".")
     return (
-        f"A Ray worker ended while it did jobs of `{step}`, {LIVES} times in a row, killed by somebody or because its "
-        f"machine had no memory left: {len(miner.jobs(step))} of them are left; {done}. ({words})"
+        f"A Ray worker ended while it did jobs of `{step}` ({words}), killed by somebody or because its machine had no "
+        f"memory left: {len(miner.jobs(step))} of them are left; {done}."
     )

@@ -22,6 +22,8 @@ from .jobs import Given, digest_of
 from .kills import KILLED_AFTER, LONGEST_END, REPOSITORY, STEPS, start
 
 
+# On a busy machine, Ray's nice workers would starve, and its monitor would kill them for the memory of others.
+RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "0"}
 MINER, TRAINER = "ray::MapWorker", "ray::Worker"  # how Ray names its processes
 MINE = """
 import sys
@@ -36,7 +38,7 @@ TRAINING_SENTENCES = ("A Ray worker of this run ended", "Another process of this
 
 def kill_ray_workers(root: Path, log: Path) -> bool:
     """Print what was seen; whether it is as it should be."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= RAY
     return all([kill_miners(root / "mining", log), kill_a_trainer(root / "training", log)])
 
 

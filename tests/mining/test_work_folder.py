@@ -125,9 +125,7 @@ def test_what_is_gone_is_made_again(
 
 
 @pytest.mark.parametrize("harm", [*HARMS, "removed"])
-def test_damaged_settings_are_other_settings(
-    harm: str, work: WorkFolder, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_settings_are_other_settings(harm: str, work: WorkFolder, caplog: pytest.LogCaptureFixture) -> None:
     path = work.folder("search") / SETTINGS
     if harm == "removed":
         path.unlink()

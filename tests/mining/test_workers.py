@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
+from llamafactory_embed.mining import workers
 from llamafactory_embed.mining.mine import mine
 from llamafactory_embed.mining.miner import Miner
 from llamafactory_embed.mining.options import MiningOptions
@@ -39,7 +45,10 @@ def test_two_ranks(options: dict[str, Any], tmp_path: Path) -> None:
     assert one == two
 
 
-def test_two_ray_workers(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ray_workers_of_whom_one_is_killed(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts again, and its job with it."""
     ray = pytest.importorskip("ray")
     mined(tmp_path, "one", **options)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -49,10 +58,40 @@ def test_two_ray_workers(options: dict[str, Any], tmp_path: Path, monkeypatch: p
         raise AssertionError("the driver must leave the work to the workers")
 
     monkeypatch.setattr(Miner, "do", refuse)
+    killed: list[int] = []
+    has_ended = threading.Event()
+    embedded = tmp_path / "two.jsonl.work" / "embed"
+    threading.Thread(target=kill_a_worker, args=(embedded, killed, has_ended)).start()
     try:
         mined(tmp_path, "two", **options, ray_workers=2)
+        assert killed
         with pytest.raises(ValueError, match=r"`ray_workers: 9`: the Ray cluster has 2 CPUs"):
             mine(MiningOptions(**options, output=str(tmp_path / "three.jsonl"), ray_workers=9))
     finally:
+        has_ended.set()
         ray.shutdown()
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def kill_a_worker(folder: Path, killed: list[int], has_ended: threading.Event) -> None:
+    """`kill -9` of the first Ray worker there is once a job is done."""
+    while not killed and not has_ended.wait(0.05):
+        for process in psutil.Process().children(recursive=True) if list(folder.glob("*.npy")) else []:
+            with contextlib.suppress(psutil.Error):
+                if "".join(process.cmdline()[:1]).startswith("ray::MapWorker") and not killed:
+                    process.kill()
+                    killed.append(process.pid)
+
+
+def test_what_ended_ray_workers_is_told_in_a_sentence() -> None:
+    pytest.importorskip("ray")
+    from ray.exceptions import ActorDiedError, RayTaskError, UserCodeException
+
+    miner: Any = SimpleNamespace(jobs=lambda step: [3, 4])
+    killed = workers._explain(ActorDiedError(), miner, "embed")
+    assert killed.startswith("A Ray worker ended while it did jobs of `embed` (The actor died")
+    assert killed.endswith(" memory left: 2 of them are left; what is done stays done, and the same command goes on.")
+    assert "\n" not in killed
+    failed = UserCodeException("UDF failed")
+    failed.__cause__ = ValueError("`model`: no such folder.")
+    assert workers._explain(RayTaskError("do", "Traceback", failed), miner, "embed") == "`model`: no such folder."

@@ -145,4 +145,6 @@ def test_a_command_shows_a_traceback_where_it_is_asked_for(
     *traceback, sentence = capsys.readouterr().err.splitlines()
     assert traceback[0].startswith("Traceback")
     assert any("test_saving.py" in line for line in traceback)
-    assert sentence.startswith("llamafactory-embed: /out/file could not be read or written (No such file or directory)")
+    assert sentence.startswith(
+        "llamafactory-embed: /out/file could not be read or written (No such file or directory)"
+    )

@@ -120,7 +120,9 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, weights_only=True)
         shapes = {tuple(state[name].shape) for name in ("current", "moving_average", "mean", "log_weights")}
-        is_whole = shapes == {(len(state["tasks"]),)} and state["updates"] >= 0 and "param_groups" in state["optimizer"]
+        is_whole = (
+            shapes == {(len(state["tasks"]),)} and state["updates"] >= 0 and "param_groups" in state["optimizer"]
+        )
     except Exception as error:  # bytes that are no pickle make the unpickler fail in any way
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path} is damaged ({reason}): go on from the checkpoint before.") from error
