@@ -158,8 +158,8 @@ def lost_workers_named() -> Iterator[None]:
         ray.shutdown()
         reason = str(error).strip().partition("\n")[0].rstrip(".:")
         raise ValueError(
-            f"A Ray worker of this run ended ({reason}), killed by somebody or because its machine had no memory left: "
-            "the same recipe goes on from the last whole checkpoint."
+            f"A Ray worker of this run ended ({reason}), killed by somebody or because its machine had no memory "
+            "left: the same recipe goes on from the last whole checkpoint."
         ) from None
 
 

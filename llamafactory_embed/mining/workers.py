@@ -200,6 +200,6 @@ def _explain(error: BaseException, miner: Miner, step: str) -> str:
         reason = getattr(reason, "cause", None) or reason.__cause__
     words = str(error).strip().partition("\n")[0].rstrip(".")
     return (
-        f"A Ray worker ended while it did jobs of `{step}` ({words}), killed by somebody or because its machine had no "
-        f"memory left: {len(miner.jobs(step))} of them are left; {done}."
+        f"A Ray worker ended while it did jobs of `{step}` ({words}), killed by somebody or because its machine had "
+        f"no memory left: {len(miner.jobs(step))} of them are left; {done}."
     )

@@ -1,5 +1,5 @@
-"""Ray workers are killed, while they mine and while they train: what the user reads, how soon everything has ended, and
-what comes of going on."""
+"""Ray workers are killed, while they mine and while they train: what the user reads, how soon everything has ended,
+and what comes of going on."""
 
 from __future__ import annotations
 

@@ -82,13 +82,13 @@ def test_a_ray_worker_that_ends_ends_the_run_in_a_sentence(monkeypatch: pytest.M
     ended: list[str] = []
     monkeypatch.setattr(ray, "shutdown", lambda: ended.append("all"))
     sentence = "Another process of this run ended, and took this one along in step 3."
-    failures = {
-        r"^Another .* in step 3\.$": RayTaskError("train", "Traceback", ValueError(sentence)),
-        r"^A Ray worker of this run ended \(The actor died.* goes on from the last whole checkpoint\.$": ActorDiedError(),
+    failures: dict[str, Exception] = {
+        r"^Another .* in step 3\.$": RayTaskError("train", "Traceback", ValueError(sentence)).as_instanceof_cause(),
+        r"^A Ray worker of this run ended \(The actor died.* from the last whole checkpoint\.$": ActorDiedError(),
     }
     for said, failure in failures.items():
         with pytest.raises(ValueError, match=said) as raised, lost_workers_named():
-            raise getattr(failure, "as_instanceof_cause", lambda each=failure: each)()
+            raise failure
         assert "\n" not in str(raised.value)
     with pytest.raises(RayTaskError, match="zero"), lost_workers_named():
         raise RayTaskError("train", "Traceback: zero", ZeroDivisionError()).as_instanceof_cause()

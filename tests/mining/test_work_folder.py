@@ -1,5 +1,5 @@
-"""What mining has done is kept as long as it is as it was written; what is damaged is said and made again, with all that
-may have been made from it."""
+"""What mining has done is kept as long as it is as it was written; what is damaged is said and made again, with all
+that may have been made from it."""
 
 from __future__ import annotations
 

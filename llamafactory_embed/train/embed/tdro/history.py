@@ -81,8 +81,8 @@ class WeightHistory:
         return digest(self._lines(), size=16).hex()
 
     def load(self, folder: Path, updates: int, check_sum: str | None) -> None:
-        """Go on from a checkpoint's entries, one for each of its updates. Checkpoints of earlier versions have no check
-        sum."""
+        """Go on from a checkpoint's entries, one for each of its updates. Checkpoints of earlier versions have no
+        check sum."""
         path = folder / HISTORY_NAME
         try:
             text = path.read_text(encoding="utf-8")
