@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return importlib.import_module(COMMANDS[arguments.command].module).run(arguments)
     except ValueError as error:
-        return tell(str(error), error)
+        return report_error(str(error), error)
     except ImportError as error:
-        return tell(f"{error}: run `llamafactory-embed doctor`.", error)
+        return report_error(f"{error}: run `llamafactory-embed doctor`.", error)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -80,12 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{error.filename or 'A file'} could not be read or written ({error.strerror}): make room, get access or "
             "name another folder; what was whole before still is."
         )
-        return tell(sentence, error)
+        return report_error(sentence, error)
     except KeyboardInterrupt:
         return 130
 
 
-def tell(sentence: str, error: Exception) -> int:
+def report_error(sentence: str, error: Exception) -> int:
     """Say in a sentence what went wrong; the exit code."""
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
         traceback.print_exception(error)
