@@ -7,6 +7,7 @@ import errno
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
@@ -27,6 +28,9 @@ DISK_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG,
     errno.ENOENT,
 )  # fmt: skip
+
+# Set to 1, it shows in front of an error's sentence where in the program it came from.
+TRACEBACK_VARIABLE = "LLAMAFACTORY_EMBED_TRACEBACK"
 
 # One line a command. The module is imported only when its command is called.
 COMMANDS = {
@@ -63,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return importlib.import_module(COMMANDS[arguments.command].module).run(arguments)
     except ValueError as error:
-        sentence = str(error)
+        return report_error(str(error), error)
     except ImportError as error:
-        sentence = f"{error}: run `llamafactory-embed doctor`."
+        return report_error(f"{error}: run `llamafactory-embed doctor`.", error)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -76,8 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{error.filename or 'A file'} could not be read or written ({error.strerror}): make room, get access or "
             "name another folder; what was whole before still is."
         )
+        return report_error(sentence, error)
     except KeyboardInterrupt:
         return 130
+
+
+def report_error(sentence: str, error: Exception) -> int:
+    """Say in a sentence what went wrong; the exit code."""
+    if os.environ.get(TRACEBACK_VARIABLE) == "1":
+        traceback.print_exception(error)
     print(f"llamafactory-embed: {sentence}", file=sys.stderr)
     return 1
 

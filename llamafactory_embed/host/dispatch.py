@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,13 +131,36 @@ def _apply_ray(tuner: Any) -> None:
 
     def ray_training_function(ray_args: Any, config: dict[str, Any]) -> None:
         check_cluster(ray_args)
-        host_ray_training_function(ray_args, config)
+        with lost_workers_named():
+            host_ray_training_function(ray_args, config)
 
     def get_placement_group(num_workers: int) -> Any:
         return host_get_placement_group(fit_placement_group(num_workers))
 
     tuner._ray_training_function = ray_training_function
     tuner.get_placement_group = get_placement_group
+
+
+@contextlib.contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """A Ray worker that fails or is killed ends the run: the others may wait for it, so they end, too."""
+    import ray
+    from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+
+    try:
+        yield
+    except RayTaskError as error:
+        ray.shutdown()
+        if not isinstance(error.cause, ValueError):
+            raise
+        raise ValueError(str(error.cause)) from None  # what the worker says, and not where in it
+    except (RayActorError, OutOfMemoryError, WorkerCrashedError) as error:
+        ray.shutdown()
+        reason = str(error).strip().partition("\n")[0].rstrip(".:")
+        raise ValueError(
+            f"A Ray worker of this run ended ({reason}), killed by somebody or because its machine had no memory "
+            "left: the same recipe goes on from the last whole checkpoint."
+        ) from None
 
 
 def check_cluster(ray_args: Any) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ import numpy as np
 
 from ..data.retrieval.entries import Entry
 from ..data.retrieval.reader import task_instruction
-from ..files import whole_file, write_text
 from .embedders import CrossEncoderScores, Embedder, load_embedder
 from .material import Material, read_material
 from .options import STEP_OPTIONS, MiningOptions
@@ -28,47 +26,11 @@ from .search import HIT, IndexSettings, merge_shards, search_shard, shard_bounds
 from .selector import Selector
 from .sources import file_stamps
 from .vectors import ChunkedVectors, map_array
+from .work_folder import STEPS, WorkFolder, checked_file
 
 
-STEPS = ("read", "embed", "search", "select")
 JOB_STEPS = STEPS[1:]
-SETTINGS = "settings.json"
-LAYOUT = 2  # of the files of a work folder; folders of another layout are done again
-
-
-class WorkFolder:
-    """A folder for each step, in which mining leaves what it has done, so that it can be interrupted and continued.
-
-    A step is done again when its settings, or those of a step before it, change.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = Path(path)
-
-    def folder(self, step: str) -> Path:
-        """Where a step leaves its files."""
-        return self.path / step
-
-    def prepare(self, settings: dict[str, Any]) -> None:
-        """Keep the steps that were begun with these settings, remove the others."""
-        if self.path.exists() and any(self.path.iterdir()) and not (self.path / STEPS[0]).is_dir():
-            raise ValueError(f"`work_folder`: {self.path} holds other files; name an empty or new folder.")
-        so_far: dict[str, Any] = {}  # a step's file names the settings of those before, too
-        for step in STEPS:
-            folder = self.folder(step)
-            so_far |= {step: settings[step]}
-            written = json.dumps(so_far, indent=1, ensure_ascii=False, sort_keys=True)
-            if not (folder / SETTINGS).is_file() or (folder / SETTINGS).read_text("utf-8") != written:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-                write_text(folder / SETTINGS, written)
-
-    def remove(self) -> None:
-        """Remove the steps' folders, and the folder itself if nothing else is in it."""
-        for step in STEPS:
-            shutil.rmtree(self.folder(step), ignore_errors=True)
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            self.path.rmdir()
+LAYOUT = 3  # of the files of a work folder; folders of another layout are done again
 
 
 class Job(NamedTuple):
@@ -103,7 +65,7 @@ class Miner:
         """Do the first step, and remove what was done with other settings."""
         self.work.prepare(self._settings())
         folder = self.work.folder("read")
-        if not (folder / "done").is_file():
+        if not self.work.is_finished("read"):
             read_material(
                 self.entry,
                 self.options.corpus,
@@ -112,7 +74,7 @@ class Miner:
                 max_rows=self.options.max_rows,
                 skip_bad_rows=self.options.skip_bad_rows,
             )
-            (folder / "done").touch()
+            self.work.finish("read")
 
     def jobs(self, step: str) -> list[int]:
         """The jobs of a step that are still to be done."""
@@ -170,18 +132,19 @@ class Miner:
 
     def _embed(self, number: int) -> None:
         start, stop, file = self._jobs("embed")[number]
-        if file.name.startswith("passages"):
-            instruction = self._instruction if self.entry.symmetric else ""
-            self._embedder.write_documents(self.material.passage_texts(start, stop), instruction, file)
-        else:
-            rows = self.material.rows(start, stop)
-            instructions = [self._instruction if row.instruction is None else row.instruction for row in rows]
-            self._embedder.write_queries([row.query for row in rows], instructions, file)
+        with checked_file(file) as temporary:
+            if file.name.startswith("passages"):
+                instruction = self._instruction if self.entry.symmetric else ""
+                self._embedder.write_documents(self.material.passage_texts(start, stop), instruction, temporary)
+            else:
+                rows = self.material.rows(start, stop)
+                instructions = [self._instruction if row.instruction is None else row.instruction for row in rows]
+                self._embedder.write_queries([row.query for row in rows], instructions, temporary)
 
     def _search(self, number: int) -> None:
         start, stop, file = self._jobs("search")[number]
         depth = self.options.window[1]
-        with whole_file(file) as temporary:
+        with checked_file(file) as temporary:
             hits = np.lib.format.open_memmap(temporary, "w+", HIT, (len(self._queries), depth))
             search_shard(self._queries, self._passages, start, stop, depth, self._index_settings, hits)
             hits.flush()
@@ -191,8 +154,11 @@ class Miner:
         hits = merge_shards(self._shards, start, stop, self.options.window[1])
         rows = self.material.rows(start, stop)
         records, summary = self._selector.select(rows, hits, self._queries.read(start, stop), start)
-        write_text(file.with_suffix(".json"), json.dumps(summary, ensure_ascii=False))
-        write_text(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+        with checked_file(file.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(summary, ensure_ascii=False), encoding="utf-8")
+        with checked_file(file) as temporary:
+            lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in records)
+            temporary.write_text("".join(lines), encoding="utf-8")
 
     @property
     def _instruction(self) -> str:

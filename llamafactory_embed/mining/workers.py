@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from .options import MiningOptions
 
 
 UNITS = {"embed": "texts", "search": "passages", "select": "rows"}
+LIVES = 4  # of a Ray worker, and tries of a job: one that is killed starts again, one that always dies ends the work
 LONGEST_STEP = datetime.timedelta(days=30)  # ranks that have finished wait for the others
 
 
@@ -104,6 +106,7 @@ class RayWorkers:
 
     def do_jobs(self, miner: Miner, step: str) -> None:
         import ray
+        from ray.exceptions import RayError
 
         jobs = miner.jobs(step)
         if not jobs:
@@ -116,10 +119,16 @@ class RayWorkers:
             concurrency=min(self._count, len(jobs)),
             num_cpus=1,
             num_gpus=self._gpus,
+            max_restarts=LIVES - 1,
+            max_task_retries=LIVES - 1,
         )
-        with _progress(miner, step, jobs) as progress:
-            for batch in done.iter_batches(batch_size=1):
-                progress.update(sum(miner.size_of(step, int(number)) for number in batch["job"]))
+        logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # would print a traceback, too
+        try:
+            with _progress(miner, step, jobs) as progress:
+                for batch in done.iter_batches(batch_size=1):
+                    progress.update(sum(miner.size_of(step, int(number)) for number in batch["job"]))
+        except RayError as error:
+            raise ValueError(_explain(error, miner, step)) from error
         self._check(miner, step)
 
     def close(self) -> None:
@@ -177,3 +186,20 @@ def _do(miner: Miner, step: str, jobs: list[int], show: bool) -> None:
 def _progress(miner: Miner, step: str, jobs: list[int], show: bool = True) -> tqdm[Any]:
     total = sum(miner.size_of(step, number) for number in jobs)
     return tqdm(total=total, desc=step.capitalize(), unit=f" {UNITS[step]}", disable=not show or not jobs)
+
+
+def _explain(error: BaseException, miner: Miner, step: str) -> str:
+    """What ended the jobs of Ray workers: a sentence of theirs, or that they were killed."""
+    from ray.exceptions import RayError
+
+    done = "what is done stays done, and the same command goes on"
+    reason: BaseException | None = error
+    while reason is not None:
+        if isinstance(reason, ValueError) and not isinstance(reason, RayError):
+            return str(reason)
+        reason = getattr(reason, "cause", None) or reason.__cause__
+    words = str(error).strip().partition("\n")[0].rstrip(".")
+    return (
+        f"A Ray worker ended while it did jobs of `{step}` ({words}), killed by somebody or because its machine had "
+        f"no memory left: {len(miner.jobs(step))} of them are left; {done}."
+    )

@@ -2,6 +2,7 @@
 
 `python -m tests.chaos matrix`: every stage is killed and goes on, in every way of running it.
 `python -m tests.chaos rank`: a rank of torchrun is killed.
+`python -m tests.chaos ray`: Ray workers are killed, that mine and that train.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ def main() -> int:
             from .kills import kill_a_rank
 
             is_sound = kill_a_rank(folder, log)
+        elif arguments.jobs == ["ray"]:
+            from .ray_kills import kill_ray_workers
+
+            is_sound = kill_ray_workers(folder, log)
         else:
             is_sound = sweep_jobs(folder, log, arguments)
         if not is_sound:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .jobs import digest_of
 REPOSITORY = Path(__file__).parents[2]
 LONGEST_END = 60.0  # seconds that the rest of a run may take to end; torchrun gives its ranks 30
 STEPS, KILLED_AFTER = 12, 3
+TWO_RANKS = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
 SENTENCES = (
     "Another process of this run ended, and took this one along in step",
     "is whole, and the same recipe goes on from there.",
@@ -51,12 +53,14 @@ def kill_a_rank(root: Path, log: Path) -> bool:
     return (whole, code, again, same, missing) == (0, 1, 0, True, []) and seconds < LONGEST_END
 
 
-def start(run: dict[str, Any], folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """The recipe as `llamafactory-cli train` runs it on two ranks."""
+def start(
+    run: dict[str, Any], folder: Path, log: Path, environment: Mapping[str, str] = TWO_RANKS
+) -> subprocess.Popen[bytes]:
+    """The recipe as `llamafactory-cli train` runs it, on two ranks of torchrun if nothing else is said."""
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
     scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where the host finds torchrun
-    own = {"CUDA_VISIBLE_DEVICES": "", "PATH": scripts, "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+    own = {"CUDA_VISIBLE_DEVICES": "", "PATH": scripts, **environment}
     command = [sys.executable, "-m", "llamafactory.cli", "train", str(path)]
     with log.open("ab") as said:
         return subprocess.Popen(command, env={**os.environ, **own}, cwd=REPOSITORY, stdout=said, stderr=said)

@@ -72,6 +72,29 @@ def test_a_ray_cluster_that_is_too_small_is_refused_at_once(monkeypatch: pytest.
         check_cluster(SimpleNamespace(ray_num_workers=2, ray_init_kwargs=None))
 
 
+def test_a_ray_worker_that_ends_ends_the_run_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own one if it has said one; the others, which may wait for it, are ended."""
+    ray = pytest.importorskip("ray")
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    from llamafactory_embed.host.dispatch import lost_workers_named
+
+    ended: list[str] = []
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append("all"))
+    sentence = "Another process of this run ended, and took this one along in step 3."
+    failures: dict[str, Exception] = {
+        r"^Another .* in step 3\.$": RayTaskError("train", "Traceback", ValueError(sentence)).as_instanceof_cause(),
+        r"^A Ray worker of this run ended \(The actor died.* from the last whole checkpoint\.$": ActorDiedError(),
+    }
+    for said, failure in failures.items():
+        with pytest.raises(ValueError, match=said) as raised, lost_workers_named():
+            raise failure
+        assert "\n" not in str(raised.value)
+    with pytest.raises(RayTaskError, match="zero"), lost_workers_named():
+        raise RayTaskError("train", "Traceback: zero", ZeroDivisionError()).as_instanceof_cause()
+    assert ended == ["all"] * 3
+
+
 def test_help_shows_the_stage_and_its_options(run) -> None:
     usage = run("llamafactory-cli", "help")
     assert "scaled-pt" in usage.stdout

@@ -185,6 +185,10 @@ def test_a_checkpoint_of_other_tasks_is_refused(run: Run, tmp_path: Path) -> Non
     checkpoint = tmp_path / "nouns" / "checkpoint-2"
     with pytest.raises(ValueError, match="has weights for nouns, words, and the recipe has the tasks words, nouns"):
         run("other", dataset="words,nouns", resume_from_checkpoint=str(checkpoint), max_steps=4)
+    history = checkpoint / "task_weights.jsonl"
+    history.write_text(history.read_text("utf-8").replace('"learning_rate": 0.5', '"learning_rate": 0.6'), "utf-8")
+    with pytest.raises(ValueError, match=r"task_weights\.jsonl is missing or damaged \(it has changed since it was"):
+        run("changed", resume_from_checkpoint=str(checkpoint), max_steps=4)
     (checkpoint / "task_weights.pt").unlink()
     with pytest.raises(ValueError, match=r"has no task_weights\.pt: .*checkpoint-3 is whole, name that"):
         run("none", resume_from_checkpoint=str(checkpoint), max_steps=4)

@@ -71,7 +71,7 @@ def test_interrupted_work_goes_on(
 
             def fail_to_rename(source: Any, target: Any) -> None:
                 folder, name = Path(target).parent.name, Path(target).name
-                calls[folder] += name != miner.SETTINGS
+                calls[folder] += name.endswith((".npy", ".jsonl"))
                 if folder == step and calls[folder] == 2:
                     raise KeyboardInterrupt
                 replace(source, target)

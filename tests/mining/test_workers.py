@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from llamafactory_embed.mining import workers
 from llamafactory_embed.mining.mine import mine
 from llamafactory_embed.mining.miner import Miner
 from llamafactory_embed.mining.options import MiningOptions
@@ -56,3 +58,17 @@ def test_two_ray_workers(options: dict[str, Any], tmp_path: Path, monkeypatch: p
     finally:
         ray.shutdown()
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_what_ended_ray_workers_is_told_in_a_sentence() -> None:
+    pytest.importorskip("ray")
+    from ray.exceptions import ActorDiedError, RayTaskError, UserCodeException
+
+    miner: Any = SimpleNamespace(jobs=lambda step: [3, 4])
+    killed = workers._explain(ActorDiedError(), miner, "embed")
+    assert killed.startswith("A Ray worker ended while it did jobs of `embed` (The actor died")
+    assert killed.endswith(" memory left: 2 of them are left; what is done stays done, and the same command goes on.")
+    assert "\n" not in killed
+    failed = UserCodeException("UDF failed")
+    failed.__cause__ = ValueError("`model`: no such folder.")
+    assert workers._explain(RayTaskError("do", "Traceback", failed), miner, "embed") == "`model`: no such folder."

@@ -142,3 +142,22 @@ def test_an_optimizer_is_loaded_to_a_ranks_cpu(device: str, tmp_path: Path) -> N
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     loaded = torch.load(tmp_path / "optimizer.pt", map_location=torch.device(device), weights_only=True)
     torch.testing.assert_close(loaded, optimizer.state_dict(), rtol=0, atol=0)
+
+
+def test_a_command_shows_a_traceback_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is not there may be a mistake of the program."""
+
+    def run(arguments: object) -> int:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/out/file")
+
+    monkeypatch.setattr("llamafactory_embed.materials.command.run", run)
+    monkeypatch.setenv(cli.TRACEBACK_VARIABLE, "1")
+    assert cli.main(["init", "there"]) == 1
+    *traceback, sentence = capsys.readouterr().err.splitlines()
+    assert traceback[0].startswith("Traceback")
+    assert any("test_saving.py" in line for line in traceback)
+    assert sentence.startswith(
+        "llamafactory-embed: /out/file could not be read or written (No such file or directory)"
+    )

@@ -103,6 +103,13 @@ def test_a_step_runs_again_as_in_a_run_that_began_with_less(
         np.testing.assert_array_equal(halved.parameters[name], value, err_msg=name)
 
 
+def test_steps_that_follow_begin_with_what_has_fitted(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory runs out in the first step of five, and in none after it."""
+    memory = SmallMemory(monkeypatch, tokens=75)
+    train("mntp", max_tokens_per_batch=120, max_steps=5)
+    assert memory.refused == 1
+
+
 def test_forwards_with_backwards_of_their_own_train_the_same(train: Train) -> None:
     options = {"lora_dropout": 0.0, "max_steps": 1, "max_tokens_per_batch": 60}
     plain, split = train("mntp", auto_token_budget=False, **options), train("mntp", **options)

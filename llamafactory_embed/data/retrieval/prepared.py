@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import glob
 import json
 import os
+import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +25,8 @@ FOLDER = "llamafactory_embed"
 # Data of fewer bytes are read anew by every process: it takes less than a second.
 SMALLEST_KEPT = 16 * 2**20
 LAYOUT = 1  # a number for each way to lay the tables out
+UNFINISHED = ".tmp"  # folders that are being written
+LONGEST_PAUSE = 24 * 60 * 60.0  # seconds between two writes of a preparation
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -75,7 +80,9 @@ def write_folder(target: Path, is_good: Callable[[], bool] = lambda: True) -> It
     what was written is not good."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".tmp", dir=target.parent))
+        _remove_unfinished(target)
+        writer = f"{target.name}.{platform.node()}.{os.getpid()}."
+        temporary = Path(tempfile.mkdtemp(prefix=writer, suffix=UNFINISHED, dir=target.parent))
     except OSError as error:
         raise _no_room(target, error) from error
     try:
@@ -89,6 +96,30 @@ def write_folder(target: Path, is_good: Callable[[], bool] = lambda: True) -> It
         raise _no_room(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_unfinished(target: Path) -> None:
+    """What preparations of the same data left that were killed: their process is gone, or they have written nothing
+    for a long time, on a machine that cannot be asked."""
+    for left in target.parent.glob(f"{glob.escape(target.name)}.*{UNFINISHED}"):
+        with contextlib.suppress(FileNotFoundError):  # it has just been finished
+            last_written = max(each.stat().st_mtime for each in (left, *left.iterdir()))
+            if time.time() - last_written > LONGEST_PAUSE or _is_of_a_dead_process(left.name[len(target.name) + 1 :]):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_of_a_dead_process(name: str) -> bool:
+    """Whether the process that named a folder (`MACHINE.PROCESS.ANYTHING.tmp`) ran here, and runs no more."""
+    machine, _, process = name.removesuffix(UNFINISHED).rpartition(".")[0].rpartition(".")
+    if machine != platform.node() or not process.isdecimal() or os.name == "nt":
+        return False  # Windows has no question to a process that does it no harm
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it runs for somebody else
+        return False
+    return False
 
 
 def _no_room(target: Path, error: OSError) -> ValueError:

@@ -30,7 +30,7 @@ from .matchers import Matcher, make_matchers
 from .options import REPORTED_SETTINGS, DedupOptions
 
 
-class TestQuery(NamedTuple):
+class QueryOfTestSet(NamedTuple):
     """A query that must not be trained on, and where it stands."""
 
     text: str
@@ -102,7 +102,7 @@ def _find_duplicate(text: str, matchers: Mapping[str, Matcher], queries: Records
         match = matcher.find(text)
         if match is not None:
             number, nearness = match
-            same = TestQuery(*queries[number])
+            same = QueryOfTestSet(*queries[number])
             return {
                 "test_set": same.test_set,
                 "test_row": same.where,
@@ -131,7 +131,7 @@ def _report(options: DedupOptions, queries: Records, duplicates: list[dict[str, 
 # ------------------------------------------------ reading -----------------------------------------------------
 
 
-def read_test_queries(options: DedupOptions) -> Iterator[TestQuery]:
+def read_test_queries(options: DedupOptions) -> Iterator[QueryOfTestSet]:
     """The queries of all test sets."""
     for name in options.against:
         entry = find_rows("against", name, options.dataset_dir)
@@ -142,7 +142,7 @@ def read_test_queries(options: DedupOptions) -> Iterator[TestQuery]:
             texts = ((where, text) for where, text, _ in _queries(entry, bad_rows))
         count = 0
         for where, text in texts:
-            yield TestQuery(text, name, where)
+            yield QueryOfTestSet(text, name, where)
             count += 1
         bad_rows.finish()
         if not count:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ OWNER = "llamafactory-embed"  # in `/v1/models`, by which `verify` knows a serve
 CLIENT_GONE = 499  # as web servers log it; nobody reads that answer
 LONGEST_LENGTH = 20  # digits of a number of bytes
 TEXTS_AT_ONCE = 64  # tokenized before the next request gets its turn
+TURNS_TO_HEAR = 3  # of the event loop, after which it has heard of who went behind a body; they cost microseconds
 BODIES_AT_ONCE = 16  # the largest bodies that may be on their way in at the same time; of small ones, as many as fit
 
 Value = TypeVar("Value")
@@ -129,12 +130,16 @@ class EmbeddingServer:
     async def _answer(self, request: Request) -> Response:
         self._check_key(request)
         body = await self._read_body(request)
+        return await _unless_gone(request, lambda: self._embed(body))
+
+    async def _embed(self, body: bytes) -> Response:
+        """What a body asks for. Cancelled when its client goes: what waits for a thread or the model is forgotten."""
         with self.waiting.place():
             asked, texts = await self._in(self._tokenizing, self._read, body)
-            ticket = Ticket(texts + await self._tokenize_more(asked, len(texts), request))
+            ticket = Ticket(await self._tokenize_more(asked, texts))
             self.waiting.add(ticket)
             try:
-                vectors = await self._wait(ticket, asked, request)
+                vectors = await self._wait(ticket, asked)
             finally:
                 self.waiting.withdraw(ticket)
         written = await self._in(self._writing, write_answer, vectors, asked, self.name, ticket.tokens(0))
@@ -178,31 +183,22 @@ class EmbeddingServer:
         asked = self.reader.read(body)
         return asked, self.reader.tokenize(asked, 0, TEXTS_AT_ONCE)
 
-    async def _tokenize_more(self, asked: EmbeddingRequest, done: int, request: Request) -> list[TokenizedText]:
-        """The other texts, some at a time: who sends thousands lets others in between."""
-        texts: list[TokenizedText] = []
-        for start in range(done, len(asked.inputs), TEXTS_AT_ONCE):
-            if await request.is_disconnected():
-                raise ClientDisconnect
+    async def _tokenize_more(self, asked: EmbeddingRequest, texts: list[TokenizedText]) -> list[TokenizedText]:
+        """With the other texts, some at a time: who sends thousands lets others in between, and is refused as soon as
+        they are too many."""
+        for start in range(len(texts), len(asked.inputs), TEXTS_AT_ONCE):
+            self.waiting.check_room(sum(len(text.token_ids) for text in texts))
             texts += await self._in(self._tokenizing, self.reader.tokenize, asked, start, start + TEXTS_AT_ONCE)
         return texts
 
-    async def _wait(self, ticket: Ticket, asked: EmbeddingRequest, request: Request) -> np.ndarray:
-        """The embeddings, unless the client goes first."""
-        done = asyncio.wrap_future(ticket.done)
-        gone = asyncio.ensure_future(_disconnection(request))
+    async def _wait(self, ticket: Ticket, asked: EmbeddingRequest) -> np.ndarray:
+        """The embeddings, when the model has made them."""
         try:
-            await asyncio.wait((done, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not done.done():
-                raise ClientDisconnect
-            embeddings = done.result()
-        except (ClientDisconnect, ModelStoppedError, asyncio.CancelledError):
+            embeddings = await asyncio.wrap_future(ticket.done)
+        except (ModelStoppedError, asyncio.CancelledError):
             raise
         except Exception as error:
             raise RequestError(f"The model failed: {type(error).__name__}.", 500, "model_failed") from error
-        finally:
-            done.cancel()
-            gone.cancel()
         vectors = self.encoder.finish(embeddings, asked.dimensions).numpy()
         if not np.isfinite(vectors).all():  # JSON has no word for them
             raise RequestError("The model failed: its embedding holds nan or inf.", 500, "model_failed")
@@ -212,8 +208,29 @@ class EmbeddingServer:
         return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
 
 
+async def _unless_gone(request: Request, work: Callable[[], Coroutine[Any, Any, Response]]) -> Response:
+    """The result of some work, which does not begin or ends when the client goes; its body has been read before."""
+    gone = asyncio.ensure_future(_disconnection(request))
+    tasks: list[asyncio.Future[Any]] = [gone]
+    try:
+        for _ in range(TURNS_TO_HEAR):
+            await asyncio.sleep(0)
+        if gone.done():
+            raise ClientDisconnect
+        working = asyncio.ensure_future(work())
+        tasks.append(working)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # what was begun has left the queue
+
+
 async def _disconnection(request: Request) -> None:
-    """Returns when the client has gone; its body has been read before."""
+    """Returns when the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

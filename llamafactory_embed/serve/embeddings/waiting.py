@@ -6,6 +6,7 @@ Threads meet here: the event loop adds requests and withdraws those whose client
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import threading
 from collections import deque
@@ -20,6 +21,7 @@ from ...data.tokenization import TokenizedText
 from ...hparams.serving import ServingOptions
 
 
+TURNS = 8  # of a forward, at least: what a request gives at a time, if it is more than one text
 LONGEST_RETRY = 60  # seconds; who waits longer has long given up
 
 
@@ -82,8 +84,8 @@ class Share(NamedTuple):
 
 
 class WaitingRequests:
-    """The queue. First comes who has waited longest since its texts last took part in a forward: a large request
-    takes turns with those that arrive after it, and none waits for ever."""
+    """The queue. First comes who has waited longest since its texts last took part in a forward. A large request takes
+    turns with those that arrive after it, also within a forward, and none waits for ever."""
 
     def __init__(self, options: ServingOptions, batch_tokens: int) -> None:
         self.options = options
@@ -113,14 +115,18 @@ class WaitingRequests:
             with self._changed:
                 self.places -= 1
 
+    def check_room(self, tokens: int) -> None:
+        """Refuse a request of so many tokens, or more, while too many others wait."""
+        if self.tokens and self.tokens + tokens > self.options.max_waiting_tokens:
+            raise OverloadError(self._retry_after())
+
     def add(self, ticket: Ticket) -> None:
         """Let a request wait."""
         tokens = ticket.tokens(0)
         with self._changed:
             if self.given_up:
                 raise ModelStoppedError
-            if self.tokens and self.tokens + tokens > self.options.max_waiting_tokens:
-                raise OverloadError(self._retry_after())
+            self.check_room(tokens)
             self.tokens += tokens
             self._waiting.append(ticket)
             self._changed.notify()
@@ -152,21 +158,31 @@ class WaitingRequests:
         when the queue was closed and nothing waits."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            shares: list[Share] = []
-            room = self.batch_tokens
-            while self._waiting and len(shares) < (self.options.batch_requests or math.inf):
-                ticket = self._waiting[0]
-                count = ticket.count_fitting(room) or (0 if shares else 1)
-                if count == 0:
-                    break
-                self._waiting.popleft()
-                first, ticket.taken = ticket.taken, ticket.taken + count
-                tokens = ticket.tokens(first, ticket.taken)
-                room -= tokens
-                self.tokens -= tokens
-                shares.append(Share(ticket, ticket.texts[first : ticket.taken]))
-            self._waiting.extend(share.ticket for share in shares if share.ticket.taken < len(share.ticket.texts))
+            before = self._fill()
+            shares = [Share(ticket, ticket.texts[first : ticket.taken]) for ticket, first in before.items()]
+            self.tokens -= sum(ticket.tokens(first, ticket.taken) for ticket, first in before.items())
+            left_over = [ticket for ticket in before if ticket.taken < len(ticket.texts)]
+            self._waiting = deque(ticket for ticket in self._waiting if ticket not in before)
+            self._waiting.extend(left_over)
             return shares
+
+    def _fill(self) -> dict[Ticket, int]:
+        """Give texts to the next forward: in turn, no request more than a part of it at a time, until it is full. How
+        many each that takes part had given before."""
+        before: dict[Ticket, int] = {}
+        room = self.batch_tokens
+        turns = deque(itertools.islice(self._waiting, self.options.batch_requests))
+        while turns:
+            ticket = turns.popleft()
+            count = ticket.count_fitting(min(room, self.batch_tokens // TURNS)) or min(1, ticket.count_fitting(room))
+            count = count or (0 if before else 1)
+            if count:
+                before.setdefault(ticket, ticket.taken)
+                room -= ticket.tokens(ticket.taken, ticket.taken + count)
+                ticket.taken += count
+                if ticket.taken < len(ticket.texts):
+                    turns.append(ticket)
+        return before
 
     def _retry_after(self) -> int:
         """Seconds until what waits now will have been done."""

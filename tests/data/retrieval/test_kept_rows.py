@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +155,25 @@ def test_an_unfinished_preparation_leaves_nothing(tmp_path: Path, monkeypatch: p
             load(tmp_path, "tdro.jsonl")
     assert not list((tmp_path / prepared.FOLDER).iterdir())
     assert len(load(tmp_path, "tdro.jsonl").rows)
+
+
+def test_what_a_killed_preparation_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Not that of a process that runs, nor that of another machine, unless it is old."""
+    load(tmp_path, "tdro.jsonl")
+    (kept,) = (tmp_path / prepared.FOLDER).iterdir()
+    shutil.rmtree(kept)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here = platform.node()
+    owners = (f"{here}.{ended.pid}", f"{here}.{os.getpid()}", f"other.machine.{ended.pid}", f"another.{ended.pid}")
+    left = [kept.with_name(f"{kept.name}.{owner}.abc{prepared.UNFINISHED}") for owner in owners]
+    for folder in left:
+        folder.mkdir()
+        (folder / "rows.arrow").touch()
+    for path in (left[3], left[3] / "rows.arrow"):
+        os.utime(path, (0, 0))
+    load(tmp_path, "tdro.jsonl")
+    assert sorted((tmp_path / prepared.FOLDER).iterdir()) == sorted([kept, left[1], left[2]])
 
 
 @pytest.mark.parametrize("in_column", [True, False])

@@ -293,6 +293,49 @@ def test_who_goes_leaves_the_queue_and_is_not_embedded(encoder: Encoder) -> None
     assert 'responses_total{status="499"} 2' in server.metrics.write({})
 
 
+def test_who_has_gone_before_its_turn_takes_no_place_and_is_not_read(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server(encoder, max_waiting_requests=1)
+    read: list[bytes] = []
+    monkeypatch.setattr(server, "_read", lambda body: read.append(body))
+
+    async def play(app: Any) -> None:
+        gone = [RawRequest(app, BODY) for _ in range(5)]
+        for each in gone:
+            each.leave()
+        await asyncio.gather(*(each.done for each in gone))
+        assert {each.status for each in gone} == {499}, "and not 429"
+
+    in_loop(server, play)
+    assert not read
+
+
+def test_a_request_that_is_too_large_for_the_queue_is_refused_before_all_of_it_is_tokenized(encoder: Encoder) -> None:
+    held = HeldEncoder(encoder)
+    server = make_server(held, max_waiting_tokens=500)
+
+    async def play(app: Any) -> None:
+        first, second = RawRequest(app, BODY), RawRequest(app, BODY)
+        await until(lambda: held.begun.is_set() and server.waiting.tokens)
+        texts: list[int] = []
+        tokenize = server.reader.tokenize
+
+        def counted(asked: Any, start: int, end: int) -> Any:
+            texts.append(len(found := tokenize(asked, start, end)))
+            return found
+
+        server.reader.tokenize = counted  # type: ignore[method-assign]
+        large = RawRequest(app, json.dumps({"input": PROSE[:4] * 200}).encode())
+        await large.done
+        assert large.status == 429
+        assert sum(texts) < 200
+        held.go.set()
+        await asyncio.gather(first.done, second.done)
+
+    in_loop(server, play)
+
+
 def test_who_sends_slowly_holds_no_place(encoder: Encoder) -> None:
     server = make_server(encoder, read_timeout=0.2, max_waiting_requests=1, max_body_bytes=len(BODY))
 

@@ -30,9 +30,9 @@ def test_the_budget_is_filled_in_the_order_of_arrival() -> None:
     waiting = queue_of(a, b, c)
     names = {a: "a", b: "b", c: "c"}
     assert waiting.tokens == 11
-    assert take(waiting, names) == [("a", 1), ("b", 2)]
-    assert waiting.tokens == 1
-    assert take(waiting, names) == [("c", 1)]
+    assert take(waiting, names) == [("a", 1), ("b", 1), ("c", 1)]
+    assert waiting.tokens == 3
+    assert take(waiting, names) == [("b", 1)]
     assert waiting.tokens == 0
 
 
@@ -44,12 +44,28 @@ def test_a_large_request_takes_turns_with_those_that_came_later() -> None:
     assert turns == [[("large", 2)], [("first", 1)], [("second", 1)], [("large", 2)], [("large", 1)]]
 
 
+def test_small_requests_share_a_forward_with_a_large_one() -> None:
+    """An eighth of a forward at a time: a request within it is whole after one forward, as if it were alone."""
+    large, small = ticket(*[10] * 40), [ticket(*[5] * count) for count in (1, 2, 4)]
+    waiting = queue_of(large, *small, batch_tokens=160)
+    names = {large: "large"} | {each: f"small {len(each.texts)}" for each in small}
+    assert take(waiting, names) == [("large", 12), ("small 1", 1), ("small 2", 2), ("small 4", 4)]
+    assert take(waiting, names) == [("large", 16)]
+
+
+def test_a_long_text_keeps_its_place_and_leaves_the_room_to_others() -> None:
+    a, long, b = ticket(4), ticket(9), ticket(3)
+    waiting = queue_of(a, long, b)
+    names = {a: "a", long: "long", b: "b"}
+    assert [take(waiting, names) for _ in range(2)] == [[("a", 1), ("b", 1)], [("long", 1)]]
+
+
 def test_the_rest_of_a_request_goes_to_the_end() -> None:
     a, b = ticket(5, 5, 5), ticket(2)
     waiting = queue_of(a, b)
     names = {a: "a", b: "b"}
+    assert take(waiting, names) == [("a", 1), ("b", 1)]
     assert take(waiting, names) == [("a", 2)]
-    assert take(waiting, names) == [("b", 1), ("a", 1)]
 
 
 def test_a_text_beyond_the_budget_goes_alone() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ....files import whole_file, write_text
+from ....files import digest, whole_file, write_text
 from .measure import UpdateMeasure
 from .task_weights import TaskWeights
 
@@ -71,17 +71,41 @@ class WeightHistory:
 
     def save(self, folder: Path) -> None:
         """Write all entries."""
-        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries)
-        write_text(folder / HISTORY_NAME, "".join(lines))
+        write_text(folder / HISTORY_NAME, self._lines())
 
-    def load(self, folder: Path) -> None:
-        """Go on from a checkpoint's entries."""
+    def _lines(self) -> str:
+        return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries)
+
+    def check_sum(self) -> str:
+        """Of the file that `save` writes."""
+        return digest(self._lines(), size=16).hex()
+
+    def load(self, folder: Path, updates: int, check_sum: str | None) -> None:
+        """Go on from a checkpoint's entries, one for each of its updates. Checkpoints of earlier versions have no
+        check sum."""
         path = folder / HISTORY_NAME
         try:
-            self.entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError) as error:
+            text = path.read_text(encoding="utf-8")
+            entries = [self._check_entry(json.loads(line)) for line in text.splitlines()]
+            if check_sum not in (None, digest(text, size=16).hex()):
+                raise ValueError("it has changed since it was written")
+            if [entry["step"] for entry in entries] != list(range(1, updates + 1)):
+                raise ValueError(f"its lines are not those of {updates} updates")
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is missing or damaged ({error}): go on from the checkpoint before.") from error
+        self.entries = entries
         self._is_begun = False
+
+    def _check_entry(self, entry: Any) -> Entry:
+        """A line of a file as what loggers, table and picture read."""
+        if not isinstance(entry, dict) or not entry.keys() >= {"step", "weight", "loss", "measure"}:
+            raise ValueError("a line is no entry")
+        by_task = [entry.get(name, {}) for name in LOGGED]
+        if not all(isinstance(each, dict) for each in by_task) or entry["weight"].keys() != {*self.tasks}:
+            raise ValueError("a line has other tasks")
+        if not all(isinstance(number, (int, float)) for each in by_task for number in each.values()):
+            raise ValueError("a line holds what is no number")
+        return entry
 
     def means_after(self, step: int) -> dict[str, float]:
         """Means over the updates after a step under the names that loggers get (`loss/<task>`, …); of the weight, the

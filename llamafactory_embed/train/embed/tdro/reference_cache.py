@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
+from llamafactory.extras import logging
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ....data.batches import EvenEpochs
 from ....data.retrieval.rows import Example, RetrievalDataset
 from ....data.retrieval.sampler import GlobalBatchSampler
-from ....files import whole_file
+from ....files import digest, whole_file
 from ....hparams.contrastive import ComparisonOptions
 from ....model.embedding_config import EmbeddingConfig
 from ....model.packed import PackedBatch
-from ....model.tensor_files import load_safetensors
 from ..gather import gather_values, rank
 from .batch import ReferenceFunction, TdroBatch, TdroCollator, example_id
 
@@ -33,6 +34,10 @@ from .batch import ReferenceFunction, TdroBatch, TdroCollator, example_id
 if TYPE_CHECKING:
     from llamafactory.hparams import TrainingArguments
 
+
+logger = logging.get_logger(__name__)
+
+CHECK_SUM = "check_sum"  # beside the losses in the file
 
 # Parts of an embedder's configuration that do not change its losses.
 CONFIG_LEFT_OUT = (
@@ -71,8 +76,8 @@ def cache_path(
         options.loss_temperature,
         str(dtype),
     ]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode("utf-8")).hexdigest()
-    return Path(folder) / f"reference_losses-{digest[:16]}.safetensors"
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode("utf-8")).hexdigest()
+    return Path(folder) / f"reference_losses-{name[:16]}.safetensors"
 
 
 def fingerprint(model: str) -> list[Any]:
@@ -146,18 +151,28 @@ def compute_losses(
 
 
 def read_losses(path: Path) -> dict[int, float]:
-    """Losses by example, none if there is no file."""
+    """Losses by example; none if there is no file, or one that is not as it was written, which is said."""
     if not path.is_file():
         return {}
     try:
-        tensors = load_safetensors(path)
+        tensors = load_file(path)
+        if tensors.get(CHECK_SUM, torch.empty(0)).tolist() != check_sum_of(tensors["examples"], tensors["losses"]):
+            raise ValueError("its check sum is not that of its losses")
         return dict(zip(tensors["examples"].tolist(), tensors["losses"].tolist(), strict=True))
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, and the losses are computed again.") from error
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning_rank0(f"{path} is damaged ({error}): the losses are computed again, and it is replaced.")
+        return {}
 
 
 def write_losses(path: Path, losses: Mapping[int, float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    numbers, values = torch.tensor(list(losses)), torch.tensor(list(losses.values()))
+    tensors = {"examples": torch.tensor(list(losses)), "losses": torch.tensor(list(losses.values()))}
+    check_sum = torch.tensor(check_sum_of(**tensors), dtype=torch.uint8)
     with whole_file(path) as temporary:
-        save_file({"examples": numbers, "losses": values}, temporary)
+        save_file({**tensors, CHECK_SUM: check_sum}, temporary)
+
+
+def check_sum_of(examples: Tensor, losses: Tensor) -> list[int]:
+    """Of numbers of examples and their losses, in this order."""
+    return list(digest(*(f"{each.dtype} {list(each.shape)}" for each in (examples, losses)),
+                       examples.numpy().tobytes(), losses.numpy().tobytes(), size=16))  # fmt: skip

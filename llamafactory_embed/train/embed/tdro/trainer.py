@@ -93,7 +93,8 @@ class TdroTrainer(ContrastiveTrainer):
         write_weight_files(folder, tables)
         self.history.save(folder)
         with whole_file(folder / STATE_NAME) as temporary:
-            torch.save({"tasks": list(self.tasks), **self.weights.state_dict()}, temporary)
+            about = {"tasks": list(self.tasks), "history": self.history.check_sum()}
+            torch.save({**about, **self.weights.state_dict()}, temporary)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -104,11 +105,27 @@ class TdroTrainer(ContrastiveTrainer):
             raise ValueError(
                 f"`resume_from_checkpoint: {checkpoint}` is not a checkpoint of `stage: tdro`: it has no {path.name}."
             )
-        state = torch.load(path, weights_only=True)
+        state = read_state(path)
         if state["tasks"] != list(self.tasks):
             raise ValueError(
                 f"`resume_from_checkpoint: {checkpoint}` has weights for {', '.join(state['tasks'])}, and the recipe "
                 f"has the tasks {', '.join(self.tasks)}: resume with the same `dataset`."
             )
         self.weights.load_state_dict(state)
-        self.history.load(Path(checkpoint))
+        self.history.load(Path(checkpoint), state["updates"], state.get("history"))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The weights of a checkpoint, if they are what `write_checkpoint` writes."""
+    try:
+        state = torch.load(path, weights_only=True)
+        shapes = {tuple(state[name].shape) for name in ("current", "moving_average", "mean", "log_weights")}
+        is_whole = (
+            shapes == {(len(state["tasks"]),)} and state["updates"] >= 0 and "param_groups" in state["optimizer"]
+        )
+    except Exception as error:  # bytes that are no pickle make the unpickler fail in any way
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path} is damaged ({reason}): go on from the checkpoint before.") from error
+    if not is_whole:
+        raise ValueError(f"{path} holds no weights of tasks: go on from the checkpoint before.")
+    return state
