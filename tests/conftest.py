@@ -16,6 +16,13 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest modules first, those that start processes or train, so that none of them is left at the end for one
+    worker alone (`make test` gives the modules to the workers in this order)."""
+    long = {item.path for item in items if item.get_closest_marker("process") or "e2e" in item.path.parts}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved tiny Llama with its tokenizer."""
