@@ -9,6 +9,7 @@ The answer is a line of JSON, the code that the first rank to fail ended with, o
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -31,6 +32,7 @@ def serve() -> None:
     from llamafactory.train import tuner
 
     assert tuner.run_exp
+    gc.freeze()  # a collection of garbage in a fork would touch, and so copy, all of it
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints is no answer
     for line in sys.stdin:
