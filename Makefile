@@ -13,7 +13,7 @@ demo: $(VENV)/.demo  ## train, evaluate and query an embedder on this machine, i
 	$(BIN)/llamafactory-embed demo
 
 test: $(VENV)/.dev  ## everything that needs no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $${TEST_WORKERS:-2} --dist loadscope $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $${TEST_WORKERS:-2} --dist loadscope --no-loadscope-reorder $(TEST_ARGS)
 
 hostile: $(VENV)/.dev  ## files and requests of strangers, ever new ones, for an hour (HOSTILE_SECONDS=…)
 	$(BIN)/python -m tests.hostile $${HOSTILE_SECONDS:-3600}

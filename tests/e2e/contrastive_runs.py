@@ -188,6 +188,13 @@ def let_accelerate_shard_on_a_cpu() -> None:
     AcceleratorState.__init__ = init  # type: ignore[method-assign]
 
 
+def let_deepspeed_build_nothing() -> None:
+    """On a CPU it compiles an operation that only inference uses, which takes a minute or two."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def main(folder: Path, recipe: Callable[..., dict[str, Any]]) -> None:
     """Perform the runs that `folder` asks for, in this rank."""
     runs: dict[str, dict[str, Any]] = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
@@ -196,6 +203,8 @@ def main(folder: Path, recipe: Callable[..., dict[str, Any]]) -> None:
 
     if is_fsdp():
         let_accelerate_shard_on_a_cpu()
+    if any("deepspeed" in options for options in runs.values()):
+        let_deepspeed_build_nothing()
     tuner.dist.destroy_process_group = lambda: None  # the next run needs it
     # The Trainer reads an optimizer's state to "cpu:0", a place that torch.load does not know.
     torch.serialization.register_package(

@@ -108,17 +108,21 @@ def test_disabled_means_stock(run) -> None:
     assert done.stdout.split()[0] == "False"
 
 
+PIP = (sys.executable, "-m", "pip")  # the pip of this environment, which `--python` sends into another
+
+
 def pip_wheel(python: Path, tmp_path: Path) -> None:
     wheels = tmp_path / "wheels"
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(wheels)]
+    build = [*PIP, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(wheels)]
     subprocess.run([*build, str(REPOSITORY)], check=True, capture_output=True)
     (wheel,) = wheels.glob("*.whl")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+    install = [*PIP, "--python", str(python), "install", "--quiet", "--no-deps"]
+    subprocess.run([*install, str(wheel)], check=True)
 
 
 def pip_editable(python: Path, tmp_path: Path) -> None:
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", str(REPOSITORY)]
-    subprocess.run(install, check=True, capture_output=True)
+    install = [*PIP, "--python", str(python), "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*install, "-e", str(REPOSITORY)], check=True, capture_output=True)
 
 
 def uv_wheel(python: Path, tmp_path: Path) -> None:
@@ -132,7 +136,7 @@ def uv_wheel(python: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("install", [pip_wheel, pip_editable, uv_wheel], ids=lambda function: function.__name__)
 def test_every_kind_of_install_starts_the_plugin(install: Any, tmp_path: Path) -> None:
     """A fresh environment that borrows the dependencies of this one, but none of its `.pth` files."""
-    venv.create(tmp_path / "fresh", with_pip=True)
+    venv.create(tmp_path / "fresh")
     python = tmp_path / "fresh" / "bin" / "python"
     site = next((tmp_path / "fresh" / "lib").glob("python*/site-packages"))
     borrowed = next(path for path in sys.path if path.endswith("site-packages"))

@@ -199,17 +199,27 @@ def test_a_checkpoint_of_other_tasks_is_refused(run: Run, tmp_path: Path) -> Non
 # ---------------------------------------------------------------------------------------------------------------
 
 
+LEARNED = "words"
+
+
+@pytest.fixture(scope="module")
+def half_taught(tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference that has learned one task and not the other."""
+    folder = tmp_path_factory.mktemp("half-taught") / "reference"
+    contrastive = {name: value for name, value in TDRO.items() if name != "tdro_lr"} | {"stage": "contrastive"}
+    steps = {"max_steps": 40, "optim": "adamw_torch", "learning_rate": 3e-3}
+    perform(recipe(tiny_llama, data, folder, **contrastive, dataset=LEARNED, **steps))
+    return folder
+
+
 @pytest.mark.parametrize("measure", ["ratio", "paper_ratio", "difference", "relative_difference"])
 def test_weight_goes_to_the_task_that_the_reference_does_better(
-    measure: str, run: Run, data: Path, tiny_llama: Path, tmp_path: Path
+    measure: str, run: Run, half_taught: Path, tmp_path: Path
 ) -> None:
-    """The reference has learned one task and not the other, the proxy neither: only there is something to gain."""
-    learned = "words"
-    contrastive = {"stage": "contrastive", "ref_model": None, "tdro_lr": None}
-    run("reference", **contrastive, dataset=learned, max_steps=40, optim="adamw_torch", learning_rate=3e-3)
+    """The proxy has learned neither task: only where the reference has is something to gain."""
     frozen = {"learning_rate": 0.0, "max_steps": 12, "tdro_measure": measure}
-    run("weights", ref_model=str(tmp_path / "reference"), **frozen)
-    weights = [entry["weight"][learned] for entry in read_history(tmp_path / "weights")]
+    run("weights", ref_model=str(half_taught), **frozen)
+    weights = [entry["weight"][LEARNED] for entry in read_history(tmp_path / "weights")]
     assert weights[-1] > 0.9
 
 

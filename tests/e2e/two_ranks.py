@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from tests.e2e.contrastive_runs import RunResult
-from tests.two_ranks import REPOSITORY, torchrun
+from tests.two_ranks import REPOSITORY, forked_ranks
 
 
 EXAMPLES = REPOSITORY / "examples"
@@ -29,7 +29,7 @@ def run_on_two_ranks(
     """Perform all of them with the recipe of `module`, in one start of torchrun; `folder/<run>` is their output."""
     folder.mkdir()
     (folder / "runs.json").write_text(json.dumps({name: settings | options for name, options in runs.items()}))
-    torchrun(module, folder, DS_ACCELERATOR="cpu", **variables)
+    forked_ranks(module, folder, DS_ACCELERATOR="cpu", **variables)
     return {name: RunResult(**torch.load(folder / f"{name}.pt")) for name in runs}
 
 

@@ -12,7 +12,7 @@ from llamafactory.train.tuner import run_exp
 from safetensors.torch import load_file
 
 from tests.e2e.contrastive_runs import LORA, recipe, write_data
-from tests.two_ranks import torchrun
+from tests.two_ranks import forked_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -53,4 +53,4 @@ def test_a_misspelt_task_is_refused_before_anything_is_loaded(tiny_llama: Path, 
 
 @pytest.mark.process
 def test_the_other_ranks_wait_until_one_has_judged(tmp_path: Path) -> None:
-    torchrun("tests.evaluation.two_rank_judging", tmp_path)
+    forked_ranks("tests.evaluation.two_rank_judging", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from llamafactory_embed.mining import search
 from llamafactory_embed.mining.search import HIT, IndexSettings, merge, merge_shards, search_shard, shard_bounds
 from llamafactory_embed.mining.vectors import ChunkedVectors, map_array
+from tests.patience import PATIENCE
+from tests.two_ranks import REPOSITORY
 
 from .helpers import on_disk
 
@@ -173,75 +176,48 @@ def test_shards_are_merged_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
         np.testing.assert_array_equal(merge_shards(shards, 2, 8, 6), at_once)
 
 
-MEMORY_TEST = """
-import resource, sys
-from pathlib import Path
-import numpy as np
-from llamafactory_embed.mining.search import IndexSettings, search_shard, shard_bounds
-from llamafactory_embed.mining.vectors import ChunkedVectors
-from tests.mining.helpers import on_disk
-
-file, kind, memory, allowed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-passages = ChunkedVectors([file], 10**9)
-queries = on_disk(passages.read(0, 200), file.parent, "queries")
-settings = IndexSettings(kind, memory_mb=memory, hnsw_links=8, ivf_lists=16)
-search_shard(queries, passages, 0, 1000, 20, settings)  # libraries allocate what they keep
-used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
-limit = used + int(allowed * memory * 2**20)
-resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-bounds = shard_bounds(len(passages), passages.dimension, settings)
-for start, stop in bounds:
-    search_shard(queries, passages, start, stop, 20, settings)
-print(len(bounds))
-"""
+MEMORY_OF_KINDS = {"flat": 16, "ivf": 64, "hnsw": 16}
+ALLOWED = {"all": 1.0, "too-little": 0.3}
 
 
-MANY_QUERIES_TEST = """
-import resource, sys
-import numpy as np
-from pathlib import Path
-from llamafactory_embed.mining.search import HIT, IndexSettings, search_shard
-from llamafactory_embed.mining.vectors import ChunkedVectors
-from tests.mining.helpers import on_disk
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """How searches within so much memory ended, and what they said."""
+    folder = tmp_path_factory.mktemp("limited")
+    cases: dict[str, dict[str, Any]] = {}
+    for kind, memory in MEMORY_OF_KINDS.items():
+        file = folder / f"{kind}.npy"  # three times as many vectors as the memory would hold
+        vectors = np.lib.format.open_memmap(file, "w+", np.float32, (3 * memory * 1024, 256))
+        for number in range(3 * memory):
+            vectors[number * 1024 : (number + 1) * 1024] = make_vectors(1024, 256, number)
+        vectors.flush()
+        for name, allowed in ALLOWED.items():
+            arguments = {"file": str(file), "kind": kind, "memory": memory, "allowed": allowed}
+            cases[f"{kind}-{name}"] = {"function": "search_in_shards", **arguments}
+    np.save(folder / "many.npy", make_vectors(40_000, 8))
+    for name, hits in {"disk": str(folder / "hits.npy"), "memory": None}.items():
+        arguments = {"file": str(folder / "many.npy"), "memory": 16, "hits_file": hits}
+        cases[f"many-{name}"] = {"function": "search_for_many", **arguments}
+    (folder / "cases.json").write_text(json.dumps(cases), "utf-8")
+    command = [sys.executable, "-m", "tests.mining.limited", str(folder)]
+    subprocess.run(command, check=True, cwd=REPOSITORY, timeout=PATIENCE)
+    return {name: json.loads((folder / f"{name}.json").read_text("utf-8")) for name in cases}
 
-folder = Path(sys.argv[1])
-queries = ChunkedVectors([folder / "queries.npy"], 10**9)
-passages = on_disk(queries.read(0, 300), folder, "passages")
-settings = IndexSettings("flat", memory_mb=16)
-search_shard(passages, passages, 0, 300, 100, settings)
-used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
-resource.setrlimit(resource.RLIMIT_DATA, (used + 16 * 2**20,) * 2)
-shape = (len(queries), 100)
-hits = np.lib.format.open_memmap(folder / "hits.npy", "w+", HIT, shape) if sys.argv[2] == "disk" else None
-search_shard(queries, passages, 0, 300, 100, settings, hits)
-"""
 
-
-def test_many_queries_stay_within_the_memory(tmp_path: Path) -> None:
+def test_many_queries_stay_within_the_memory(limited: dict[str, tuple[int, str]]) -> None:
     """What 40,000 queries find takes 46 MiB, and 16 are allowed."""
-    np.save(tmp_path / "queries.npy", make_vectors(40_000, 8))
-    for where, works in (("disk", True), ("memory", False)):
-        command = [sys.executable, "-c", MANY_QUERIES_TEST, str(tmp_path), where]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (done.returncode == 0) is works, done.stderr[-2000:]
+    code, said = limited["many-disk"]
+    assert code == 0, said
+    assert limited["many-memory"][0] != 0, "the limit is felt"
 
 
-@pytest.mark.parametrize(("kind", "memory"), [("flat", 16), ("ivf", 64), ("hnsw", 16)])
-def test_a_search_stays_within_its_memory(kind: str, memory: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", MEMORY_OF_KINDS)
+def test_a_search_stays_within_its_memory(kind: str, limited: dict[str, tuple[int, str]]) -> None:
     """The system refuses more than the flag allows, for three times as many vectors as that would hold."""
-    vectors = np.lib.format.open_memmap(tmp_path / "vectors.npy", "w+", np.float32, (3 * memory * 1024, 256))
-    for number in range(3 * memory):
-        vectors[number * 1024 : (number + 1) * 1024] = make_vectors(1024, 256, number)
-    vectors.flush()
-
-    def search(allowed: float) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", MEMORY_TEST, str(tmp_path / "vectors.npy"), kind, str(memory), str(allowed)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    done = search(1.0)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) > 3
-    assert search(0.3).returncode != 0, "the limit is felt"
+    code, said = limited[f"{kind}-all"]
+    assert code == 0, said
+    assert int(said) > 3
+    assert limited[f"{kind}-too-little"][0] != 0, "the limit is felt"
 
 
 def test_gpus_are_used_where_faiss_has_some(

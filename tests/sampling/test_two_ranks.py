@@ -9,7 +9,7 @@ import pytest
 from llamafactory.train.tuner import run_exp
 
 from tests.sampling.memory import TEXT, memorize
-from tests.two_ranks import torchrun
+from tests.two_ranks import forked_ranks
 
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("single_process")]
@@ -46,7 +46,7 @@ def test_two_ranks_predict_as_one_process(tmp_path: Path) -> None:
         "use_cpu": True,
     }
     (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"output_dir": str(tmp_path / "two")}), "utf-8")
-    torchrun("tests.sampling.rank_run", tmp_path / "recipe.json")
+    forked_ranks("tests.sampling.rank_run", tmp_path / "recipe.json")
     run_exp(recipe | {"output_dir": str(tmp_path / "one")})
     (one, metrics), (two, metrics_of_two) = results(tmp_path / "one"), results(tmp_path / "two")
     assert len(one.splitlines()) == 5

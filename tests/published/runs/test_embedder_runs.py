@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from tests.two_ranks import torchrun
+from tests.two_ranks import forked_ranks
 
 from .comparison import assert_same_run
 from .embedders import (
@@ -109,7 +109,7 @@ def on_two_ranks(
         ),
     }  # fmt: skip
     (folder / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
-    torchrun("tests.published.runs.in_ranks", folder)
+    forked_ranks("tests.published.runs.in_ranks", folder)
 
     def load(name: str, rank: int) -> Recording:
         recording = torch.load(folder / f"{name}-{rank}.pt", weights_only=False)
