@@ -25,14 +25,13 @@ class RepeatedTexts:
     """[rows + 1]: where the numbers of a row begin, and those of the next."""
     ids: np.ndarray
 
-    def of_rows(self, rows: np.ndarray) -> list[list[int]]:
-        """The numbers for each of some rows [rows]."""
+    def of_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many numbers each of some rows has [rows], and these, row after row."""
         starts = self.ends[rows]
         counts = self.ends[rows + 1] - starts
         ends = np.cumsum(counts)
         places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)
-        found = self.ids[places].tolist()
-        return [found[end - count : end] for end, count in zip(ends.tolist(), counts.tolist(), strict=True)]
+        return counts, self.ids[places]
 
 
 def repeated_texts(tables: Sequence[RowTable]) -> RepeatedTexts | None:
