@@ -110,9 +110,9 @@ def start(request: dict[str, Any]) -> dict[str, float]:
     are mapped belong to the machine."""
     from llamafactory_embed.data.files import HubOptions
     from llamafactory_embed.data.retrieval.common_texts import TextsOfTasks
+    from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
     from llamafactory_embed.data.retrieval.plan import BatchingOptions
     from llamafactory_embed.data.retrieval.reader import load_tasks
-    from llamafactory_embed.data.retrieval.rows import RetrievalDataset
     from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 
     folder, drawn = Path(request["folder"]), request["drawn"]

@@ -56,7 +56,8 @@ def count_rows(part: FilePart) -> tuple[int, int]:
     """How many lines a part has, and how many of them hold a record."""
     lines = records = 0
     with _open_part(part) as file:
-        for lines, text in numbered_rows(file, part.shown_as):
+        for _, text in numbered_rows(file, part.shown_as):
+            lines += 1
             records += bool(text.strip())
     return lines, records
 
@@ -89,7 +90,7 @@ class _BytesOfPart(io.RawIOBase):
     """A file that begins and ends where the part does."""
 
     def __init__(self, part: FilePart) -> None:
-        self._file = open(part.path, "rb", buffering=0)
+        self._file = io.FileIO(part.path)
         self._file.seek(part.start)
         self._left = part.end - part.start
 
@@ -97,7 +98,7 @@ class _BytesOfPart(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(memoryview(buffer)[: self._left]) or 0
+        count = self._file.readinto(memoryview(buffer)[: self._left])
         self._left -= count
         return count
 

@@ -1,7 +1,8 @@
 """Which rows cannot share a batch in an epoch, because a text would stand in it twice.
 
 Which texts a row brings is drawn anew in every epoch, and drawing is slow beside planning. So a row is first taken
-with all the texts that it could bring and another row could, too; rows are drawn only where these meet (`meetings.py`).
+with all the texts that it could bring and another row could, too; rows are drawn only where these meet
+(`meetings.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .dataset import RetrievalDataset
 from .repeated_texts import RepeatedTexts, repeated_texts
-from .rows import RetrievalDataset, choose_negatives, choose_positive, row_seed
+from .rows import choose_negatives, choose_positive, row_seed
 from .stored_rows import StoredRows
 
 

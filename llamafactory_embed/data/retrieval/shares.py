@@ -31,7 +31,7 @@ START = (
 )
 
 
-class CannotBeShared(Exception):
+class CannotBeSharedError(Exception):
     """What a share holds must be read by one process, which also tells what is wrong with a file."""
 
 
@@ -47,7 +47,7 @@ def write_in_shares(
     tables = [f"rows-{number}.arrow" for number in range(len(shares))]
     try:
         answers = _read(entry, shares, files, [str(folder / table) for table in tables], bad_rows.skip)
-    except CannotBeShared:
+    except CannotBeSharedError:
         for table in tables:
             (folder / table).unlink(missing_ok=True)
         return None
@@ -96,7 +96,8 @@ class _Reader:
     def __init__(self) -> None:
         command = [sys.executable, "-c", START, *sys.path]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
 
     def __enter__(self) -> _Reader:
@@ -126,5 +127,5 @@ class _Reader:
         if "errno" in answer:
             raise OSError(answer["errno"], answer["problem"])
         if "refused" in answer:
-            raise CannotBeShared(answer["refused"])
+            raise CannotBeSharedError(answer["refused"])
         return answer

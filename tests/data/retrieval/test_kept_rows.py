@@ -14,10 +14,11 @@ import pytest
 
 from llamafactory_embed.data.files import HubOptions
 from llamafactory_embed.data.retrieval import prepared, reader, repeated_texts, row_table
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.plan import BatchingOptions
 from llamafactory_embed.data.retrieval.reader import tasks_of_entries
-from llamafactory_embed.data.retrieval.rows import RetrievalDataset, Row, Task
+from llamafactory_embed.data.retrieval.rows import Row, Task
 from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 from llamafactory_embed.train.embed.tasks import split_tasks
 from tests.data.retrieval.helpers import FILES, FOLDERS

@@ -11,8 +11,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.plan import BatchingOptions
-from llamafactory_embed.data.retrieval.rows import RetrievalDataset, Row, Task
+from llamafactory_embed.data.retrieval.rows import Row, Task
 from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 from llamafactory_embed.files import digest
 

@@ -16,9 +16,10 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from llamafactory_embed import Encoder
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.evalset import build_retrieval_eval
 from llamafactory_embed.data.retrieval.reader import load_tasks
-from llamafactory_embed.data.retrieval.rows import RetrievalDataset, Row
+from llamafactory_embed.data.retrieval.rows import Row
 from llamafactory_embed.evaluation.in_training import evaluate_retrieval
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.loading import backbone as loading
