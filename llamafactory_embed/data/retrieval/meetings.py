@@ -7,7 +7,7 @@ bring: one sort of these says which rows might meet, and only such rows are draw
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
@@ -20,6 +20,7 @@ MOST_BATCHES_TRIED = 32
 # Rows whose texts are compared together; more where batches are large.
 ROWS_AHEAD = 2**15
 BATCHES_AHEAD = 8
+PLACES = 32  # bits for the number of an entry
 
 
 def without_meetings(rows: np.ndarray, batches: np.ndarray, texts: CommonTexts) -> np.ndarray:
@@ -44,31 +45,30 @@ class RowsToPlace:
     def fill(self, batch: np.ndarray) -> bool:
         """Write the rows of the next batch [rows]; False where they do not fill it."""
         still_waiting: deque[tuple[int, int]] = deque()
-        held: set[int] = set()  # the texts of its rows, as far as these might meet others
+        held: set[int] = set()  # the texts that rows brought which had waited
         count = 0
         while self._waiting and count < len(batch):
             row, tried = self._waiting.popleft()
-            if self._enters(row, held):
+            brought = self._drawn(row)
+            if held.isdisjoint(brought):
+                held.update(brought)
                 batch[count] = row
                 count += 1
             elif tried + 1 < MOST_BATCHES_TRIED:
                 still_waiting.append((row, tried + 1))
-        first, brought_by_waiting = self._next, list(held)
+        first = self._next
         refused: set[int] = set()
         while count < len(batch) and self._next < len(self._rows):
             end = min(self._next + len(batch) - count, len(self._rows))
-            for place, others in self._ahead.meetings(first, self._next, end, brought_by_waiting):
+            for place, meetings in self._ahead.suspects(first, self._next, end, held):
                 count = self._take(place, batch, count)
-                for other in others:
-                    if other not in refused:
-                        held.update(self._drawn(int(self._rows[other])))
                 row = int(self._rows[place])
-                if self._enters(row, held):
-                    count = self._take(place + 1, batch, count)
-                else:
+                if self._meets(row, meetings, first, held, refused):
                     refused.add(place)
                     still_waiting.append((row, 1))
-                    self._next = place + 1
+                    self._next += 1
+                else:
+                    count = self._take(place + 1, batch, count)
             count = self._take(end, batch, count)
         still_waiting.extend(self._waiting)
         self._waiting = still_waiting
@@ -81,75 +81,82 @@ class RowsToPlace:
         self._next = end
         return count + more
 
-    def _enters(self, row: int, held: set[int]) -> bool:
-        """Whether a row brings none of these texts; then its own are added to them."""
+    def _meets(self, row: int, meetings: Mapping[int, int], first: int, held: set[int], refused: set[int]) -> bool:
+        """Whether a row brings one of these texts, or one that a row from the place `first` on brings which was not
+        refused: such rows are drawn where they might bring what this one does bring."""
         brought = self._drawn(row)
         if not held.isdisjoint(brought):
-            return False
-        held.update(brought)
-        return True
+            return True
+        return any(
+            other not in refused and not set(brought).isdisjoint(self._drawn(int(self._rows[other])))
+            for text in brought
+            for other in self._ahead.places_before(meetings.get(self._ahead.short(text)), first)
+        )
 
 
 class RowsAhead:
     """Which of the rows that come next might bring one text. They lie in a window, which moves as they are asked for.
 
-    A text of a row is one number: the first bits of the text's own, then the row's place in the window. Sorted, equal
-    texts stand side by side in the order of their rows. Different texts that begin with the same bits are taken for
-    equal: their rows are looked at for nothing.
+    An entry is a text of a row as one number: the first bits of the text's own, then the row's place in the window.
+    Sorted, equal texts stand side by side in the order of their rows. Different texts that begin with the same bits
+    are taken for equal: their rows are looked at for nothing.
     """
 
     def __init__(self, rows: np.ndarray, texts: CommonTexts, window: int) -> None:
         self._rows = rows
-        self._texts = texts
+        self._common = texts
         self._window = window
         self._start = self._end = 0
 
-    def meetings(self, first: int, start: int, end: int, ids: Iterable[int]) -> list[tuple[int, list[int]]]:
+    def suspects(self, first: int, start: int, end: int, ids: Collection[int]) -> list[tuple[int, dict[int, int]]]:
         """Those of the rows at the places from `start` to `end` that might bring one of these texts, or one that a row
-        from the place `first` on brings, too: each with the places of the last such rows before it."""
+        between the place `first` and theirs might bring: each with such texts and where in the window they stand."""
         if not (self._start <= first and end <= self._end):
             self._look(first, max(first + self._window, 2 * end - first))
-        lowest, highest = np.searchsorted(self._later, (start - self._start, end - self._start))
-        later, earlier = self._later[lowest:highest], self._earlier[lowest:highest]
-        in_batch = earlier >= first - self._start
-        found: dict[int, list[int]] = {}
-        places = (self._start + each[in_batch] for each in (later, earlier))
-        for place, other in zip(*(each.tolist() for each in places), strict=True):
-            found.setdefault(place, []).append(other)
-        for place in self._with_texts(ids, start, end):
-            found.setdefault(place, [])
+        edges = np.searchsorted(self._meetings, (np.array((start, end)) - self._start) << PLACES)
+        entries = self._meetings[slice(*edges)] & ((1 << PLACES) - 1)
+        entries = entries[self._places[entries] >= first - self._start]
+        found: dict[int, dict[int, int]] = {}
+        columns = (self._start + self._places[entries + 1], self._texts[entries], entries)
+        for place, text, entry in zip(*(column.tolist() for column in columns), strict=True):
+            found.setdefault(place, {})[text] = entry
+        for place in self._with_texts(ids, start, end) if ids else ():
+            found.setdefault(place, {})
         return sorted(found.items())
+
+    def places_before(self, entry: int | None, first: int) -> Iterator[int]:
+        """The places from `first` on of the rows whose text stands there or before that."""
+        while entry is not None and self._start + self._places[entry] >= first:
+            yield self._start + int(self._places[entry])
+            entry = entry - 1 if entry and self._texts[entry - 1] == self._texts[entry] else None
+
+    def short(self, text: int) -> int:
+        """A text as it stands in the window."""
+        return text >> self._bits
 
     def _look(self, start: int, end: int) -> None:
         """Move the window to these places."""
         end = min(end, len(self._rows))
         self._start, self._end = start, end
-        places, ids = self._texts.of_rows(self._rows[start:end])
-        self._bits = np.uint64((end - start).bit_length())
-        self._keys = self._first_bits(ids) | places.astype(np.uint64)
+        places, ids = self._common.of_rows(self._rows[start:end])
+        self._bits = (end - start).bit_length()
+        self._keys = ids >> self._bits << self._bits | places.astype(np.uint64)
         self._keys.sort()
-        of_text = self._keys >> self._bits
-        place = self._keys & self._all_places
-        meets = (of_text[1:] == of_text[:-1]) & (place[1:] != place[:-1])
-        pairs = place[1:][meets] << self._bits | place[:-1][meets]
-        pairs.sort()
-        self._later = (pairs >> self._bits).astype(np.int64)
-        self._earlier = (pairs & self._all_places).astype(np.int64)
+        self._texts = self._keys >> self._bits
+        self._places = (self._keys & ((1 << self._bits) - 1)).astype(np.int64)
+        # Where an entry has the text of the next one, which is another row's: sorted by this row.
+        meets = (self._texts[1:] == self._texts[:-1]) & (self._places[1:] != self._places[:-1])
+        entries = np.flatnonzero(meets)
+        self._meetings = self._places[entries + 1] << PLACES | entries
+        self._meetings.sort()
 
-    def _with_texts(self, ids: Iterable[int], start: int, end: int) -> list[int]:
+    def _with_texts(self, ids: Collection[int], start: int, end: int) -> list[int]:
         """The places from `start` to `end` of rows that might bring one of these texts."""
-        texts = self._first_bits(np.array(list(ids), np.uint64))
-        begins = np.searchsorted(self._keys, texts | np.uint64(start - self._start))
-        ends = np.searchsorted(self._keys, texts | np.uint64(end - self._start))
+        texts = np.fromiter(ids, np.uint64, len(ids)) >> self._bits << self._bits
+        edges = np.searchsorted(self._keys, [texts | np.uint64(place - self._start) for place in (start, end)])
         return [
-            self._start + int(key & self._all_places)
-            for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
-            for key in self._keys[begin:end]
+            self._start + place
+            for low, high in zip(*edges.tolist(), strict=True)
+            if low < high
+            for place in self._places[low:high].tolist()
         ]
-
-    @property
-    def _all_places(self) -> np.uint64:
-        return (np.uint64(1) << self._bits) - np.uint64(1)
-
-    def _first_bits(self, ids: np.ndarray) -> np.ndarray:
-        return ids >> self._bits << self._bits
