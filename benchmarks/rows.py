@@ -43,9 +43,9 @@ class Settings:
         return [(kind, *each) for each in chosen for kind in ("shared negatives", "own texts")]
 
     def numbers_of_processes(self, kind: str, size: int) -> list[int]:
-        """How many processes prepare: the smallest data are not shared out, the largest take too long for one."""
+        """How many processes prepare: the smallest data are not shared out, and the largest take too long for one."""
         several = [self.processes] if size > 10_000 else []
-        alone = [1] if size <= 10_000 or (size <= 1_000_000 and kind == "shared negatives") else []
+        alone = [1] if size <= 10_000 or (size <= 100_000 and kind == "shared negatives") else []
         return several + alone
 
 
@@ -130,16 +130,17 @@ def start(request: dict[str, Any]) -> dict[str, float]:
     from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
     from llamafactory_embed.data.retrieval.entries import make_entry
     from llamafactory_embed.data.retrieval.plan import BatchingOptions
+    from llamafactory_embed.data.retrieval.prepared import cache_root
     from llamafactory_embed.data.retrieval.reader import tasks_of_entries
     from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 
     folder, drawn = Path(request["folder"]), request["drawn"]
     entry = make_entry(NAME, {"file_name": "rows.jsonl", "formatting": "retrieval"}, str(folder))
     few = dataclasses.replace(entry, location=str(_few_rows(folder)))
-    tasks_of_entries([few], None, False, drawn, 42, HubOptions())  # imports whatever it needs
+    tasks_of_entries([few], None, False, drawn, 42, HubOptions())  # this and the next import whatever they need
+    hub = HubOptions(str(cache_root(HubOptions(str(folder / "cache")))), processes=request["processes"])
     with most_memory() as memory:
         begin, wall_begin = used_seconds(), time.perf_counter()
-        hub = HubOptions(str(folder / "cache"), processes=request["processes"])
         dataset = RetrievalDataset(tasks_of_entries([entry], None, False, drawn, 42, hub), drawn)
         texts = TextsOfTasks(dataset)
         planning, wall = used_seconds(), time.perf_counter()
