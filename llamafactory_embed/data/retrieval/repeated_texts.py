@@ -49,7 +49,7 @@ def repeated_texts(tables: Sequence[RowTable]) -> RepeatedTexts | None:
             header = {"descr": "<u8", "fortran_order": False, "shape": (int(ends[-1]),)}
             np.lib.format.write_array_header_1_0(file, header)
             for of_block in found:
-                file.write(of_block)
+                file.write(of_block.tobytes())
     ends, ids = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (ENDS, IDS))
     return RepeatedTexts(ends, ids) if len(ids) else None
 
