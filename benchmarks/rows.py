@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import random
+import resource
+import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,58 +23,77 @@ from .results_file import Result, spread, table_of
 
 TITLE = "Rows of retrieval data"
 NAME = "rows"
+LARGEST = "LARGEST_ROWS"  # in the environment: `LARGEST_ROWS=10000000` adds ten million, half an hour and 8 GB of disk
 
 
 @dataclass(frozen=True)
 class Settings:
-    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    largest: int = int(os.environ.get(LARGEST, "1000000"))
     negatives: int = 7
     drawn: int = 1  # negatives of a row in a batch
-    characters: int = 350  # of a passage
+    long: int = 350  # characters of a passage, beside its number
+    short: int = 12
     batch: int = 512
-    # Whose texts: each row's own, or negatives that are passages of a corpus as large as there are rows.
-    kinds: tuple[str, ...] = ("own texts", "shared negatives")
+    processes: int = 2  # that prepare
+
+    def cases(self) -> list[tuple[str, int, int]]:
+        """Whose texts, how many rows, and how long the texts are. The negatives of a row are its own, or passages of a
+        corpus as large as there are rows."""
+        lengths = ((10_000, self.long), (100_000, self.long), (1_000_000, self.short), (10_000_000, self.short))
+        chosen = [(size, length) for size, length in lengths if size <= self.largest]
+        return [(kind, *each) for each in chosen for kind in ("shared negatives", "own texts")]
+
+    def numbers_of_processes(self, kind: str, size: int) -> list[int]:
+        """How many processes prepare: the smallest data are not shared out, and the largest take too long for one."""
+        several = [self.processes] if size > 10_000 else []
+        alone = [1] if size <= 10_000 or (size <= 100_000 and kind == "shared negatives") else []
+        return several + alone
 
 
 def measure(settings: Settings, repeats: int, folder: Path) -> Result:
-    """Of each kind and size: a process that prepares, then one that starts as all later ones do."""
+    """Of each case: a process that prepares, then one that starts as all later ones do."""
     runs: list[Run] = []
-    for kind in settings.kinds:
-        for size in settings.sizes:
-            place = folder / f"{kind.replace(' ', '-')}-{size}"
-            write_rows(place, kind, size, settings)
-            request = {"folder": str(place), "drawn": settings.drawn, "batch": settings.batch}
-            for repeat in range(repeats):
-                for path in (place / "cache").rglob("*"):
-                    if path.is_file():
-                        path.unlink()
-                case = f"{kind}, {size:,} rows"
-                first = run_fresh(Variant("benchmarks.rows:start", request))
-                later = run_fresh(Variant("benchmarks.rows:start", request))
-                first = {f"first_{name}": value for name, value in first.items()}
-                runs.append({"case": case, "variant": "mapped", "repeat": repeat, "rows": size, **first, **later})
-                print(f"  {case}: {runs[-1]}", flush=True)
-            for path in sorted(place.rglob("*"), reverse=True):
-                path.unlink() if path.is_file() else path.rmdir()
-    largest = [run for run in runs if run["rows"] == max(settings.sizes)]
+    for kind, size, characters in settings.cases():
+        place = folder / f"{kind.replace(' ', '-')}-{size}"
+        write_rows(place, kind, size, settings.negatives, characters)
+        request = {"folder": str(place), "drawn": settings.drawn, "batch": settings.batch}
+        for repeat in range(repeats):
+            for processes in settings.numbers_of_processes(kind, size):
+                shutil.rmtree(place / "cache", ignore_errors=True)
+                variant = Variant("benchmarks.rows:start", request | {"processes": processes})
+                first, later = run_fresh(variant), run_fresh(variant)
+                name = "1 process" if processes == 1 else f"{processes} processes"
+                run = {"case": f"{size:,} rows, {kind}", "variant": name, "repeat": repeat, "rows": size, "kind": kind}
+                runs.append(run | {f"first_{name}": value for name, value in first.items()} | later)
+                print(f"  {runs[-1]}", flush=True)
+        shutil.rmtree(place)
+    return result_of(settings, runs)
+
+
+def result_of(settings: Settings, runs: list[Run]) -> Result:
+    """What was measured, beside what was aimed at."""
+    figures = [
+        spread(
+            f"planning, {size:,} rows, {kind}",
+            [run["plan_us_a_row"] for run in runs if (run["kind"], run["rows"]) == (kind, size)],
+            unit="µs a row",
+            at_most=2.0,
+        )
+        for kind, size, _ in settings.cases()
+    ]
     return Result(
         settings=dataclasses.asdict(settings),
         runs=runs,
-        figures=[
-            spread(
-                f"planning, {kind}, of {max(settings.sizes):,} rows",
-                [run["plan_us_a_row"] for run in largest if run["case"].startswith(kind)],
-                unit="µs a row",
-                at_most=2.0,
-            )
-            for kind in settings.kinds
-        ],
+        figures=figures,
         table=table_of(
             runs,
             {
-                "prepared in, CPU s": lambda median: f"{median('first_start_seconds'):.1f}",
-                "started in, CPU s": lambda median: f"{median('start_seconds'):.2f}",
-                "bytes a row in a process": lambda median: f"{median('bytes_a_row'):.0f}",
+                "bytes of a row in JSON": lambda median: f"{median('file_bytes_a_row'):.0f}",
+                "prepared in, s": lambda median: f"{median('first_start_wall_seconds'):.1f}",
+                "CPU, µs a row": lambda median: f"{median('first_start_us_a_row'):.0f}",
+                "own memory at most, MB": lambda median: f"{median('first_most_memory') / 1e6:.0f}",
+                "started in, s": lambda median: f"{median('start_wall_seconds'):.2f}",
+                "own memory, MB": lambda median: f"{median('most_memory') / 1e6:.0f}",
                 "planning, µs a row": lambda median: f"{median('plan_us_a_row'):.2f}",
                 "a row drawn, µs": lambda median: f"{median('draw_us'):.0f}",
             },
@@ -77,32 +101,26 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
     )
 
 
-def write_rows(folder: Path, kind: str, size: int, settings: Settings) -> None:
-    """JSON lines of a query, a positive and negatives, and their registry."""
+def write_rows(folder: Path, kind: str, size: int, negatives: int, characters: int) -> None:
+    """JSON lines of a query, a positive and negatives."""
     folder.mkdir(parents=True)
-    info = {NAME: {"file_name": "rows.jsonl", "formatting": "retrieval"}}
-    (folder / "dataset_info.json").write_text(json.dumps(info), "utf-8")
-    with open(folder / "rows.jsonl", "w", encoding="utf-8") as file:
-        for row in _rows(kind, size, settings):
-            file.write(json.dumps(row) + "\n")
-
-
-def _rows(kind: str, size: int, settings: Settings) -> Iterator[dict[str, Any]]:
     prose = "".join(" ".join(prose_paragraphs())).encode("ascii", "ignore").decode()
     rng = random.Random(0)
 
     def passage(number: int) -> str:
-        start = number * 37 % (len(prose) - settings.characters)
-        return f"{number} {prose[start : start + settings.characters]}"
+        start = number * 37 % (len(prose) - characters)
+        return f"{number} {prose[start : start + characters]}"
 
-    for row in range(size):
-        own = range(size + row * settings.negatives, size + (row + 1) * settings.negatives)
-        numbers = own if kind == "own texts" else rng.sample(range(size), settings.negatives)
-        yield {
-            "query": f"{row}? {passage(row)[:45]}",
-            "positive": passage(row) + "!",
-            "negative": list(map(passage, numbers)),
-        }
+    with open(folder / "rows.jsonl", "w", encoding="utf-8") as file:
+        for row in range(size):
+            numbers = range(size + row * negatives, size + (row + 1) * negatives)
+            chosen = numbers if kind == "own texts" else [rng.randrange(size) for _ in range(negatives)]
+            texts = {
+                "query": f"{row}? {passage(row)[:45]}",
+                "positive": passage(row) + "!",
+                "negative": list(map(passage, chosen)),
+            }
+            file.write(json.dumps(texts) + "\n")
 
 
 def start(request: dict[str, Any]) -> dict[str, float]:
@@ -110,40 +128,71 @@ def start(request: dict[str, Any]) -> dict[str, float]:
     are mapped belong to the machine."""
     from llamafactory_embed.data.files import HubOptions
     from llamafactory_embed.data.retrieval.common_texts import TextsOfTasks
+    from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
+    from llamafactory_embed.data.retrieval.entries import make_entry
     from llamafactory_embed.data.retrieval.plan import BatchingOptions
-    from llamafactory_embed.data.retrieval.reader import load_tasks
-    from llamafactory_embed.data.retrieval.rows import RetrievalDataset
+    from llamafactory_embed.data.retrieval.prepared import cache_root
+    from llamafactory_embed.data.retrieval.reader import tasks_of_entries
     from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 
     folder, drawn = Path(request["folder"]), request["drawn"]
-    load_tasks(NAME, str(_few_rows(folder)), num_negatives=drawn)  # imports whatever it needs
-    before, begin = own_memory(), time.process_time()
-    tasks = load_tasks(NAME, str(folder), num_negatives=drawn, hub=HubOptions(str(folder / "cache")))
-    dataset = RetrievalDataset(tasks, drawn)
-    texts = TextsOfTasks(dataset)
-    planning = time.process_time()
-    sampler = GlobalBatchSampler(dataset, request["batch"], BatchingOptions(), texts=texts)
-    planned = time.process_time()
-    memory = own_memory() - before
+    entry = make_entry(NAME, {"file_name": "rows.jsonl", "formatting": "retrieval"}, str(folder))
+    few = dataclasses.replace(entry, location=str(_few_rows(folder)))
+    tasks_of_entries([few], None, False, drawn, 42, HubOptions())  # this and the next import whatever they need
+    hub = HubOptions(str(cache_root(HubOptions(str(folder / "cache")))), processes=request["processes"])
+    with most_memory() as memory:
+        begin, wall_begin = used_seconds(), time.perf_counter()
+        dataset = RetrievalDataset(tasks_of_entries([entry], None, False, drawn, 42, hub), drawn)
+        texts = TextsOfTasks(dataset)
+        planning, wall = used_seconds(), time.perf_counter()
+        sampler = GlobalBatchSampler(dataset, request["batch"], BatchingOptions(), texts=texts)
+        planned = used_seconds()
     keys = [key for batch, _ in zip(sampler, range(8), strict=False) for key in batch]
-    drawing = time.process_time()
+    drawing = used_seconds()
     for key in keys:
         dataset[key]
     return {
-        "start_seconds": planning - begin,
+        "start_wall_seconds": wall - wall_begin,
+        "start_us_a_row": 1e6 * (planning - begin) / len(dataset),
         "plan_us_a_row": 1e6 * (planned - planning) / len(dataset),
-        "bytes_a_row": memory / len(dataset),
-        "draw_us": 1e6 * (time.process_time() - drawing) / len(keys),
+        "most_memory": max(memory),
+        "draw_us": 1e6 * (used_seconds() - drawing) / len(keys),
         "batches": len(sampler),
+        "file_bytes_a_row": (folder / "rows.jsonl").stat().st_size / len(dataset),
     }
 
 
+def used_seconds() -> float:
+    """CPU time of this process and of those that it started and that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
+
+
+@contextlib.contextmanager
+def most_memory() -> Iterator[list[int]]:
+    """Bytes that this process takes for itself more than before, whenever they were looked at."""
+    before = own_memory()
+    found = [0]
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.05):
+            found.append(own_memory() - before)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+        found.append(own_memory() - before)
+
+
 def _few_rows(folder: Path) -> Path:
-    few = folder / "few"
-    few.mkdir(exist_ok=True)
+    few = folder / "few.jsonl"
     with open(folder / "rows.jsonl", encoding="utf-8") as file:
-        (few / "rows.jsonl").write_text(file.readline(), "utf-8")
-    (few / "dataset_info.json").write_text((folder / "dataset_info.json").read_text("utf-8"), "utf-8")
+        few.write_text(file.readline(), "utf-8")
     return few
 
 

@@ -168,9 +168,9 @@ def sentence_transformers(request: dict[str, Any]) -> dict[str, Any]:
 
 def rows_in_our_order(data: Path, batch_size: int) -> list[dict[str, str]]:
     """The rows in the order in which `stage: contrastive` draws its batches."""
+    from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
     from llamafactory_embed.data.retrieval.plan import BatchingOptions
     from llamafactory_embed.data.retrieval.reader import load_tasks
-    from llamafactory_embed.data.retrieval.rows import RetrievalDataset
     from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 
     tasks = load_tasks(["triplets"], str(data), num_negatives=1, seed=SEED)

@@ -34,11 +34,13 @@ csv.field_size_limit(LONGEST_ROW)
 
 @dataclass(frozen=True)
 class HubOptions:
-    """How the hub is reached and the cache used: the host's `cache_dir`, `hf_hub_token` and `overwrite_cache`."""
+    """How the hub is reached, the cache used and data prepared: the host's `cache_dir`, `hf_hub_token`,
+    `overwrite_cache` and `preprocessing_num_workers`."""
 
     cache_dir: str | None = None
     token: str | None = None
     renew: bool = False
+    processes: int = 1
 
 
 def registered_entries(
@@ -199,9 +201,14 @@ def numbered_rows(file: TextIO, shown_as: str) -> Iterator[tuple[int, str]]:
 
 def _read_json_lines(path: str, shown_as: str) -> Iterator[LocatedRecord]:
     with open_text(path) as file:
-        for line, text in numbered_rows(file, shown_as):
-            if text.strip():
-                yield shown_as, line, _parse_json(text)
+        yield from json_rows(numbered_rows(file, shown_as), shown_as)
+
+
+def json_rows(lines: Iterable[tuple[int, str]], shown_as: str) -> Iterator[LocatedRecord]:
+    """The record of every line that is not empty."""
+    for line, text in lines:
+        if text.strip():
+            yield shown_as, line, _parse_json(text)
 
 
 def _parse_json(text: str) -> dict[str, Any] | BadRowError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 
 logger = logging.getLogger(__name__)
@@ -36,11 +37,10 @@ class BadRows:
         if len(self.told) < MOST_PROBLEMS_TOLD:
             self.told.append(printable(f"{file}:{line}: {problem}"))
 
-    def include(self, count: int, first: str) -> None:
-        """Note bad rows that were skipped when their data were prepared, of which the first is told."""
-        self.count += count
-        if count and len(self.told) < MOST_PROBLEMS_TOLD:
-            self.told.append(first)
+    def include(self, count: int, told: Sequence[str]) -> None:
+        """Note bad rows that were found elsewhere, of which the first are told; no more than enough to stop."""
+        self.count += count if self.skip else min(count, MOST_PROBLEMS_TOLD - self.count)
+        self.told.extend(told[: MOST_PROBLEMS_TOLD - len(self.told)])
 
     def finish(self) -> None:
         """Raise one ValueError for all bad rows, or log how many were skipped."""

@@ -9,7 +9,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from llamafactory_embed.data.batches import EvenEpochs, GivenRows, ItemBatches
-from llamafactory_embed.data.retrieval.rows import Example, RetrievalDataset
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
+from llamafactory_embed.data.retrieval.rows import Example
 from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 from tests.data.retrieval.helpers import make_task
 

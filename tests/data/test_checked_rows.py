@@ -21,9 +21,9 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 from llamafactory_embed.data.embedding_tokenizer import EmbeddingTokenizer
 from llamafactory_embed.data.files import HubOptions
 from llamafactory_embed.data.problems import broken_character
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.reader import tasks_of_entries
-from llamafactory_embed.data.retrieval.rows import RetrievalDataset
 from llamafactory_embed.data.retrieval.stream import StreamedBatches, stream_tasks
 from llamafactory_embed.data.words.reader import load_sentences
 from llamafactory_embed.data.words.tokenization import WordTokenizer

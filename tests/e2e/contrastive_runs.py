@@ -206,10 +206,6 @@ def main(folder: Path, recipe: Callable[..., dict[str, Any]]) -> None:
     if any("deepspeed" in options for options in runs.values()):
         let_deepspeed_build_nothing()
     tuner.dist.destroy_process_group = lambda: None  # the next run needs it
-    # The Trainer reads an optimizer's state to "cpu:0", a place that torch.load does not know.
-    torch.serialization.register_package(
-        99, lambda _: None, lambda storage, place: storage if place == "cpu:0" else None
-    )
     for name, options in runs.items():
         result = perform(recipe(output_dir=folder / name, **options))
         if dist.get_rank() == 0:

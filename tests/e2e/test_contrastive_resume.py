@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from llamafactory_embed import Encoder
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.reader import load_tasks
-from llamafactory_embed.data.retrieval.rows import RetrievalDataset
 from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 
 from .contrastive_runs import DENSE, LATENT, LORA, OBJECTIVES, RunResult, perform, recipe, write_data

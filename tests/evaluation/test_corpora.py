@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llamafactory_embed.data.retrieval import text_table
 from llamafactory_embed.evaluation.local import corpora
 from llamafactory_embed.evaluation.local.corpora import map_texts, texts_with_ids
 
@@ -14,9 +15,10 @@ TEXTS = [("b", "first"), ("a", "höher\n"), ("b", "last"), ("c", ""), ("a", "hö
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
-@pytest.mark.parametrize("limit", ["ROWS_AT_ONCE", "CHARACTERS_AT_ONCE"])
+@pytest.mark.parametrize("limit", ["TEXTS_OF_BLOCK", "CHARACTERS_OF_BLOCK"])
 def test_rows_are_those_of_a_dictionary(count: int, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, limit, 2)
+    monkeypatch.setattr(text_table, limit, 2)
+    monkeypatch.setattr(corpora, "ROWS_AT_ONCE", 2)
     expected = dict(TEXTS[:count])
     rows = map_texts(TEXTS[:count])
     assert list(rows["id"]) == list(expected)

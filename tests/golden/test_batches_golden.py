@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from llamafactory_embed.data.files import HubOptions
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.formats import parse_record
 from llamafactory_embed.data.retrieval.plan import BatchingOptions
 from llamafactory_embed.data.retrieval.reader import tasks_of_entries
-from llamafactory_embed.data.retrieval.rows import RetrievalDataset, Row, Task, sees_own_passages_only
+from llamafactory_embed.data.retrieval.rows import Row, Task, sees_own_passages_only
 from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 
 from .case_files import GoldenCase, golden_cases

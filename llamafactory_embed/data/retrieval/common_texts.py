@@ -1,7 +1,8 @@
 """Which rows cannot share a batch in an epoch, because a text would stand in it twice.
 
 Which texts a row brings is drawn anew in every epoch, and drawing is slow beside planning. So a row is first taken
-with all the texts that it could bring and another row could, too; rows are drawn only where these meet.
+with all the texts that it could bring and another row could, too; rows are drawn only where these meet
+(`meetings.py`).
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import bisect
 import functools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .dataset import RetrievalDataset
 from .repeated_texts import RepeatedTexts, repeated_texts
-from .rows import RetrievalDataset, choose_negatives, choose_positive, row_seed
+from .rows import choose_negatives, choose_positive, row_seed
 from .stored_rows import StoredRows
 
 
 # Rows of which it is remembered what they bring: those that wait are asked again for every batch.
 MOST_REMEMBERED = 2**16
+
+SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 by the golden ratio, odd: no two rows have one product
 
 
 class TextsOfTasks:
@@ -50,8 +54,8 @@ class TextsOfTasks:
 
 
 class CommonTexts:
-    """The texts that rows have in common in one epoch. Texts are numbers; a row itself is one below 0, where it may
-    come twice."""
+    """The texts that rows have in common in one epoch. Texts are numbers, and so is a row itself where it may come
+    twice."""
 
     def __init__(self, texts: TextsOfTasks, epoch: int, rows_return: bool) -> None:
         self._texts = texts
@@ -61,21 +65,26 @@ class CommonTexts:
         self._starts = texts.starts.tolist()
         self.drawn: Callable[[int], Sequence[int]] = functools.lru_cache(MOST_REMEMBERED)(self._draw)
 
-    def of_rows(self, rows: np.ndarray) -> list[list[int]]:
-        """For each row the texts that it may bring, as far as others may, too."""
+    def of_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The texts that these rows may bring, as far as others may, too: which of the rows each belongs to [texts],
+        and the texts [texts]."""
         texts = self._texts
         tasks = np.searchsorted(texts.starts, rows, side="right") - 1
-        found: list[list[int]] = [[] for _ in range(len(rows))]
+        numbers = np.full(len(rows), -1)
         for task in np.unique(tasks):
-            if texts.first_of_task[task] < 0:
-                continue
-            places = np.flatnonzero(tasks == task)
-            numbers = texts.rows[task].numbers_in_tables(rows[places] - texts.starts[task])
-            numbers += texts.first_of_task[task]
-            ids = [[]] * len(places) if texts.repeated is None else texts.repeated.of_rows(numbers)
-            for place, number, of_row in zip(places.tolist(), numbers.tolist(), ids, strict=True):
-                found[place] = [*of_row, -1 - number] if self.rows_return else of_row
-        return found
+            if texts.first_of_task[task] >= 0:
+                mine = tasks == task
+                inside = texts.rows[task].numbers_in_tables(rows[mine] - texts.starts[task])
+                numbers[mine] = inside + texts.first_of_task[task]
+        compared = np.flatnonzero(numbers >= 0)
+        parts = []
+        if texts.repeated is not None:
+            counts, ids = texts.repeated.of_rows(numbers[compared])
+            parts.append((np.repeat(compared, counts), ids))
+        if self.rows_return:
+            parts.append((compared, _row_itself(numbers[compared])))
+        places, ids = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return places, ids
 
     def _draw(self, row: int) -> Sequence[int]:
         """The texts that a row does bring."""
@@ -94,33 +103,11 @@ class CommonTexts:
         elif count <= 0:
             ids = ids[:2]
         if self.rows_return:
-            ids.append(-1 - int(texts.rows[task].numbers_in_tables(np.array([place]))[0] + texts.first_of_task[task]))
+            inside = texts.rows[task].numbers_in_tables(np.array([place]))
+            ids.append(int(_row_itself(inside + texts.first_of_task[task])[0]))
         return ids
 
 
-class TextsOfBatch:
-    """The texts of a batch. Of rows that have met no other yet it holds all that they may bring."""
-
-    def __init__(self, common: CommonTexts) -> None:
-        self._drawn = common.drawn
-        self._holder: dict[int, int] = {}  # text → the row that has it
-        self._not_drawn: dict[int, Sequence[int]] = {}
-
-    def take(self, row: int, ids: Sequence[int]) -> bool:
-        """Take a row with its texts, unless one of them is there."""
-        if self._holder.keys().isdisjoint(ids):
-            self._not_drawn[row] = ids
-            self._hold(row, ids)
-            return True
-        brought = self._drawn(row)
-        for other in {self._holder[each] for each in brought if each in self._holder}.intersection(self._not_drawn):
-            for each in self._not_drawn.pop(other):
-                self._holder.pop(each, None)
-            self._hold(other, self._drawn(other))
-        if not self._holder.keys().isdisjoint(brought):
-            return False
-        self._hold(row, brought)
-        return True
-
-    def _hold(self, row: int, ids: Iterable[int]) -> None:
-        self._holder.update(dict.fromkeys(ids, row))
+def _row_itself(numbers: np.ndarray) -> np.ndarray:
+    """What stands for a row among texts: its number, spread over 64 bits as the numbers of texts are."""
+    return (numbers.astype(np.uint64) + np.uint64(1)) * SPREAD

@@ -16,6 +16,7 @@ from .entries import Entry
 from .prepared import folder_of_rows, write_folder
 from .row_table import RowTable, RowWriter
 from .rows import Row
+from .shares import write_in_shares
 from .teacher_vectors import TeacherVectors
 from .text_table import StoredTexts, TextWriter
 
@@ -46,10 +47,10 @@ def keep_data_set(entry: Entry, bad_rows: BadRows, hub: HubOptions, read: ReadDa
     record = None if hub.renew else _read_record(place)
     if record is None or (record["bad_rows"] and not bad_rows.skip):
         before = bad_rows.count
-        record = _write(place, entry, bad_rows, read)
+        record = _write(place, entry, bad_rows, hub.processes, read)
         if bad_rows.count > before:  # they are told when all data sets have been read
             return KeptDataSet(RowTable.of_rows([]), StoredTexts.of([]))
-    bad_rows.include(record["bad_rows"], record["first_bad_row"])
+    bad_rows.include(record["bad_rows"], [record["first_bad_row"]] if record["bad_rows"] else [])
     return _open(place, record, entry)
 
 
@@ -60,24 +61,23 @@ def _read_into_memory(entry: Entry, bad_rows: BadRows, read: ReadDataSet) -> Kep
     return KeptDataSet(rows, StoredTexts.of(passages))
 
 
-def _write(place: Path, entry: Entry, bad_rows: BadRows, read: ReadDataSet) -> dict[str, Any]:
+def _write(place: Path, entry: Entry, bad_rows: BadRows, processes: int, read: ReadDataSet) -> dict[str, Any]:
     """Read and check a data set, and write it unless a bad row forbids it; what is noted of it."""
     import pyarrow as pa
 
     found = BadRows(skip=True) if bad_rows.skip else bad_rows
     before = bad_rows.count
     with write_folder(place, lambda: bad_rows.count == before) as folder:
-        with pa.OSFile(str(folder / ROWS), "wb") as rows_file, pa.OSFile(str(folder / CORPUS), "wb") as corpus_file:
-            rows = RowWriter(rows_file, with_vectors=entry.teacher_vectors is None)
+        with pa.OSFile(str(folder / CORPUS), "wb") as corpus_file:
             corpus = TextWriter(corpus_file)
-            for row in read(found, corpus.add):
-                rows.add(row)
-            rows.close()
+            shared = write_in_shares(entry, processes, folder, found)
+            tables, files = shared or _write_alone(folder, entry, read(found, corpus.add))
             corpus.close()
         record = {
             "data_set": entry.name,
             "location": entry.location,
-            "files": list(rows.files),
+            "tables": tables,
+            "files": files,
             "bad_rows": found.count if bad_rows.skip else 0,
             "first_bad_row": found.told[0] if found.told else "",
             "version": secrets.token_hex(8),
@@ -86,12 +86,24 @@ def _write(place: Path, entry: Entry, bad_rows: BadRows, read: ReadDataSet) -> d
     return record
 
 
+def _write_alone(folder: Path, entry: Entry, rows: Iterator[Row]) -> tuple[list[str], list[str]]:
+    """Write rows into one table; its name, and those of the files read."""
+    import pyarrow as pa
+
+    with pa.OSFile(str(folder / ROWS), "wb") as file:
+        writer = RowWriter(file, with_vectors=entry.teacher_vectors is None)
+        for row in rows:
+            writer.add(row)
+        writer.close()
+    return [ROWS], list(writer.files)
+
+
 def _read_record(place: Path) -> dict[str, Any] | None:
     if not place.is_dir():
         return None
     try:
         content = json.loads((place / RECORD).read_text("utf-8"))
-        return {name: content[name] for name in ("files", "bad_rows", "first_bad_row", "version")}
+        return {name: content[name] for name in ("tables", "files", "bad_rows", "first_bad_row", "version")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(place, error) from error
 
@@ -101,7 +113,7 @@ def _open(place: Path, record: dict[str, Any], entry: Entry) -> KeptDataSet:
 
     vectors = TeacherVectors.of(entry).vectors
     try:
-        rows, corpus = (pa.memory_map(str(place / name)) for name in (ROWS, CORPUS))
+        *rows, corpus = (pa.memory_map(str(place / name)) for name in (*record["tables"], CORPUS))
         kept_as = place.with_name(f"{place.name}.{record['version']}")
         return KeptDataSet(RowTable(rows, record["files"], vectors, kept_as), StoredTexts(corpus))
     except (OSError, pa.ArrowException) as error:

@@ -5,22 +5,15 @@ from __future__ import annotations
 import itertools
 import random
 from array import array
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from .common_texts import CommonTexts, TextsOfBatch
+from .common_texts import CommonTexts
+from .meetings import without_meetings
 from .weights import share_out
-
-
-# After this many batches that hold one of its texts, a row is left out of the epoch: planning takes linear time.
-MOST_BATCHES_TRIED = 32
-
-# Rows whose texts are looked up together.
-ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -133,43 +126,8 @@ def _endless(rows: range, options: BatchingOptions, rng: random.Random) -> Itera
 
 def cut_into_batches(order: Iterable[int], batch_size: int, texts: CommonTexts | None) -> Plan:
     """Cut a sequence into full batches; a row waits for a later batch while one of its texts is in this one."""
-    if texts is None:
-        rows = np.array(order if isinstance(order, array) else array("q", order), np.int64)
-        whole = len(rows) // batch_size * batch_size
-        return Plan(rows[:whole].reshape(-1, batch_size), len(rows) - whole)
-    planned = array("q")
-    left_out = 0
-    coming = _with_texts(order, texts)
-    waiting: deque[tuple[int, Sequence[int], int]] = deque()  # (row, its texts, batches tried)
-    while True:
-        count = 0
-        taken = TextsOfBatch(texts)
-        still_waiting: deque[tuple[int, Sequence[int], int]] = deque()
-        while count < batch_size:
-            if waiting:
-                row, ids, tried = waiting.popleft()
-            else:
-                row, ids = next(coming, (-1, ()))
-                tried = 0
-                if row < 0:
-                    break
-            if not ids or taken.take(row, ids):
-                planned.append(row)
-                count += 1
-            elif tried + 1 < MOST_BATCHES_TRIED:
-                still_waiting.append((row, ids, tried + 1))
-            else:
-                left_out += 1
-        still_waiting.extend(waiting)
-        waiting = still_waiting
-        if count < batch_size:
-            left_out += count + len(waiting)
-            whole = len(planned) - count
-            return Plan(np.array(planned[:whole], np.int64).reshape(-1, batch_size), left_out)
-
-
-def _with_texts(order: Iterable[int], texts: CommonTexts) -> Iterator[tuple[int, Sequence[int]]]:
-    """Rows in their order, each with the texts that it may bring and others may bring, too."""
-    rows = iter(order)
-    while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
-        yield from zip(chunk, texts.of_rows(np.array(chunk)), strict=True)
+    rows = np.asarray(order if isinstance(order, array) else array("q", order), np.int64)
+    batches = rows[: len(rows) // batch_size * batch_size].reshape(-1, batch_size)
+    if texts is not None:
+        batches = without_meetings(rows, np.empty_like(batches), texts)
+    return Plan(batches, len(rows) - batches.size)

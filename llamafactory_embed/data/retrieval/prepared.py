@@ -24,7 +24,7 @@ from .entries import Entry, TextSource, load_hub_rows
 FOLDER = "llamafactory_embed"
 # Data of fewer bytes are read anew by every process: it takes less than a second.
 SMALLEST_KEPT = 16 * 2**20
-LAYOUT = 1  # a number for each way to lay the tables out
+LAYOUT = 2  # a number for each way to lay the tables out
 UNFINISHED = ".tmp"  # folders that are being written
 LONGEST_PAUSE = 24 * 60 * 60.0  # seconds between two writes of a preparation
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

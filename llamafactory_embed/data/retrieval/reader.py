@@ -106,13 +106,13 @@ def records_of_entry(entry: Entry, hub: HubOptions, streaming: bool) -> Iterator
 
 
 def parse_records(
-    records: Iterable[LocatedRecord], entry: Entry, bad_rows: BadRows, hub: HubOptions | None = None
+    records: Iterable[LocatedRecord], entry: Entry, bad_rows: BadRows, hub: HubOptions | None = None, first: int = 0
 ) -> Iterator[tuple[Record, Row | NliPair]]:
-    """Each record with the row it holds; bad ones are noted. Instructions take turns by the number of the record.
-    Where rows name texts by id, the texts are read first."""
+    """Each record with the row it holds; bad ones are noted. Instructions take turns by the number of the record, of
+    which `first` is that of the first. Where rows name texts by id, the texts are read first."""
     references = References.read(entry, bad_rows, hub or HubOptions())
     teacher, count = TeacherVectors.of(entry), 0
-    for number, (file, line, record) in enumerate(records):
+    for number, (file, line, record) in enumerate(records, first):
         count = number + 1
         try:
             if isinstance(record, BadRowError):

@@ -25,14 +25,13 @@ class RepeatedTexts:
     """[rows + 1]: where the numbers of a row begin, and those of the next."""
     ids: np.ndarray
 
-    def of_rows(self, rows: np.ndarray) -> list[list[int]]:
-        """The numbers for each of some rows [rows]."""
+    def of_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many numbers each of some rows has [rows], and these, row after row."""
         starts = self.ends[rows]
         counts = self.ends[rows + 1] - starts
         ends = np.cumsum(counts)
         places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)
-        found = self.ids[places].tolist()
-        return [found[end - count : end] for end, count in zip(ends.tolist(), counts.tolist(), strict=True)]
+        return counts, self.ids[places]
 
 
 def repeated_texts(tables: Sequence[RowTable]) -> RepeatedTexts | None:
@@ -44,29 +43,43 @@ def repeated_texts(tables: Sequence[RowTable]) -> RepeatedTexts | None:
     names = [_digest_of(table).hex() if table.kept_as is None else table.kept_as.name for table in tables]
     folder = kept[0].with_name(digest(*names, size=16).hex())
     if not folder.is_dir():
-        found = find_repeated(tables) or RepeatedTexts(np.zeros(0, np.int64), np.zeros(0, np.uint64))
-        with write_folder(folder) as temporary:
-            np.save(temporary / ENDS, found.ends)
-            np.save(temporary / IDS, found.ids)
+        with write_folder(folder) as temporary, open(temporary / IDS, "wb") as file:
+            ends, found = _find(tables)
+            np.save(temporary / ENDS, ends)
+            header = {"descr": "<u8", "fortran_order": False, "shape": (int(ends[-1]),)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for of_block in found:
+                file.write(of_block.tobytes())
     ends, ids = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (ENDS, IDS))
     return RepeatedTexts(ends, ids) if len(ids) else None
 
 
 def find_repeated(tables: Sequence[RowTable]) -> RepeatedTexts | None:
-    """Sort the numbers of all texts, a share of them at a time, and keep those that stand there twice."""
+    """The same in memory, wherever the tables lie."""
+    ends, found = _find(tables)
+    return RepeatedTexts(ends, np.concatenate(list(found))) if ends[-1] else None
+
+
+def _find(tables: Sequence[RowTable]) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+    """Sort the numbers of all texts, a share of them at a time, and keep those that stand there twice: where each
+    row's begin and those of the next, and the numbers, block by block."""
     total = sum(len(ids) for ids, _ in _blocks(tables))
     shares = -(-total // IDS_AT_ONCE)
     repeated = np.concatenate([np.zeros(0, np.uint64), *(_repeated(tables, share, shares) for share in range(shares))])
-    if not len(repeated):
-        return None
     repeated.sort()
-    counts, kept = [], []
+    counts, stand_twice = [np.zeros(1, np.int64)], []
     for ids, starts in _blocks(tables):
-        places = np.minimum(np.searchsorted(repeated, ids), len(repeated) - 1)
-        stands_twice = repeated[places] == ids
-        counts.append(np.diff(np.concatenate([[0], np.cumsum(stands_twice)])[starts]))
-        kept.append(ids[stands_twice])
-    return RepeatedTexts(np.cumsum(np.concatenate([[0], *counts])), np.concatenate(kept))
+        stand_twice.append(_are_among(ids, repeated))
+        counts.append(np.diff(np.concatenate([[0], np.cumsum(stand_twice[-1])])[starts]))
+    found = (ids[mine] for (ids, _), mine in zip(_blocks(tables), stand_twice, strict=True))
+    return np.cumsum(np.concatenate(counts)), found
+
+
+def _are_among(ids: np.ndarray, repeated: np.ndarray) -> np.ndarray:
+    if not len(repeated):
+        return np.zeros(len(ids), bool)
+    places = np.minimum(np.searchsorted(repeated, ids), len(repeated) - 1)
+    return repeated[places] == ids
 
 
 def _repeated(tables: Sequence[RowTable], share: int, shares: int) -> np.ndarray:

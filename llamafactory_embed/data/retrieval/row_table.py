@@ -53,11 +53,12 @@ def text_number(text: str) -> int:
 class RowWriter:
     """Writes rows into an Arrow file. Names of files are kept apart, as they are few: `files` holds them."""
 
-    def __init__(self, sink: Any, with_vectors: bool = True) -> None:
-        """`with_vectors` keeps a teacher's vectors in the table; those of a `.npy` file stay there."""
+    def __init__(self, sink: Any, with_vectors: bool = True, files: Sequence[str] = ()) -> None:
+        """`with_vectors` keeps a teacher's vectors in the table; those of a `.npy` file stay there. `files` are names
+        that are known before, in their order."""
         import pyarrow as pa
 
-        self.files: dict[str, int] = {}
+        self.files = {name: number for number, name in enumerate(files)}
         self._with_vectors = with_vectors
         self._writer = pa.ipc.new_file(sink, row_schema())
         self._rows: list[Row] = []
@@ -152,14 +153,18 @@ class RowTable(Sequence[Row]):
     """The rows of a data set in a table."""
 
     def __init__(
-        self, source: Any, files: Sequence[str], vectors: np.ndarray | None = None, kept_as: Path | None = None
+        self,
+        sources: Sequence[Any],
+        files: Sequence[str],
+        vectors: np.ndarray | None = None,
+        kept_as: Path | None = None,
     ) -> None:
-        """`source` is an Arrow file, or one in memory; `vectors` are those of all records, where they lie beside it;
-        `kept_as` names a table that lies in the cache."""
+        """`sources` are Arrow files, or such in memory, one after another; `vectors` are those of all records, where
+        they lie beside them; `kept_as` names a table that lies in the cache."""
         import pyarrow as pa
 
-        reader = pa.ipc.open_file(source)
-        self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        readers = map(pa.ipc.open_file, sources)
+        self._batches = [reader.get_batch(number) for reader in readers for number in range(reader.num_record_batches)]
         self._ends = list(itertools.accumulate(len(batch) for batch in self._batches))
         self._blocks: dict[int, _Block] = {}
         self._files = files
@@ -176,7 +181,7 @@ class RowTable(Sequence[Row]):
         for row in rows:
             writer.add(row)
         writer.close()
-        return cls(sink.getvalue(), list(writer.files), vectors)
+        return cls([sink.getvalue()], list(writer.files), vectors)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0

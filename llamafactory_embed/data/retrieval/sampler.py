@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from .common_texts import TextsOfTasks
+from .dataset import RetrievalDataset
 from .plan import BatchingOptions, Plan, plan_batches
-from .rows import RetrievalDataset
 from .weights import task_shares
 
 

@@ -59,7 +59,9 @@ class StoredRows(Sequence[Row]):
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return self.select(np.arange(*place.indices(len(self))))
+            places = range(*place.indices(len(self)))
+            chosen = self.select(np.array(places, np.int64))
+            return chosen if places.step > 0 else StoredRows(chosen.pieces[::-1])
         place = place + len(self) if place < 0 else place
         if not 0 <= place < len(self):
             raise IndexError(f"Row {place} of {len(self)}.")
@@ -71,7 +73,7 @@ class StoredRows(Sequence[Row]):
             yield from map(piece.row, range(len(piece)))
 
     def select(self, places: np.ndarray) -> StoredRows:
-        """The rows at these places, piece by piece: in the order of the places where these ascend."""
+        """The rows at these places, piece after piece: in the order of the places where these ascend."""
         chosen = []
         for piece, start, end in zip(self.pieces, self._starts[:-1], self._starts[1:], strict=True):
             own = places[(places >= start) & (places < end)] - start

@@ -15,7 +15,8 @@ from ..files import HubOptions
 from ..problems import BadRows
 from .entries import Entry, find_entries
 from .formats import KNOWN_COLUMNS
-from .plan import MOST_BATCHES_TRIED, BatchingOptions
+from .meetings import MOST_BATCHES_TRIED
+from .plan import BatchingOptions
 from .reader import (
     NO_NEGATIVES,
     is_beir,

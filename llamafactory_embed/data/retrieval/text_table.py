@@ -14,32 +14,35 @@ CHARACTERS_OF_BLOCK = 16 * 2**20
 class TextWriter:
     """Writes texts into an Arrow file, in blocks."""
 
-    def __init__(self, sink: Any) -> None:
+    def __init__(self, sink: Any, schema: Any = None) -> None:
+        """`schema` has a column for each of the texts that `add` takes: one, `text`, unless it is given."""
         import pyarrow as pa
 
-        self._schema = pa.schema([("text", pa.large_string())])
+        self._schema = schema or pa.schema([("text", pa.large_string())])
         self._writer = pa.ipc.new_file(sink, self._schema)
-        self._texts: list[str] = []
+        self._rows: list[tuple[str, ...]] = []
         self._characters = 0
 
-    def add(self, text: str) -> None:
-        """Take the next text."""
-        self._texts.append(text)
-        self._characters += len(text)
-        if len(self._texts) >= TEXTS_OF_BLOCK or self._characters >= CHARACTERS_OF_BLOCK:
+    def add(self, *texts: str) -> None:
+        """Take the next text, or the next of each column."""
+        self._rows.append(texts)
+        self._characters += sum(map(len, texts))
+        if len(self._rows) >= TEXTS_OF_BLOCK or self._characters >= CHARACTERS_OF_BLOCK:
             self._write_block()
 
     def close(self) -> None:
         """Finish the file."""
-        self._write_block()
+        if self._rows:
+            self._write_block()
         self._writer.close()
 
     def _write_block(self) -> None:
         import pyarrow as pa
 
-        if self._texts:
-            self._writer.write_batch(pa.record_batch([pa.array(self._texts, pa.large_string())], schema=self._schema))
-        self._texts, self._characters = [], 0
+        columns = zip(*self._rows, strict=True)
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, self._schema.types, strict=True)]
+        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._rows, self._characters = [], 0
 
 
 class StoredTexts(Sequence[str]):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow
 from datasets import Dataset, Features, Value
 
+from ...data.retrieval.text_table import TextWriter
+
 
 COLUMNS = ("id", "text")
 ROWS_AT_ONCE = 8192
-CHARACTERS_AT_ONCE = 2**26  # a batch of Arrow holds 2 GiB at most
 
 
 def map_texts(texts: Iterable[tuple[str, str]]) -> Dataset:
@@ -25,12 +26,13 @@ def map_texts(texts: Iterable[tuple[str, str]]) -> Dataset:
     schema = pyarrow.schema([(name, pyarrow.string()) for name in COLUMNS])
     hashes = array("q")
     with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
-        with pyarrow.ipc.new_stream(file, schema) as writer:
-            for ids, contents in _batches(texts):
-                hashes.extend(map(hash, ids))
-                writer.write_batch(pyarrow.record_batch([pyarrow.array(ids), pyarrow.array(contents)], schema))
+        writer = TextWriter(file, schema)
+        for key, text in texts:
+            hashes.append(hash(key))
+            writer.add(key, text)
+        writer.close()
         file.flush()
-        table = pyarrow.ipc.open_stream(pyarrow.memory_map(file.name)).read_all()
+        table = pyarrow.ipc.open_file(pyarrow.memory_map(file.name)).read_all()
     rows = _as_dataset(table)
     return _last_of_each_id(rows) if _has_equal(hashes) else rows
 
@@ -42,21 +44,6 @@ def texts_with_ids(rows: Dataset, ids: set[str]) -> dict[str, str]:
         part = rows[start : start + ROWS_AT_ONCE]
         found |= {key: text for key, text in zip(part["id"], part["text"], strict=True) if key in ids}
     return found
-
-
-def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:
-    ids: list[str] = []
-    contents: list[str] = []
-    characters = 0
-    for key, text in texts:
-        ids.append(key)
-        contents.append(text)
-        characters += len(key) + len(text)
-        if len(ids) == ROWS_AT_ONCE or characters > CHARACTERS_AT_ONCE:
-            yield ids, contents
-            ids, contents, characters = [], [], 0
-    if ids:
-        yield ids, contents
 
 
 def _as_dataset(table: pyarrow.Table) -> Dataset:

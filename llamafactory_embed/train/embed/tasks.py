@@ -41,7 +41,8 @@ def load_train_and_eval_tasks(
     `streaming` the rows to train on are a stream; rows to evaluate on are held, as their texts are a corpus. Tasks to
     train on have the settings of `objectives` and of their data sets."""
     renew = data_args.overwrite_cache and training_args.local_process_index == 0
-    hub = HubOptions(model_args.cache_dir, model_args.hf_hub_token, renew)
+    processes = data_args.preprocessing_num_workers or 1
+    hub = HubOptions(model_args.cache_dir, model_args.hf_hub_token, renew, processes)
 
     def load(
         names: list[str] | None, num_negatives: int, own: Mapping[str, Mapping[str, Any]] | None = None

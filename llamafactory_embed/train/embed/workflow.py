@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from ...data.batches import GivenRows
 from ...data.retrieval.common_texts import TextsOfTasks
+from ...data.retrieval.dataset import RetrievalDataset
 from ...data.retrieval.plan import BatchingOptions
-from ...data.retrieval.rows import RetrievalDataset, Task
+from ...data.retrieval.rows import Task
 from ...data.retrieval.sampler import GlobalBatchSampler
 from ...data.retrieval.stream import StreamedBatches, StreamedBatchSampler
 from ...hparams.contrastive import RetrievalDataOptions

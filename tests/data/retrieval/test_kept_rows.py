@@ -18,11 +18,14 @@ import pytest
 
 from llamafactory_embed.data.files import HubOptions
 from llamafactory_embed.data.retrieval import prepared, reader, repeated_texts, row_table
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.plan import BatchingOptions
 from llamafactory_embed.data.retrieval.reader import tasks_of_entries
-from llamafactory_embed.data.retrieval.rows import RetrievalDataset, Row, Task
+from llamafactory_embed.data.retrieval.row_table import RowTable
+from llamafactory_embed.data.retrieval.rows import Row, Task
 from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
+from llamafactory_embed.data.retrieval.stored_rows import Piece, StoredRows
 from llamafactory_embed.train.embed.tasks import split_tasks
 from tests.data.retrieval.helpers import FILES, FOLDERS
 
@@ -211,7 +214,16 @@ def test_batches_of_kept_rows_are_those_of_rows_in_memory(
             assert kept.rows.tables[0].kept_as is not None
     found = repeated_texts.find_repeated(kept.rows.tables)
     assert found is not None
-    assert [len(ids) for ids in found.of_rows(np.arange(24))] == [1, *[2] * 22, 1], "the negatives between neighbours"
+    assert found.of_rows(np.arange(24))[0].tolist() == [1, *[2] * 22, 1], "the negatives between neighbours"
+
+
+def test_slices_of_joined_rows_are_those_of_a_list() -> None:
+    rows = [Row(f"q{number}", ("p",)) for number in range(9)]
+    stored = StoredRows([Piece(RowTable.of_rows(rows[:4])), Piece(RowTable.of_rows(rows[4:]), np.arange(5)[::-1])])
+    joined = rows[:4] + rows[:3:-1]
+    for part in (slice(None), slice(2, 7, 2), slice(None, None, -1), slice(7, 1, -3), slice(3, 3)):
+        assert list(stored[part]) == joined[part]
+    assert list(stored[::-1][1:5]) == joined[::-1][1:5]
 
 
 @pytest.mark.parametrize("name", ["record.json", "rows.arrow", "corpus.arrow"])

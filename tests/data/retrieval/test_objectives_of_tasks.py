@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.plan import BatchingOptions
 from llamafactory_embed.data.retrieval.reader import load_tasks
-from llamafactory_embed.data.retrieval.rows import RetrievalDataset
 from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 from llamafactory_embed.data.retrieval.stream import StreamedBatches, stream_tasks
 

@@ -11,8 +11,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from llamafactory_embed.data.retrieval import meetings, row_table
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.plan import BatchingOptions
-from llamafactory_embed.data.retrieval.rows import RetrievalDataset, Row, Task
+from llamafactory_embed.data.retrieval.rows import Row, Task
 from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 from llamafactory_embed.files import digest
 
@@ -80,6 +84,19 @@ def test_batches_are_those_of_the_record() -> None:
     assert len(recorded) == CASES
     for case, expected in enumerate(recorded):
         assert plan_of_case(case) == expected, f"case {case}"
+
+
+@pytest.mark.parametrize("harm", ["small windows", "numbers that begin with the same bits"])
+def test_batches_do_not_depend_on_what_is_compared_at_once(harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if harm == "small windows":
+        monkeypatch.setattr(meetings, "ROWS_AHEAD", 1)
+        monkeypatch.setattr(meetings, "BATCHES_AHEAD", 1)
+    else:
+        numbers: dict[str, int] = {}
+        monkeypatch.setattr(row_table, "text_number", lambda text: numbers.setdefault(text, len(numbers)))
+    recorded = json.loads(RECORD.read_text("utf-8"))
+    for case in range(3, CASES, 6):
+        assert plan_of_case(case) == recorded[case], f"case {case}"
 
 
 if __name__ == "__main__":

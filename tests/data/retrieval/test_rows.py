@@ -5,14 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 
-from llamafactory_embed.data.retrieval.rows import (
-    RetrievalDataset,
-    Row,
-    Task,
-    choose_negatives,
-    draw_example,
-    row_random,
-)
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
+from llamafactory_embed.data.retrieval.rows import Row, Task, choose_negatives, draw_example, row_random
 from tests.data.retrieval.helpers import TASKS
 
 

@@ -10,13 +10,9 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.plan import BatchingOptions
-from llamafactory_embed.data.retrieval.rows import (
-    Example,
-    RetrievalDataset,
-    Row,
-    Task,
-)
+from llamafactory_embed.data.retrieval.rows import Example, Row, Task
 from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 from tests.data.retrieval.helpers import TASKS, make_task
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ....data.batches import EvenEpochs
-from ....data.retrieval.rows import Example, RetrievalDataset
+from ....data.retrieval.dataset import RetrievalDataset
+from ....data.retrieval.rows import Example
 from ....data.retrieval.sampler import GlobalBatchSampler
 from ....files import digest, whole_file
 from ....hparams.contrastive import ComparisonOptions

@@ -10,8 +10,9 @@ from llamafactory.extras import logging
 from llamafactory.model import load_tokenizer
 
 from ....data.embedding_tokenizer import EmbeddingTokenizer
+from ....data.retrieval.dataset import RetrievalDataset
 from ....data.retrieval.evalset import build_retrieval_eval
-from ....data.retrieval.rows import RetrievalDataset, Task
+from ....data.retrieval.rows import Task
 from ....data.retrieval.sampler import GlobalBatchSampler
 from ....hparams.tdro import TdroOptions
 from ....loading.embedder import with_mask_token

@@ -16,14 +16,16 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from llamafactory_embed import Encoder
+from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.evalset import build_retrieval_eval
 from llamafactory_embed.data.retrieval.reader import load_tasks
-from llamafactory_embed.data.retrieval.rows import RetrievalDataset, Row
+from llamafactory_embed.data.retrieval.rows import Row
 from llamafactory_embed.evaluation.in_training import evaluate_retrieval
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
 from llamafactory_embed.loading import backbone as loading
 from llamafactory_embed.model.embedding_config import EmbeddingConfig
 from llamafactory_embed.train import workflow as train_workflow
+from llamafactory_embed.train.embed import tasks
 from llamafactory_embed.train.embed.contrastive import workflow
 from llamafactory_embed.train.embed.tasks import first_rows, load_train_and_eval_tasks
 from tests.e2e.contrastive_runs import LATENT, LORA, RunResult, perform, recipe, write_data
@@ -344,6 +346,7 @@ def load(data: Path, dataset: str, **options: Any) -> tuple[Any, list[Any]]:
         "streaming": False,
         "val_size": 0,
         "overwrite_cache": False,
+        "preprocessing_num_workers": None,
         "data_shared_file_system": False,
     }
     alone = {"local_process_index": 0, "main_process_first": lambda **_: contextlib.nullcontext()}
@@ -354,6 +357,14 @@ def load(data: Path, dataset: str, **options: Any) -> tuple[Any, list[Any]]:
         Namespace(do_train=True, seed=options.get("seed", 1), **alone),
         objectives={},
     )
+
+
+def test_as_many_processes_prepare_rows_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(tasks, "load_tasks", lambda *words, hub, **settings: found.append(hub.processes) or [])
+    for processes in (None, 3):
+        load(tmp_path, "any", preprocessing_num_workers=processes)
+    assert found == [1, 3]
 
 
 def rows_of(task: Any) -> list[Row]:
