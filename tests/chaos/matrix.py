@@ -55,7 +55,10 @@ NOT_THERE = {
     "budget": ("tdro", "word-task"),
     "streaming": ("tdro",),
 }
-MORE = {("contrastive", "streaming"): {"dataset_weights": "uniform"}}  # a stream's sizes are not known
+MORE: dict[tuple[str, str], dict[str, Any]] = {
+    ("contrastive", "streaming"): {"dataset_weights": "uniform"},  # a stream's sizes are not known
+    ("ddm-sft", "streaming"): {"dataloader_num_workers": 1},  # into as many parts the host cuts a file
+}
 RANKS = {"2 ranks": 2, "ZeRO-2": 2}
 
 

@@ -65,7 +65,13 @@ def load_answers(
     uncut.packing = uncut.neat_packing = False  # rows are packed anyway, and see nothing of one another
     uncut.template = choose_template(options, family, data_args.template, tokenizer_module["tokenizer"])
     template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], uncut)
-    module = get_dataset(template, model_args, uncut, training_args, stage="sft", **tokenizer_module)
+    try:
+        module = get_dataset(template, model_args, uncut, training_args, stage="sft", **tokenizer_module)
+    except StopIteration as error:
+        raise ValueError(
+            f"`dataset: {', '.join(data_args.dataset or ())}`: the stream has no rows. LLaMA-Factory cuts a local "
+            "file into `dataloader_num_workers` streams: set it to 1 or more, or leave out `streaming`."
+        ) from error
     end_tokens = frozenset(template.get_stop_token_ids(tokenizer_module["tokenizer"]))
     data = AnswerData(module.get("train_dataset"), module.get("eval_dataset"), end_tokens)
     warn_of_cut_rows(data.train, data_args.cutoff_len)

@@ -166,6 +166,14 @@ def test_the_template_says_what_ends_an_answer(tiny_llama: Path, tmp_path: Path)
     assert text.token_ids == [BOS, 20, end, 30]
 
 
+def test_a_stream_needs_a_process_that_reads_it(tiny_llama: Path, tmp_path: Path) -> None:
+    streaming = {"template": "default", "streaming": True, "max_steps": 1}
+    data = load(tmp_path, tiny_llama, "openai", **streaming, dataloader_num_workers=1)
+    assert len(list(data.train)) == 1
+    with pytest.raises(ValueError, match=r"`dataset: openai`: the stream has no rows.*`dataloader_num_workers`"):
+        load(tmp_path, tiny_llama, "openai", **streaming)
+
+
 def test_a_cut_row_keeps_its_answer_and_is_counted(
     tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
