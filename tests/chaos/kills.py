@@ -25,6 +25,11 @@ REPOSITORY = Path(__file__).parents[2]
 LONGEST_END = 60.0  # seconds that the rest of a run may take to end; torchrun gives its ranks 30
 STEPS, KILLED_AFTER = 12, 3
 TWO_RANKS = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+# The host's elastic launch. With the store that torchrun shares, ranks that start again look for the old ones.
+STARTS_AGAIN = TWO_RANKS | {
+    "RDZV_ID": "chaos", "MIN_NNODES": "1", "MAX_NNODES": "1", "MAX_RESTARTS": "1",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}  # fmt: skip
 SENTENCES = (
     "Another process of this run ended, and took this one along in step",
     "is whole, and the same recipe goes on from there.",
@@ -36,7 +41,7 @@ def kill_a_rank(root: Path, log: Path) -> bool:
     """Print what was seen; whether it is as it should be."""
     model, data = save_tiny_model(root / "model"), write_data(root / "data")
     runs = {}
-    for name in ("whole", "killed"):
+    for name in ("whole", "killed", "restarted"):
         runs[name] = recipe(
             model, data, root / name, max_steps=STEPS, save_strategy="steps", save_steps=1, optim="adamw_torch",
             per_device_train_batch_size=2,
@@ -50,7 +55,11 @@ def kill_a_rank(root: Path, log: Path) -> bool:
         f"kill -9 of a rank: the run ended with {code} after {seconds:.0f} s; going on: {again}; weights as those of"
     )
     print(f"a run that nobody killed ({whole}): {same}; sentences that are missing: {missing or 'none'}", flush=True)
-    return (whole, code, again, same, missing) == (0, 1, 0, True, []) and seconds < LONGEST_END
+    restarted, _, _ = kill_rank_1(runs["restarted"], root, log, STARTS_AGAIN)
+    same_again = digest_of(root / "whole" / "model.safetensors") == digest_of(root / "restarted" / "model.safetensors")
+    print(f"the same, started again by torchrun: {restarted}, {same_again}", flush=True)
+    is_sound = (whole, code, again, same, missing, restarted, same_again) == (0, 1, 0, True, [], 0, True)
+    return is_sound and seconds < LONGEST_END
 
 
 def start(
@@ -66,11 +75,13 @@ def start(
         return subprocess.Popen(command, env={**os.environ, **own}, cwd=REPOSITORY, stdout=said, stderr=said)
 
 
-def kill_rank_1(run: dict[str, Any], folder: Path, log: Path) -> tuple[int, float, str]:
+def kill_rank_1(
+    run: dict[str, Any], folder: Path, log: Path, environment: Mapping[str, str] = TWO_RANKS
+) -> tuple[int, float, str]:
     """Kill it when a checkpoint is there, and wait for the end of all: the exit code, the seconds that took, and what
     was said."""
     said_before = log.stat().st_size
-    process = start(run, folder, log)
+    process = start(run, folder, log, environment)
     deadline = time.monotonic() + PATIENCE
     while not Path(run["output_dir"], f"checkpoint-{KILLED_AFTER}").is_dir():
         is_running = process.poll() is None and time.monotonic() < deadline
