@@ -35,7 +35,8 @@ def straight_through(vectors: Tensor, precision: TrainedPrecision, ends: Tensor 
         widths = (last - starts) / STEPS
         steps = torch.where(widths == 0, 1.0, widths)  # of a number that never changes
         codes = torch.floor((vectors - starts) / steps).clamp(0, STEPS)
-        passing = vectors.clamp(starts, last)
+        # Not `clamp`: from torch 2.14 on it halves the gradient of a number that is an end.
+        passing = torch.where((starts <= vectors) & (vectors <= last), vectors, 0.0)
         read = (codes + 0.5) * widths + starts
     return read.detach() + (passing - passing.detach())  # what is added is 0, but has the gradient
 
