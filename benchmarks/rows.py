@@ -131,7 +131,6 @@ def start(request: dict[str, Any]) -> dict[str, float]:
     from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
     from llamafactory_embed.data.retrieval.entries import make_entry
     from llamafactory_embed.data.retrieval.plan import BatchingOptions
-    from llamafactory_embed.data.retrieval.prepared import cache_root
     from llamafactory_embed.data.retrieval.reader import tasks_of_entries
     from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 
@@ -139,7 +138,7 @@ def start(request: dict[str, Any]) -> dict[str, float]:
     entry = make_entry(NAME, {"file_name": "rows.jsonl", "formatting": "retrieval"}, str(folder))
     few = dataclasses.replace(entry, location=str(_few_rows(folder)))
     tasks_of_entries([few], None, False, drawn, 42, HubOptions())  # this and the next import whatever they need
-    hub = HubOptions(str(cache_root(HubOptions(str(folder / "cache")))), processes=request["processes"])
+    hub = HubOptions(str(folder / "cache"), processes=request["processes"])
     with most_memory() as memory:
         begin, wall_begin = used_seconds(), time.perf_counter()
         dataset = RetrievalDataset(tasks_of_entries([entry], None, False, drawn, 42, hub), drawn)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import rows
 from llamafactory_embed.data.retrieval import prepared, reader
+from llamafactory_embed.data.retrieval.entries import Entry
 
 
-@pytest.mark.parametrize("kind", rows.Settings().kinds)
+@pytest.mark.parametrize("kind", ["shared negatives", "own texts"])
 def test_rows_are_prepared_once_and_planned(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepared, "SMALLEST_KEPT", 10_000)  # less than the rows, more than the first of them
     place = tmp_path / "rows"
-    rows.write_rows(place, kind, 60, rows.Settings(negatives=3))
-    request = {"folder": str(place), "drawn": 1, "batch": 8}
+    rows.write_rows(place, kind, 60, 3, characters=350)
+    request = {"folder": str(place), "drawn": 1, "batch": 8, "processes": 1}
     first = rows.start(request)
-    monkeypatch.setattr(reader, "records_of_entry", lambda entry, *_: iter(read_first_row(place)))
+    records_of_entry = reader.records_of_entry
+    monkeypatch.setattr(reader, "records_of_entry", lambda entry, *more: few_records(records_of_entry, entry, *more))
     later = rows.start(request)
     assert first["batches"] == later["batches"]
     assert 6 <= later["batches"] <= 7
@@ -25,7 +29,7 @@ def test_rows_are_prepared_once_and_planned(kind: str, tmp_path: Path, monkeypat
     assert table.stat().st_size > 60 * 4 * 350
 
 
-def read_first_row(place: Path) -> list[tuple[str, int, dict[str, str]]]:
-    """All that a second start reads from a file: the row that it warms up with."""
-    assert (place / "few" / "rows.jsonl").is_file()
-    return [("rows.jsonl", 1, {"query": "a", "positive": "b", "negative": "c"})]
+def few_records(read: Callable[..., Any], entry: Entry, *more: Any) -> Any:
+    """All that a second start reads from a file: the rows that it warms up with."""
+    assert "few" in entry.location, f"{entry.location} was read again"
+    return read(entry, *more)
