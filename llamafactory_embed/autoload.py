@@ -37,7 +37,7 @@ def let_idle_threads_sleep():
 
     By default they turn in a loop for milliseconds, and keep the core that they wait for from whoever has the work:
     on a machine that is busy with something else, a training step takes many times as long. GNU's OpenMP, torch's on
-    Linux, waits for some microseconds first, which is what lies between two operations. What is set stays.
+    Linux, waits for some dozens of microseconds first, which is what lies between two operations. What is set stays.
     """
     if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -22,7 +22,6 @@ class FilePart:
     """The lines of a file between two of its bytes."""
 
     path: str
-    shown_as: str
     start: int
     end: int
 
@@ -45,7 +44,7 @@ def cut_files(location: str, shares: int) -> list[list[FilePart]]:
     cut = []
     for (first, start), (last, end) in itertools.pairwise(edges):
         parts = [
-            FilePart(paths[index], paths[index], start * (index == first), end if index == last else sizes[index])
+            FilePart(paths[index], start * (index == first), end if index == last else sizes[index])
             for index in range(first, last + 1)
         ]
         cut.append([part for part in parts if part.start < part.end])
@@ -56,7 +55,7 @@ def count_rows(part: FilePart) -> tuple[int, int]:
     """How many lines a part has, and how many of them hold a record."""
     lines = records = 0
     with _open_part(part) as file:
-        for _, text in numbered_rows(file, part.shown_as):
+        for _, text in numbered_rows(file, part.path):
             lines += 1
             records += bool(text.strip())
     return lines, records
@@ -65,8 +64,8 @@ def count_rows(part: FilePart) -> tuple[int, int]:
 def read_part(part: FilePart, lines_before: int) -> Iterator[LocatedRecord]:
     """The records of a part, before which its file has so many lines."""
     with _open_part(part) as file:
-        rows = ((lines_before + line, text) for line, text in numbered_rows(file, part.shown_as))
-        yield from explain_damage(json_rows(rows, part.shown_as), part.shown_as)
+        rows = ((lines_before + line, text) for line, text in numbered_rows(file, part.path))
+        yield from explain_damage(json_rows(rows, part.path), part.path)
 
 
 def _next_line(path: str, place: int) -> int:

@@ -13,6 +13,7 @@ import resource
 import sys
 import traceback
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,11 +22,11 @@ from llamafactory_embed.mining.vectors import ChunkedVectors
 from tests.mining.helpers import on_disk
 
 
-def search_in_shards(file: str, kind: str, memory: int, allowed: float) -> int:
+def search_in_shards(file: str, kind: Literal["flat", "ivf", "hnsw"], memory: int, allowed: float) -> int:
     """With `allowed` times the memory that the flag says, search as many shards as it takes, and say how many."""
     passages = ChunkedVectors([Path(file)], 10**9)
     queries = on_disk(passages.read(0, 200), Path(file).parent, f"queries-{os.getpid()}")
-    settings = IndexSettings(kind, memory_mb=memory, hnsw_links=8, ivf_lists=16)  # type: ignore[arg-type]
+    settings = IndexSettings(kind, memory_mb=memory, hnsw_links=8, ivf_lists=16)
     search_shard(queries, passages, 0, 1000, 20, settings)  # libraries allocate what they keep
     allow(int(allowed * memory * 2**20))
     bounds = shard_bounds(len(passages), passages.dimension, settings)

@@ -43,7 +43,7 @@ def write_in_shares(
     shares = _cut(entry, processes)
     if len(shares) < 2:
         return None
-    files = list(dict.fromkeys(part.shown_as for parts in shares for part in parts))
+    files = list(dict.fromkeys(part.path for parts in shares for part in parts))
     tables = [f"rows-{number}.arrow" for number in range(len(shares))]
     try:
         answers = _read(entry, shares, files, [str(folder / table) for table in tables], bad_rows.skip)

@@ -311,7 +311,9 @@ def test_who_has_gone_before_its_turn_takes_no_place_and_is_not_read(
     assert not read
 
 
-def test_a_request_that_is_too_large_for_the_queue_is_refused_before_all_of_it_is_tokenized(encoder: Encoder) -> None:
+def test_a_request_that_is_too_large_for_the_queue_is_refused_before_all_of_it_is_tokenized(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = HeldEncoder(encoder)
     server = make_server(held, max_waiting_tokens=500)
 
@@ -325,7 +327,7 @@ def test_a_request_that_is_too_large_for_the_queue_is_refused_before_all_of_it_i
             texts.append(len(found := tokenize(asked, start, end)))
             return found
 
-        server.reader.tokenize = counted  # type: ignore[method-assign]
+        monkeypatch.setattr(server.reader, "tokenize", counted)
         large = RawRequest(app, json.dumps({"input": PROSE[:4] * 200}).encode())
         await large.done
         assert large.status == 429
