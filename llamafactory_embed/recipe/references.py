@@ -147,8 +147,10 @@ def check_texts(report: Report, option: str, name: str, entry: dict[str, Any], i
 
 
 def split_commas(value: Any) -> list[str]:
-    """Names as the host separates them."""
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value or [])
+    """Names as the host separates them. YAML may hold numbers and more in their place, which are names of nothing."""
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(",")]
+    return [str(name) for name in value] if isinstance(value, list) else [] if value is None else [str(value)]
 
 
 def check_files(report: Report, options: dict[str, Any]) -> dict[str, Any]:

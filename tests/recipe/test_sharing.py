@@ -183,6 +183,14 @@ def test_a_packed_recipe_is_one_file_that_runs(capsys: pytest.CaptureFixture[str
     assert record["revision"] is None  # no repository here
 
 
+@pytest.mark.parametrize("names", ["[-368, pairs]", "7", "{pairs: 1}", "true"])
+def test_names_that_are_none_are_those_of_no_data(names: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("recipe.yaml").write_text(RECIPE.replace("dataset: >-\n  pairs,\n  others", f"dataset: {names}"))
+    assert main(["recipe", "pack", "recipe.yaml"]) == 0
+    assert ("pairs" in capsys.readouterr().out.partition("#| packed")[2]) == (names == "[-368, pairs]")
+    assert inspect_recipe("recipe.yaml")
+
+
 def test_a_secret_never_enters_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "word-of-passage")
     changed(
