@@ -18,6 +18,10 @@ from .problems import BadRowError
 # A record, or what is wrong with its line, with the file and the line (in binary files: the row) it comes from.
 LocatedRecord = tuple[str, int, dict[str, Any] | BadRowError]
 
+# What an entry of dataset_info.json, ours or the host's, says in text: where its rows lie, and which of them.
+PLACE_KEYS = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+CHOICE_KEYS = ("subset", "split", "folder", "task")
+
 Read = TypeVar("Read")
 
 # The columns of a row that is an array of texts, as in sentence-transformers' collections of training data.
@@ -63,6 +67,23 @@ def registered_entries(
         (name, entry or {"hf_hub_url": name, "formatting": formatting})
         for name, entry in zip(names, entries, strict=True)
     ]
+
+
+def check_values(entry: Mapping[str, Any], where: str) -> None:
+    """Refuse an entry, or the description of its texts, whose values are of another kind than their keys ask for."""
+    for key in (*PLACE_KEYS, *CHOICE_KEYS):
+        value = entry.get(key, "")
+        if not (isinstance(value, str) or (value is None and key in CHOICE_KEYS)):
+            raise ValueError(f"{where}: `{key}` must be text, not {value!r}.")
+    columns = entry.get("columns") or {}
+    if not isinstance(columns, Mapping):
+        raise ValueError(f"{where}: `columns` must be an object that names a column for each role, not {columns!r}.")
+    for role, column in columns.items():
+        if not isinstance(column, str):
+            raise ValueError(f"{where}: `columns` must name a column for `{role}` by text, not {column!r}.")
+    number = entry.get("num_samples")
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+        raise ValueError(f"{where}: `num_samples` must be a whole number of rows above 0, not {number!r}.")
 
 
 def load_from_hub(

@@ -1,4 +1,5 @@
-"""`python -m tests.hostile [SECONDS]`: the properties on ever new cases until the time is over or one of them fails.
+"""`python -m tests.hostile [SECONDS]`: the properties on ever new cases until the time is over, or the round ends in which
+one of them fails.
 
 Each round draws HOSTILE_EXAMPLES cases of every property by a seed that is printed: a failure can be seen again.
 """
@@ -21,7 +22,7 @@ def main(seconds: float) -> int:
     end, seed = time.monotonic() + seconds, time.time_ns() % 2**32
     while True:
         print(f"--hypothesis-seed={seed}", flush=True)
-        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", f"--hypothesis-seed={seed}", "tests/hostile"])
+        code = pytest.main(["-q", "-p", "no:cacheprovider", f"--hypothesis-seed={seed}", "tests/hostile"])
         print(f"{CASES.total():,} cases: {', '.join(f'{name} {count:,}' for name, count in sorted(CASES.items()))}")
         if code or time.monotonic() > end:
             return int(code)

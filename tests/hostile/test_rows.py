@@ -130,6 +130,22 @@ def test_registries(content: bytes) -> None:
             bad_rows.finish()
 
 
+WORD_ENTRY = {
+    "file_name": "words.conll", "formatting": "words", "column_names": ["word", "tag"], "columns": {"labels": "tag"},
+    "split": "train",
+}  # fmt: skip
+
+
+@hostile(25)
+@given(json_files(st.fixed_dictionaries({"words": changed(WORD_ENTRY)})))
+def test_registries_of_words(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "dataset_info.json").write_bytes(content)
+        Path(folder, "words.conll").write_text("a O\nb B-X\n")
+        with a_result_or_a_sentence("dataset_info.json", "llamafactory"):
+            load_sentences("words", folder, "tag")
+
+
 @hostile(25)
 @given(json_files(st.dictionaries(st.sampled_from(["a", "b", "domain_weights"]), values, max_size=3)))
 def test_weights_of_tasks(content: bytes) -> None:

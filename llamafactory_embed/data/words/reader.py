@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..files import HubOptions, explain_damage, load_from_hub, number_rows, read_records, registered_entries
+from ..files import (
+    HubOptions,
+    check_values,
+    explain_damage,
+    load_from_hub,
+    number_rows,
+    read_records,
+    registered_entries,
+)
 from ..problems import BadRowError, BadRows
 from .formats import (
     COLUMN_FILES,
@@ -75,7 +83,10 @@ def load_sentences(
 def _read_entry(
     name: str, settings: Mapping[str, Any], dataset_dir: str, labels: str | None, hub: HubOptions
 ) -> Iterator[LocatedSentence]:
+    check_values(settings, f"Data set `{name}`")
     column_names = settings.get("column_names")
+    if not isinstance(column_names, list | None) or not all(isinstance(each, str) for each in column_names or ()):
+        raise ValueError(f"Data set `{name}`: `column_names` must be a list of texts, not {column_names!r}.")
     columns = WordColumns(labels, None if column_names is None else tuple(column_names), settings.get("columns"))
     if "hf_hub_url" in settings:
         yield from _read_hub(name, settings, columns, hub)

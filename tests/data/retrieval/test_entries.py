@@ -28,6 +28,13 @@ from llamafactory_embed.data.retrieval.entries import make_entry
             "`columns` names `positive` and `positive_ids`; name the one that is there",
         ),
         ({"ms_hub_url": "a"}, "needs `file_name` or `hf_hub_url`"),
+        ({"file_name": True}, "`file_name` must be text, not True"),
+        ({"file_name": "a", "split": 1}, "`split` must be text, not 1"),
+        ({"file_name": "a", "columns": ["query"]}, "`columns` must be an object"),
+        ({"file_name": "a", "columns": {"query": 1}}, "`columns` must name a column for `query` by text, not 1"),
+        ({"file_name": "a", "num_samples": 0}, "`num_samples` must be a whole number of rows above 0, not 0"),
+        ({"file_name": "a", "num_samples": True}, "`num_samples` must be a whole number of rows above 0, not True"),
+        ({"file_name": "a", "corpus": {"file_name": None}}, "`corpus`: `file_name` must be text, not None"),
     ],
 )
 def test_entries_are_checked(settings: dict[str, Any], problem: str) -> None:
