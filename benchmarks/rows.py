@@ -123,6 +123,8 @@ def write_rows(folder: Path, kind: str, size: int, negatives: int, characters: i
 def start(request: dict[str, Any]) -> dict[str, float]:
     """What a process of a training does with its rows before and between steps. Memory is its own: pages of files that
     are mapped belong to the machine."""
+    import datasets  # noqa: F401, seconds, which a training spends anyway
+
     from llamafactory_embed.data.files import HubOptions
     from llamafactory_embed.data.retrieval.common_texts import TextsOfTasks
     from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
