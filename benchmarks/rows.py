@@ -125,7 +125,7 @@ def start(request: dict[str, Any]) -> dict[str, float]:
     are mapped belong to the machine."""
     import datasets  # noqa: F401, seconds, which a training spends anyway
 
-    from llamafactory_embed.data.files import HubOptions
+    from llamafactory_embed.data.registry import HubOptions
     from llamafactory_embed.data.retrieval.common_texts import TextsOfTasks
     from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
     from llamafactory_embed.data.retrieval.entries import make_entry

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..data.files import HubOptions, data_files, file_type, is_saved_dataset, read_records
+from ..data.files import data_files, file_type, is_saved_dataset, read_records
 from ..data.problems import BadRowError, BadRows, check_characters
+from ..data.registry import HubOptions
 from ..data.retrieval import beir
 from ..data.retrieval.entries import Entry, find_entries, make_entry
 from ..data.retrieval.formats import Record, group_nli_pairs

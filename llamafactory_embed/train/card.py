@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cards.header import CardHeader, evaluations_by_dataset, hub_name, shown_name, write_card_file
 from ..cards.sections import citation_section, metrics_section, property_table, settings_section
-from ..data.files import registered_entries
+from ..data.registry import registered_entries
 from ..data.retrieval.entries import split_slice
 from ..loading.weights import ADAPTER_CONFIG_NAME
 from ..model.mask_token import MaskedTokenRecord

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafactory_embed.data.files import HubOptions
+from llamafactory_embed.data.registry import HubOptions
 from llamafactory_embed.data.retrieval.entries import Entry, make_entry
 from llamafactory_embed.data.retrieval.evalset import build_retrieval_eval
 from llamafactory_embed.data.retrieval.reader import tasks_of_entries

@@ -19,8 +19,8 @@ from tokenizers import normalizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 from llamafactory_embed.data.embedding_tokenizer import EmbeddingTokenizer
-from llamafactory_embed.data.files import HubOptions
 from llamafactory_embed.data.problems import broken_character
+from llamafactory_embed.data.registry import HubOptions
 from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.reader import tasks_of_entries

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llamafactory_embed.data.files import HubOptions
+from llamafactory_embed.data.registry import HubOptions
 from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.formats import parse_record

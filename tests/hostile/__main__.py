@@ -1,5 +1,5 @@
-"""`python -m tests.hostile [SECONDS]`: the properties on ever new cases until the time is over, or the round ends in which
-one of them fails.
+"""`python -m tests.hostile [SECONDS]`: the properties on ever new cases until the time is over, or the round ends in
+which one of them fails.
 
 Each round draws HOSTILE_EXAMPLES cases of every property by a seed that is printed: a failure can be seen again.
 """

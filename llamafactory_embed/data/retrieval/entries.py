@@ -11,8 +11,8 @@ from typing import Any
 
 from ...hparams.objectives import check_objective
 from ...hparams.suggestion import suggest
-from ..files import HubOptions, check_values, load_from_hub, registered_entries
 from ..problems import broken_character
+from ..registry import HubOptions, check_entry_values, load_from_hub, registered_entries
 from .formats import ID_ROLE_OF, ID_ROLES, ROLES
 
 
@@ -127,7 +127,7 @@ def make_entry(name: str, settings: Mapping[str, Any], dataset_dir: str) -> Entr
     for key in settings:
         if key not in allowed:
             raise ValueError(f"Data set `{name}`: key `{key}` is not known{suggest(key, allowed)}")
-    check_values(settings, f"Data set `{name}`")
+    check_entry_values(settings, f"Data set `{name}`")
     columns = settings.get("columns") or {}
     roles = (*ROLES, *ID_ROLES)
     for role in columns:
@@ -195,7 +195,7 @@ def _find_texts(name: str, key: str, settings: Mapping[str, Any], dataset_dir: s
     for given in where:
         if given not in SOURCE_KEYS:
             raise ValueError(f"Data set `{name}`: key `{given}` of `{key}` is not known{suggest(given, SOURCE_KEYS)}")
-    check_values(where, f"Data set `{name}`: `{key}`")
+    check_entry_values(where, f"Data set `{name}`: `{key}`")
     columns = where.get("columns") or {}
     for role in columns:
         if role not in SOURCE_COLUMNS:

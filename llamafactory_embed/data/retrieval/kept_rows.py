@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_json
-from ..files import HubOptions
 from ..problems import BadRows
+from ..registry import HubOptions
 from .entries import Entry
 from .prepared import folder_of_rows, write_folder
 from .row_table import RowTable, RowWriter

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ... import __version__
 from ...files import digest, put_in_place
-from ..files import HubOptions
+from ..registry import HubOptions
 from .entries import Entry, TextSource, load_hub_rows
 
 

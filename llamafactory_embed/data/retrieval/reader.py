@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ...hparams.suggestion import suggest
-from ..files import HubOptions, LocatedRecord, number_rows, read_records
+from ..files import LocatedRecord, number_rows, read_records
 from ..problems import BadRowError, BadRows
+from ..registry import HubOptions
 from . import beir
 from .entries import Entry, find_entries, load_hub_rows, split_on_hub
 from .formats import KNOWN_COLUMNS, NliPair, Record, group_nli_pairs, parse_record

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..files import HubOptions
 from ..problems import BadRowError, BadRows
+from ..registry import HubOptions
 from .columns import Record, is_instructed
 from .entries import Entry
 from .formats import ID_ROLE_OF, ID_ROLES

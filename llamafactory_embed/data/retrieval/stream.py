@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..files import HubOptions
 from ..problems import BadRows
+from ..registry import HubOptions
 from .entries import Entry, find_entries
 from .formats import KNOWN_COLUMNS
 from .meetings import MOST_BATCHES_TRIED

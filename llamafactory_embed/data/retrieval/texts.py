@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from ..files import (
     DAMAGED_ARCHIVE,
-    HubOptions,
     LocatedRecord,
     explain_damage,
     number_rows,
@@ -17,6 +16,7 @@ from ..files import (
     read_records,
 )
 from ..problems import BadRowError, BadRows, check_characters
+from ..registry import HubOptions
 from .entries import TextSource, load_hub_rows
 
 

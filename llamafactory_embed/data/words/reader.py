@@ -7,16 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..files import (
-    HubOptions,
-    check_values,
-    explain_damage,
-    load_from_hub,
-    number_rows,
-    read_records,
-    registered_entries,
-)
+from ..files import explain_damage, number_rows, read_records
 from ..problems import BadRowError, BadRows
+from ..registry import HubOptions, check_entry_values, load_from_hub, registered_entries
 from .formats import (
     COLUMN_FILES,
     CONLL_U_FILES,
@@ -83,7 +76,7 @@ def load_sentences(
 def _read_entry(
     name: str, settings: Mapping[str, Any], dataset_dir: str, labels: str | None, hub: HubOptions
 ) -> Iterator[LocatedSentence]:
-    check_values(settings, f"Data set `{name}`")
+    check_entry_values(settings, f"Data set `{name}`")
     column_names = settings.get("column_names")
     if not isinstance(column_names, list | None) or not all(isinstance(each, str) for each in column_names or ()):
         raise ValueError(f"Data set `{name}`: `column_names` must be a list of texts, not {column_names!r}.")

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from ...data.files import HubOptions
 from ...data.problems import BadRows
+from ...data.registry import HubOptions
 from ...data.retrieval import beir
 from ...data.retrieval.entries import Entry
 from ...data.retrieval.formats import KNOWN_COLUMNS, NliPair, Record

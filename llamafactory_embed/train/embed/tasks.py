@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...data.files import HubOptions
+from ...data.registry import HubOptions
 from ...data.retrieval.reader import load_tasks
 from ...data.retrieval.rows import Row, Task
 from ...data.retrieval.stored_rows import StoredRows

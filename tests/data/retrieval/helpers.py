@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llamafactory_embed.data.files import HubOptions
+from llamafactory_embed.data.registry import HubOptions
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.reader import tasks_of_entries
 from llamafactory_embed.data.retrieval.rows import Row, Task

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llamafactory_embed.data.files import HubOptions
+from llamafactory_embed.data.registry import HubOptions
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.evalset import build_retrieval_eval
 from llamafactory_embed.data.retrieval.reader import load_tasks, tasks_of_entries

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llamafactory_embed.data.files import HubOptions
+from llamafactory_embed.data.registry import HubOptions
 from llamafactory_embed.data.retrieval import prepared, reader, repeated_texts, row_table
 from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
 from llamafactory_embed.data.retrieval.entries import make_entry

@@ -11,8 +11,8 @@ from typing import Any
 import datasets
 import pytest
 
-from llamafactory_embed.data.files import HubOptions
 from llamafactory_embed.data.problems import BadRows
+from llamafactory_embed.data.registry import HubOptions
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.reader import load_tasks, parse_records, records_of_entry, tasks_of_entries
 from llamafactory_embed.data.retrieval.stream import stream_tasks

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from llamafactory_embed.data.file_parts import count_rows, cut_files, read_part
-from llamafactory_embed.data.files import HubOptions, read_records
+from llamafactory_embed.data.files import read_records
+from llamafactory_embed.data.registry import HubOptions
 from llamafactory_embed.data.retrieval import prepared, shares
 from llamafactory_embed.data.retrieval.entries import make_entry
 from llamafactory_embed.data.retrieval.reader import tasks_of_entries

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ....data.batches import RowPlace, ShuffledBatches
-from ....data.files import HubOptions
+from ....data.registry import HubOptions
 from ....data.words.formats import Sentence
 from ....data.words.reader import WordData, load_sentences
 from ....data.words.tokenization import TokenizedSentence, WordTokenizer
