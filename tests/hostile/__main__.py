@@ -6,6 +6,7 @@ Each round draws HOSTILE_EXAMPLES cases of every property by a seed that is prin
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -30,4 +31,6 @@ def main(seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 3600.0))
+    parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
+    parser.add_argument("seconds", nargs="?", type=float, default=3600.0, help="after which no round begins")
+    sys.exit(main(parser.parse_args().seconds))
