@@ -59,7 +59,7 @@ def embedder_settings(saved: dict[str, Any], where: str, base_model: str, model_
     if unknown:
         raise ValueError(f"{where} has the key `{unknown[0]}`, and LLM2Vec knows {', '.join(SETTINGS)}.")
     mode = saved.get("pooling_mode", "mean")
-    if mode not in POOLINGS:
+    if not isinstance(mode, str) or mode not in POOLINGS:
         raise ValueError(f"{where} asks for the unknown `pooling_mode: {mode}`: LLM2Vec knows {', '.join(POOLINGS)}.")
     kind = model_type or ""
     wrapper = WRAPPERS.get(base_model) or WRAPPER_OF_TYPE.get(kind, "{}")
@@ -70,16 +70,26 @@ def embedder_settings(saved: dict[str, Any], where: str, base_model: str, model_
                 f"{where} asks for `pooling_mode: eos_token`, which LLM2Vec does not have for {kind} models."
             )
         wrapper += eos
-    longest = saved.get("max_length", MAX_LENGTH)
+    longest = _read_length(saved, "max_length", MAX_LENGTH, where)
+    skip_instruction = saved.get("skip_instruction", True)
+    if not isinstance(skip_instruction, bool):
+        raise ValueError(f"{where}: `skip_instruction` must be true or false, not {skip_instruction!r}.")
     return {
         "attention": "bidirectional",
         "sliding_window": "ignore",
         "pooling": POOLINGS[mode],
         "appends_eos": False,
-        "skip_instruction": saved.get("skip_instruction", True),
+        "skip_instruction": skip_instruction,
         "query_template": wrapper.format("{instruction} {text}"),
         "document_template": wrapper.format("{text}"),
         "query_max_length": longest,
-        "document_max_length": min(longest, saved.get("doc_max_length", DOC_MAX_LENGTH)),
+        "document_max_length": min(longest, _read_length(saved, "doc_max_length", DOC_MAX_LENGTH, where)),
         "normalize": False,
     }
+
+
+def _read_length(saved: dict[str, Any], key: str, default: int, where: str) -> int:
+    length = saved.get(key, default)
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise ValueError(f"{where}: `{key}` must be a number of tokens above 0, not {length!r}.")
+    return length

@@ -72,8 +72,9 @@ class WorkFolder:
         write_text(self.folder(step) / DONE, "\n".join(_list_files(self.folder(step))))
 
     def remove(self) -> None:
-        """Remove the steps' folders, and the folder itself if nothing else is in it."""
-        for step in STEPS:
+        """Remove the steps' folders, the first of them, by which `prepare` knows this folder, at last; and the folder
+        itself if nothing else is in it."""
+        for step in reversed(STEPS):
             shutil.rmtree(self.folder(step), ignore_errors=True)
         if self.path.is_dir() and not any(self.path.iterdir()):
             self.path.rmdir()

@@ -131,6 +131,20 @@ def test_eos_of_a_model_that_llm2vec_does_not_have() -> None:
         embedder_settings({"pooling_mode": "eos_token"}, "there", "x/y", "phi3")
 
 
+@pytest.mark.parametrize(
+    ("saved", "problem"),
+    [
+        ({"pooling_mode": ["mean"]}, "unknown `pooling_mode"),
+        ({"max_length": True}, "`max_length` must be a number of tokens above 0, not True"),
+        ({"doc_max_length": None}, "`doc_max_length` must be a number of tokens above 0, not None"),
+        ({"skip_instruction": "no"}, "`skip_instruction` must be true or false, not 'no'"),
+    ],
+)
+def test_settings_of_another_kind(saved: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=f"there.* {problem}"):
+        embedder_settings(saved, "there", "x/y", "llama")
+
+
 # ------------------------------------------- Diffusion Embedder -------------------------------------------
 
 

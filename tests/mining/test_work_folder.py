@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,26 @@ def test_whole_work_is_kept(work: WorkFolder, caplog: pytest.LogCaptureFixture) 
         work.prepare(WRITTEN)
     assert left_of(work) == ALL
     assert not caplog.records
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_folder_that_is_half_removed_is_still_one(
+    step: str, work: WorkFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = shutil.rmtree
+
+    def remove_until(folder: Path, **how: Any) -> None:
+        if folder == work.folder(step):
+            raise KeyboardInterrupt
+        remove(folder, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", remove_until)
+        with pytest.raises(KeyboardInterrupt):
+            work.remove()
+    work.prepare(WRITTEN)
+    work.remove()
+    assert not work.path.exists()
 
 
 @pytest.mark.parametrize("harm", HARMS)
