@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..files import put_in_place, sync
+from ..files import put_in_place, sync, write_text
 from ..loading.whole_checkpoints import (
     UNFINISHED_NAME,
     newest_whole_checkpoint,
@@ -111,6 +112,18 @@ class WholeCheckpointTrainer(CustomTrainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
+        """Write the host's two files of metrics whole. Of one that was left half, the host would read no line."""
+        if not self.is_world_process_zero():
+            return
+        run = Path(self.args.output_dir)
+        of_all = run / "all_results.json"
+        files = {run / f"{split}_results.json": metrics}
+        if combined:
+            files[of_all] = _metrics_in(of_all) | metrics
+        for path, values in files.items():
+            write_text(path, json.dumps(values, indent=4, sort_keys=True))
+
     @staticmethod
     def _put_model_in_place(unfinished: Path, run: Path) -> None:
         for path in sorted(unfinished.iterdir(), key=lambda each: each.stat().st_mtime_ns):
@@ -154,3 +167,12 @@ class WholeCheckpointTrainer(CustomTrainer):
             with contextlib.suppress(FileNotFoundError):  # another machine has removed it
                 os.rename(checkpoint, removed)
             shutil.rmtree(removed.parent, ignore_errors=True)
+
+
+def _metrics_in(file: Path) -> dict[str, Any]:
+    """Those of earlier runs; none where there is no such file, or half of one."""
+    try:
+        metrics = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return metrics if isinstance(metrics, dict) else {}

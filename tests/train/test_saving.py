@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -130,6 +131,19 @@ def test_commands_say_what_a_disk_refuses(
     said = capsys.readouterr().err
     assert said.startswith(f"llamafactory-embed: /out/file could not be read or written ({os.strerror(number)}): make")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("left", [None, "", '{"train_loss"', "[]", '{"eval_loss": 2.0}'])
+def test_metrics_do_not_depend_on_half_a_file(left: str | None, tmp_path: Path) -> None:
+    trainer: Any = object.__new__(WholeCheckpointTrainer)
+    trainer.args = SimpleNamespace(output_dir=str(tmp_path))
+    trainer.is_world_process_zero = lambda: True
+    if left is not None:
+        (tmp_path / "all_results.json").write_text(left)
+    trainer.save_metrics("train", {"train_loss": 1.0})
+    kept = {"eval_loss": 2.0} if left is not None and "eval_loss" in left else {}
+    assert json.loads((tmp_path / "all_results.json").read_text()) == kept | {"train_loss": 1.0}
+    assert json.loads((tmp_path / "train_results.json").read_text()) == {"train_loss": 1.0}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0", "cpu:1"])
