@@ -52,6 +52,7 @@ def inspect_source(name: str, settings: Mapping[str, Any] | None = None) -> Insp
     chain = find_chain(name, given.get("adapters"), given.get("base_model"), {})
     kind, _ = find_kind(chain)
     model = chain[0].read_json(MODEL_CONFIG_NAME)
+    architecture = chain[0].read_name(MODEL_CONFIG_NAME, "model_type")
     try:
         config, asks = find_source(name, given).config, None
     except ValueError as error:
@@ -65,14 +66,14 @@ def inspect_source(name: str, settings: Mapping[str, Any] | None = None) -> Insp
         kind=TITLES[kind],
         model=chain[0].name,
         adapters=[each.name for each in chain[1:]],
-        architecture=model.get("model_type"),
+        architecture=architecture,
         embeds=None if config is None else describe_embedding(config, model),
         asks=asks,
         parameters=sum(each.parameters for each in known) if is_measured else None,
         size=sum(sizes) if is_measured and all(sizes) else None,
         dtypes=sorted({dtype for each in known for dtype in each.dtypes}),
         licence=next((found for each in reversed(chain) if (found := licence_of(each)) is not None), None),
-        uses=list_uses(chain, config, model.get("model_type")),
+        uses=list_uses(chain, config, architecture),
     )
 
 

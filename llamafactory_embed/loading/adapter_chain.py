@@ -67,7 +67,7 @@ def expand(repository: Repository, base_model: str | None, hub: Mapping[str, Any
 
 def named_below(adapter: Repository) -> tuple[str | None, list[str]]:
     """The model that an adapter names, and the adapters that were merged into it before."""
-    named = adapter.read_json(ADAPTER_CONFIG_NAME).get("base_model_name_or_path") or None
+    named = adapter.read_name(ADAPTER_CONFIG_NAME, "base_model_name_or_path")
     records: tuple[tuple[str, type[CheckpointRecord]], ...] = (
         (CONFIG_NAME, EmbeddingConfig),
         (RECORD_NAME, MaskedTokenRecord),

@@ -80,6 +80,13 @@ class Repository:
         """The content of a JSON file; empty if there is none."""
         return read_json_object(self.folder / file_name) if self.has(file_name) else {}
 
+    def read_name(self, file_name: str, key: str) -> str | None:
+        """A text in a JSON file; None if there is none."""
+        name = self.read_json(file_name).get(key)
+        if not isinstance(name, str | None):
+            raise ValueError(f"{self.folder / file_name}: `{key}` must be text, not {name!r}.")
+        return name or None
+
     def with_weights(self) -> Path:
         """The folder with everything in it."""
         if self.is_local:

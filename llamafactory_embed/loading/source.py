@@ -165,9 +165,9 @@ def is_llm2vec(repository: Repository) -> bool:
     if repository.has(LLM2VEC_SETTINGS):
         return True
     mapping = repository.read_json(ADAPTER_CONFIG_NAME).get("auto_mapping") or {}
-    trained_on = mapping.get("base_model_class") or ""
+    trained_on = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     return repository.is_adapter and (
-        trained_on.endswith(LLM2VEC_CLASSES) or LLM2VEC_NAME in Path(repository.name).name
+        str(trained_on).endswith(LLM2VEC_CLASSES) or LLM2VEC_NAME in Path(repository.name).name
     )
 
 
@@ -218,10 +218,10 @@ def read_llm2vec(own: Repository, chain: list[Repository]) -> dict[str, Any]:
     """LLM2Vec's settings, and the prompts that it writes around the texts of some models."""
     path = own.folder / LLM2VEC_SETTINGS
     saved = read_json_object(path) if path.is_file() else {}
-    model = chain[0].read_json(MODEL_CONFIG_NAME)
-    named = chain[1].read_json(ADAPTER_CONFIG_NAME) if len(chain) > 1 else {}
-    base = named.get("base_model_name_or_path") or model.get("_name_or_path") or chain[0].name
-    return embedder_settings(saved, str(path), base, model.get("model_type"))
+    model = chain[0]
+    named = chain[1].read_name(ADAPTER_CONFIG_NAME, "base_model_name_or_path") if len(chain) > 1 else None
+    base = named or model.read_name(MODEL_CONFIG_NAME, "_name_or_path") or model.name
+    return embedder_settings(saved, str(path), base, model.read_name(MODEL_CONFIG_NAME, "model_type"))
 
 
 def read_pooling_and_attention(own: Repository, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,7 +265,7 @@ def read_plain(chain: list[Repository], given: Mapping[str, Any]) -> dict[str, A
 
 def is_encoder_model(model: Repository) -> bool:
     """Whether a model's tokens see the whole text by its architecture, as BERT's do."""
-    kind = model.read_json(MODEL_CONFIG_NAME).get("model_type")
+    kind = model.read_name(MODEL_CONFIG_NAME, "model_type")
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in ENCODERS_WITH_HEAD:
         return False
     return find_attention(model.folder, AutoConfig.from_pretrained(model.folder)) == "bidirectional"

@@ -140,9 +140,27 @@ def test_eos_of_a_model_that_llm2vec_does_not_have() -> None:
         ({"skip_instruction": "no"}, "`skip_instruction` must be true or false, not 'no'"),
     ],
 )
-def test_settings_of_another_kind(saved: dict[str, Any], problem: str) -> None:
+def test_settings_of_llm2vec_of_another_kind(saved: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=f"there.* {problem}"):
         embedder_settings(saved, "there", "x/y", "llama")
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("adapter_config.json", "base_model_name_or_path"),
+        ("config.json", "_name_or_path"),
+        ("config.json", "model_type"),
+    ],
+)
+def test_names_of_another_kind(file: str, key: str, tmp_path: Path) -> None:
+    plain = {"auto_mapping": ["LlamaBiModel"], "model_type": "llama"}
+    for path in ("model/config.json", "llm2vec/llm2vec_config.json", "llm2vec/adapter_config.json"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        settings = {} if path.endswith("llm2vec_config.json") else plain
+        (tmp_path / path).write_text(json.dumps(settings | ({key: [1]} if path.endswith(f"/{file}") else {})))
+    with pytest.raises(ValueError, match=rf"{file}: `{key}` must be text, not \[1\]"):
+        find_source(tmp_path / "llm2vec", {"base_model": str(tmp_path / "model")})
 
 
 # ------------------------------------------- Diffusion Embedder -------------------------------------------
