@@ -59,6 +59,15 @@ def test_growth_while_warming_up_is_none() -> None:
     assert all(verdicts(lambda number, each: dataclasses.replace(each, memory=min(number, end) * 2 + 100)).values())
 
 
+def test_more_clients_at_a_time_are_no_growth() -> None:
+    """Those of a slower machine stay connected for longer, and go in the end."""
+
+    def connect(number: int, each: Sample) -> Sample:
+        return dataclasses.replace(each, handles=each.handles + number * (number % 8 > 0))
+
+    assert all(verdicts(connect).values())
+
+
 def test_the_change_is_that_of_the_line() -> None:
     (memory, *_) = judge(samples(lambda number, each: dataclasses.replace(each, memory=100 + number * EVERY / 60)))
     assert memory.change == pytest.approx((1 - WARM_UP) * MINUTES, rel=0.01)
