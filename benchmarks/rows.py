@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import random
 import resource
@@ -123,8 +124,6 @@ def write_rows(folder: Path, kind: str, size: int, negatives: int, characters: i
 def start(request: dict[str, Any]) -> dict[str, float]:
     """What a process of a training does with its rows before and between steps. Memory is its own: pages of files that
     are mapped belong to the machine."""
-    import datasets  # noqa: F401, seconds, which a training spends anyway
-
     from llamafactory_embed.data.registry import HubOptions
     from llamafactory_embed.data.retrieval.common_texts import TextsOfTasks
     from llamafactory_embed.data.retrieval.dataset import RetrievalDataset
@@ -133,6 +132,7 @@ def start(request: dict[str, Any]) -> dict[str, float]:
     from llamafactory_embed.data.retrieval.reader import tasks_of_entries
     from llamafactory_embed.data.retrieval.sampler import GlobalBatchSampler
 
+    importlib.import_module("datasets")  # seconds, which a training spends anyway
     folder, drawn = Path(request["folder"]), request["drawn"]
     entry = make_entry(NAME, {"file_name": "rows.jsonl", "formatting": "retrieval"}, str(folder))
     few = dataclasses.replace(entry, location=str(_few_rows(folder)))

@@ -104,7 +104,7 @@ def write(works: Sequence[Watched], minutes: float, output: Path) -> dict[str, S
 def tell(name: str, samples: Sequence[Sample]) -> int:
     """Print the verdict on one work; 1 if something is not flat."""
     try:
-        verdicts = judge(samples)
+        verdicts = judge(samples, has_clients=name == "serve")
     except ValueError as error:
         print(f"{name:8} {error}")
         return 1

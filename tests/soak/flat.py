@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,8 +56,8 @@ def speed(window: Sequence[Sample]) -> float:
 
 
 def fewest_handles(window: Sequence[Sample]) -> float:
-    """What is open when nobody is connected: how many are depends on how fast the machine is at the time, and what is
-    never closed is always there."""
+    """Of a server: what is open when fewest are connected. How many are depends on how fast the machine is at the
+    time, and what is never closed is always there."""
     return float(min(each.handles for each in window))
 
 
@@ -67,17 +67,21 @@ def median_of(column: str) -> Callable[[Sequence[Sample]], float]:
 
 MEASURES = (
     Measure("memory", "MiB", median_of("memory"), share=0.02, count=4),
-    Measure("handles", "", fewest_handles, share=0.02, count=2),
+    Measure("handles", "", median_of("handles"), share=0.02, count=2),
     Measure("threads", "", median_of("threads"), share=0.02, count=1),
     Measure("processes", "", median_of("processes"), share=0.0, count=1),
     Measure("speed", "per second of a core", speed, share=0.15, count=0, sign=-1),
 )
 
 
-def judge(samples: Sequence[Sample]) -> list[Verdict]:
-    """Each measure of one work."""
+def judge(samples: Sequence[Sample], has_clients: bool = False) -> list[Verdict]:
+    """Each measure of one work. Connections of clients are handles, too."""
     windows = cut_into_windows(samples)
-    return [judge_measure(measure, windows) for measure in MEASURES]
+    measures = [
+        replace(each, of_window=fewest_handles) if has_clients and each.name == "handles" else each
+        for each in MEASURES
+    ]
+    return [judge_measure(measure, windows) for measure in measures]
 
 
 def cut_into_windows(samples: Sequence[Sample]) -> list[Sequence[Sample]]:

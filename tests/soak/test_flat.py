@@ -32,8 +32,8 @@ def samples(change: Change = lambda _, each: each) -> list[Sample]:
     return found
 
 
-def verdicts(change: Change = lambda _, each: each) -> dict[str, bool]:
-    return {each.measure: each.is_flat for each in judge(samples(change))}
+def verdicts(change: Change = lambda _, each: each, has_clients: bool = False) -> dict[str, bool]:
+    return {each.measure: each.is_flat for each in judge(samples(change), has_clients)}
 
 
 def test_a_steady_process_is_flat() -> None:
@@ -49,9 +49,10 @@ CHANGES: dict[str, tuple[str, Change]] = {
 }
 
 
+@pytest.mark.parametrize("has_clients", [False, True])
 @pytest.mark.parametrize(("measure", "change"), CHANGES.values(), ids=CHANGES)
-def test_what_grows_or_slows_down_is_found(measure: str, change: Change) -> None:
-    assert {name for name, is_flat in verdicts(change).items() if not is_flat} == {measure}
+def test_what_grows_or_slows_down_is_found(measure: str, change: Change, has_clients: bool) -> None:
+    assert {name for name, is_flat in verdicts(change, has_clients).items() if not is_flat} == {measure}
 
 
 def test_growth_while_warming_up_is_none() -> None:
@@ -59,13 +60,14 @@ def test_growth_while_warming_up_is_none() -> None:
     assert all(verdicts(lambda number, each: dataclasses.replace(each, memory=min(number, end) * 2 + 100)).values())
 
 
-def test_more_clients_at_a_time_are_no_growth() -> None:
+def test_more_clients_at_a_time_are_no_growth_of_a_server() -> None:
     """Those of a slower machine stay connected for longer, and go in the end."""
 
     def connect(number: int, each: Sample) -> Sample:
         return dataclasses.replace(each, handles=each.handles + number * (number % 8 > 0))
 
-    assert all(verdicts(connect).values())
+    assert all(verdicts(connect, has_clients=True).values())
+    assert not verdicts(connect)["handles"]
 
 
 def test_the_change_is_that_of_the_line() -> None:
