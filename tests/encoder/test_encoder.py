@@ -9,7 +9,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +25,7 @@ from llamafactory_embed.model.embedding import EmbeddingModel
 from llamafactory_embed.model.packed import pack_texts
 from llamafactory_embed.model.quantization import RANGES_NAME, quantize
 from tests.embedders import INSTRUCTION, PROSE, make_embedder, make_tokenizer
+from tests.patience import comes_true
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
 
@@ -255,9 +255,7 @@ def test_processes_do_not_outlive_a_caller_that_is_killed(checkpoint: Path, tmp_
     finally:
         caller.kill()
         caller.wait()
-    deadline = time.monotonic() + 300  # for hangs only: they end at once
-    while any(map(is_running, numbers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    comes_true(lambda: not any(map(is_running, numbers)))
     left = [number for number in numbers if is_running(number)]
     for number in left:
         psutil.Process(number).kill()

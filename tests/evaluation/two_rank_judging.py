@@ -13,10 +13,11 @@ import torch.distributed as dist
 
 from llamafactory_embed.evaluation import run
 from llamafactory_embed.train.embed import eval_tasks
+from tests.patience import PATIENCE
 
 
 def main(folder: Path) -> None:
-    dist.init_process_group("gloo", timeout=timedelta(minutes=5))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))
     rank = dist.get_rank()
     arrived, judged = folder / "arrived", folder / "judged"
 

@@ -19,6 +19,7 @@ from llamafactory_embed.sampling.loop import Frame, split_steps
 from llamafactory_embed.sampling.network import LanguageModelNetwork, make_bidirectional
 from llamafactory_embed.sampling.sampler import Sampler
 from llamafactory_embed.sampling.settings import SamplingSettings
+from tests.patience import PATIENCE
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -486,7 +487,7 @@ def test_answers_in_several_threads_are_those_of_one() -> None:
     start = threading.Barrier(len(prompts))
 
     def answer_at_once(number: int) -> list[list[int]]:
-        start.wait(60)
+        start.wait(PATIENCE)
         return [answer(sampler, number) for _ in range(3)]
 
     with ThreadPoolExecutor(len(prompts)) as threads:

@@ -318,8 +318,10 @@ def test_a_request_that_is_too_large_for_the_queue_is_refused_before_all_of_it_i
     server = make_server(held, max_waiting_tokens=500)
 
     async def play(app: Any) -> None:
-        first, second = RawRequest(app, BODY), RawRequest(app, BODY)
-        await until(lambda: held.begun.is_set() and server.waiting.tokens)
+        first = RawRequest(app, BODY)
+        await until(held.begun.is_set)
+        second = RawRequest(app, BODY)  # not before: they would share the forward, and nothing would wait
+        await until(lambda: server.waiting.tokens)
         texts: list[int] = []
         tokenize = server.reader.tokenize
 

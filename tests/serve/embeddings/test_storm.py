@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.embedders import PROSE
+from tests.patience import comes_true
 from tests.serve.embeddings.servers import KEY, listening, make_encoder, make_server
 from tests.serve.embeddings.storm import KINDS, PATIENT, storm
 
@@ -61,10 +62,8 @@ def test_forty_clients_of_whom_most_behave_badly() -> None:
         assert {status for kind, status in statuses if kind == "wrong length"} <= {0, 400, 413, 429}
         for connection in silent:
             connection.close()
-        while server.waiting.places or server.waiting.tokens:  # of those that have just gone
-            threading.Event().wait(0.01)
-        while held() != before:  # connections that are being closed
-            threading.Event().wait(0.01)
+        assert comes_true(lambda: not (server.waiting.places or server.waiting.tokens)), "those that have just gone"
+        assert comes_true(lambda: held() == before), f"connections are being closed: {held()}, {before} before"
         assert server._bytes_arriving == 0
         assert server.worker.is_alive()
         after = asyncio.run(storm(address, expected, 1, rounds=1, key=KEY))

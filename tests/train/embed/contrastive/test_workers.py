@@ -16,6 +16,7 @@ from llamafactory_embed.data.retrieval.rows import Example
 from llamafactory_embed.train.embed.contrastive.batch import ContrastiveBatch, ContrastiveCollator
 from llamafactory_embed.train.embed.tdro.batch import TdroCollator
 from tests.embedders import make_embedder, make_examples, make_tokenizer
+from tests.patience import PATIENCE
 
 
 REPOSITORY = Path(__file__).parents[4]
@@ -44,7 +45,7 @@ def load_batches() -> None:
 def test_workers_are_not_stopped_by_the_limit_of_open_files() -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"from {__name__} import load_batches; load_batches()"],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     chunks = list(map(int, done.stdout.split()))
