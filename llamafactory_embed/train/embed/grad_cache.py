@@ -1,7 +1,7 @@
 """GradCache: the gradient of a loss over a large batch in the memory of a small one (Gao et al. 2021).
 
-Every chunk but the last is embedded without a graph, the loss gives the gradient of the embeddings, and every chunk is
-embedded again, under the same random numbers, to carry its part of that gradient to the parameters.
+Every chunk but the largest is embedded without a graph, the loss gives the gradient of the embeddings, and these
+are embedded again, under the same random numbers, to carry their parts of that gradient to the parameters.
 """
 
 from __future__ import annotations
@@ -50,37 +50,39 @@ def cached_backward(
     DeepSpeed); `no_sync` keeps DDP from averaging before the last backward. `vectors_each` is how many vectors each of
     the texts has; None: one. `agreement` is put around what takes the memory of a chunk, before the loss and after it.
     """
-    *earlier, last = chunks
+    # One chunk's graph fits into the memory: the largest one's is kept, and its forward need not run twice.
+    kept = max(range(len(chunks)), key=lambda number: len(chunks[number].token_ids))
+    again = [number for number in range(len(chunks)) if number != kept]
+    wait_to_sync = no_sync if again else nullcontext
     states, parts = [], []
     with agreement():
-        with torch.no_grad():
-            for chunk in earlier:
-                states.append(RandomState(device))
+        for number, chunk in enumerate(chunks):
+            states.append(RandomState(device))
+            with wait_to_sync() if number == kept else torch.no_grad():
                 parts.append(embed([chunk]))
-        # One chunk's graph fits into the memory: the last one's is kept, and its forward need not run twice.
-        with no_sync() if earlier else nullcontext():
-            last_part = embed([last])
     after = RandomState(device)
     rows = [torch.tensor(places, device=device) for places in places_of_chunks(chunks, vectors_each)]
     order = torch.cat(rows).argsort()
-    embeddings = torch.cat([*parts, last_part.detach()])[order].float().requires_grad_()  # [N, d]
+    kept_part = parts[kept]
+    embeddings = torch.cat([part.detach() for part in parts])[order].float().requires_grad_()  # [N, d]
+    del parts
 
     with torch.enable_grad():
         loss = loss_function(embeddings)
     (gradient,) = torch.autograd.grad(loss, embeddings)
 
-    def carry(part: Tensor, own_rows: Tensor) -> None:
+    def carry(part: Tensor, number: int) -> None:
         # A scalar whose gradient with respect to the parameters is the chunk's part of the loss's.
-        backward((part.float() * gradient[own_rows]).sum())
+        backward((part.float() * gradient[rows[number]]).sum())
 
     with agreement():
-        with no_sync() if earlier else nullcontext():
-            carry(last_part, rows[-1])
-        del last_part
-        for number, (chunk, state) in enumerate(zip(earlier, states, strict=True)):
-            state.restore()
-            with nullcontext() if number == len(earlier) - 1 else no_sync():
-                carry(embed([chunk]), rows[number])
+        with wait_to_sync():
+            carry(kept_part, kept)
+        del kept_part
+        for number in again:
+            states[number].restore()
+            with nullcontext() if number == again[-1] else no_sync():
+                carry(embed([chunks[number]]), number)
     after.restore()
     return loss.detach()
 

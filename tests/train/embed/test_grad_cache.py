@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
 from llamafactory_embed.hparams.contrastive import ContrastiveOptions
+from llamafactory_embed.model.packed import PackedBatch
 from llamafactory_embed.train.embed.contrastive.batch import ContrastiveCollator
 from llamafactory_embed.train.embed.contrastive.objective import ContrastiveObjective
 from llamafactory_embed.train.embed.contrastive.quantizer import EmbeddingQuantizer
@@ -85,6 +87,25 @@ def test_accumulated_chunks_do_not_depend_on_the_chunk_size() -> None:
     for other in found[1:]:
         for name, gradient in found[0].items():
             torch.testing.assert_close(other[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_the_largest_chunk_is_embedded_once_and_the_others_twice() -> None:
+    """Also where it is not the last one, which is what is left of the texts."""
+    model = make_embedder("llama")
+    objective = ContrastiveObjective(ContrastiveOptions())
+    batch = ContrastiveCollator(make_tokenizer(model), max_tokens=60)(make_examples(6, 2))["batch"]
+    embedded: list[int] = []
+
+    def embed(chunks: Sequence[PackedBatch]) -> torch.Tensor:
+        embedded.extend(len(chunk.token_ids) for chunk in chunks)
+        return model(chunks)
+
+    cached_backward(
+        embed, batch.packed, lambda each: objective(each, batch), torch.Tensor.backward, device=model.device
+    )
+    sizes = [len(chunk.token_ids) for chunk in batch.packed]
+    assert sizes[-1] < max(sizes)
+    assert sorted([*embedded, max(sizes)]) == sorted(2 * sizes)
 
 
 def test_batches_split_further_embed_the_same() -> None:
