@@ -7,5 +7,5 @@ from packaging.specifiers import SpecifierSet
 from llamafactory_embed.host.contract import HOST_VERSIONS
 
 
-# The first version above the supported ones.
-(UNSUPPORTED_HOST,) = (clause.version for clause in SpecifierSet(HOST_VERSIONS) if clause.operator == "<")
+# The first version above the supported ones; above all, where a lane of scripts/version_matrix.py pins one.
+UNSUPPORTED_HOST = next((clause.version for clause in SpecifierSet(HOST_VERSIONS) if clause.operator == "<"), "99")
