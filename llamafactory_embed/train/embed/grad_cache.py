@@ -1,6 +1,6 @@
 """GradCache: the gradient of a loss over a large batch in the memory of a small one (Gao et al. 2021).
 
-Every chunk but the largest is embedded without a graph, the loss gives the gradient of the embeddings, and these
+Every chunk but the first is embedded without a graph, the loss gives the gradient of the embeddings, and these chunks
 are embedded again, under the same random numbers, to carry their parts of that gradient to the parameters.
 """
 
@@ -50,39 +50,39 @@ def cached_backward(
     DeepSpeed); `no_sync` keeps DDP from averaging before the last backward. `vectors_each` is how many vectors each of
     the texts has; None: one. `agreement` is put around what takes the memory of a chunk, before the loss and after it.
     """
-    # One chunk's graph fits into the memory: the largest one's is kept, and its forward need not run twice.
-    kept = max(range(len(chunks)), key=lambda number: len(chunks[number].token_ids))
-    again = [number for number in range(len(chunks)) if number != kept]
-    wait_to_sync = no_sync if again else nullcontext
+    first, *others = chunks
     states, parts = [], []
     with agreement():
-        for number, chunk in enumerate(chunks):
-            states.append(RandomState(device))
-            with wait_to_sync() if number == kept else torch.no_grad():
+        # One chunk's graph fits into the memory: the first one's is kept, and its forward need not run twice. The last
+        # may be what little is left of the texts. And DDP's ranks agree on buffers in their first forward and on buckets
+        # in their first one with a graph: these must be the same, however many chunks each rank has.
+        with no_sync() if others else nullcontext():
+            first_part = embed([first])
+        with torch.no_grad():
+            for chunk in others:
+                states.append(RandomState(device))
                 parts.append(embed([chunk]))
     after = RandomState(device)
     rows = [torch.tensor(places, device=device) for places in places_of_chunks(chunks, vectors_each)]
     order = torch.cat(rows).argsort()
-    kept_part = parts[kept]
-    embeddings = torch.cat([part.detach() for part in parts])[order].float().requires_grad_()  # [N, d]
-    del parts
+    embeddings = torch.cat([first_part.detach(), *parts])[order].float().requires_grad_()  # [N, d]
 
     with torch.enable_grad():
         loss = loss_function(embeddings)
     (gradient,) = torch.autograd.grad(loss, embeddings)
 
-    def carry(part: Tensor, number: int) -> None:
+    def carry(part: Tensor, own_rows: Tensor) -> None:
         # A scalar whose gradient with respect to the parameters is the chunk's part of the loss's.
-        backward((part.float() * gradient[rows[number]]).sum())
+        backward((part.float() * gradient[own_rows]).sum())
 
     with agreement():
-        with wait_to_sync():
-            carry(kept_part, kept)
-        del kept_part
-        for number in again:
-            states[number].restore()
-            with nullcontext() if number == again[-1] else no_sync():
-                carry(embed([chunks[number]]), number)
+        with no_sync() if others else nullcontext():
+            carry(first_part, rows[0])
+        del first_part
+        for number, (chunk, state) in enumerate(zip(others, states, strict=True), 1):
+            state.restore()
+            with nullcontext() if number == len(others) else no_sync():
+                carry(embed([chunk]), rows[number])
     after.restore()
     return loss.detach()
 

@@ -89,23 +89,24 @@ def test_accumulated_chunks_do_not_depend_on_the_chunk_size() -> None:
             torch.testing.assert_close(other[name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_the_largest_chunk_is_embedded_once_and_the_others_twice() -> None:
-    """Also where it is not the last one, which is what is left of the texts."""
+def test_one_chunk_is_embedded_once_and_not_the_one_that_is_left_over() -> None:
+    """Its forward is the first one and has a graph, as that of a rank with a single chunk."""
     model = make_embedder("llama")
     objective = ContrastiveObjective(ContrastiveOptions())
     batch = ContrastiveCollator(make_tokenizer(model), max_tokens=60)(make_examples(6, 2))["batch"]
-    embedded: list[int] = []
+    embedded: list[tuple[int, bool]] = []
 
     def embed(chunks: Sequence[PackedBatch]) -> torch.Tensor:
-        embedded.extend(len(chunk.token_ids) for chunk in chunks)
+        embedded.extend((len(chunk.token_ids), torch.is_grad_enabled()) for chunk in chunks)
         return model(chunks)
 
     cached_backward(
         embed, batch.packed, lambda each: objective(each, batch), torch.Tensor.backward, device=model.device
     )
     sizes = [len(chunk.token_ids) for chunk in batch.packed]
-    assert sizes[-1] < max(sizes)
-    assert sorted([*embedded, max(sizes)]) == sorted(2 * sizes)
+    left = sizes[1:]
+    assert embedded == [(sizes[0], True), *((size, False) for size in left), *((size, True) for size in left)]
+    assert sizes[-1] < sizes[0]
 
 
 def test_batches_split_further_embed_the_same() -> None:
