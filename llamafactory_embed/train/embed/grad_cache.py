@@ -54,8 +54,8 @@ def cached_backward(
     states, parts = [], []
     with agreement():
         # One chunk's graph fits into the memory: the first one's is kept, and its forward need not run twice. The last
-        # may be what little is left of the texts. And DDP's ranks agree on buffers in their first forward and on buckets
-        # in their first one with a graph: these must be the same, however many chunks each rank has.
+        # may be what little is left of the texts. DDP's ranks agree on buffers in their first forward, on buckets in
+        # their first one with a graph: these must be the same, however many chunks each rank has.
         with no_sync() if others else nullcontext():
             first_part = embed([first])
         with torch.no_grad():
