@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from accelerate.utils import DynamoBackend
 from peft import PeftModel
+from torch.distributed.fsdp import fully_shard
 from transformers import TrainingArguments
 
 from ..model.around_decoder import AroundDecoder
@@ -33,6 +35,19 @@ def compile_for_engines(trainer: WrappedModelTrainer, model: AroundDecoder) -> N
     compile_layers(model.decoder, backend, args.torch_compile_mode)
 
 
+def check_fsdp(is_second_version: bool) -> None:
+    """Refuse what cannot shard a module of ours, or fails when it begins to."""
+    if not is_second_version:
+        raise ValueError(
+            "FSDP version 1 is not supported: it gathers parameters only where its outermost module is called, "
+            "which an evaluation does not do; set `fsdp_version: 2`."
+        )
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:  # accelerate gives it to torch 2.6 as well
+        raise ValueError(
+            f"FSDP does not run with torch {torch.__version__}: install a newer one, or use DDP or DeepSpeed."
+        )
+
+
 def prepare_for_engines(model: Any, args: TrainingArguments) -> None:
     """What DDP, DeepSpeed and FSDP have to know of a module of ours before they wrap it."""
     model._no_split_modules = model.decoder._no_split_modules  # FSDP's units
@@ -41,6 +56,10 @@ def prepare_for_engines(model: Any, args: TrainingArguments) -> None:
         model.register_load_state_dict_post_hook(allow_missing_frozen_parameters)
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # every parameter that learns is used in every forward
+    if args.ddp_broadcast_buffers is None:
+        # They are constants of rotary positions. And ranks may differ in which of their forwards has a graph: what DDP
+        # exchanges in the first one with a graph must not meet what it exchanges in the first one.
+        args.ddp_broadcast_buffers = False
     if dist.is_initialized():
         # A step may run several forwards. Under reentrant checkpointing every layer of each of them runs a backward
         # by itself, and DDP averages a gradient when only the first of them has reached it.

@@ -30,7 +30,7 @@ from ..hparams.secrets import arguments_without_secrets
 from ..model.around_decoder import AroundDecoder
 from ..processor import WITHOUT_BF16, has_bf16
 from .bad_steps import NamesRows
-from .engines import compile_for_engines, prepare_for_engines
+from .engines import check_fsdp, compile_for_engines, prepare_for_engines
 from .evaluation_log import EvaluationLog
 from .saving import WholeCheckpointTrainer
 from .token_budget import TokenBudget
@@ -104,11 +104,8 @@ class WrappedModelTrainer(WholeCheckpointTrainer, ABC):
         """`batches` is None where nothing is trained."""
         prepare_for_engines(model, args)
         super().__init__(model=model, args=args, **kwargs)
-        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
-            raise ValueError(
-                "FSDP version 1 is not supported: it gathers parameters only where its outermost module is called, "
-                "which an evaluation does not do; set `fsdp_version: 2`."
-            )
+        if self.is_fsdp_enabled:
+            check_fsdp(self.accelerator.is_fsdp2)
         if args.torch_compile:
             compile_for_engines(self, model)
         if args.bf16 and args.device.type == "cpu" and has_bf16() is False:

@@ -108,10 +108,11 @@ def test_several_processes_never_checkpoint_reentrantly(monkeypatch: pytest.Monk
     model = AroundDecoder(tiny_model("llama"))
     model.gradient_checkpointing_enable({"use_reentrant": True})
     args: Any = type("Arguments", (), {})()
-    args.ddp_find_unused_parameters = None
+    args.ddp_find_unused_parameters = args.ddp_broadcast_buffers = None
     args.gradient_checkpointing = True
     args.gradient_checkpointing_kwargs = {"use_reentrant": True, "preserve_rng_state": True}
     prepare_for_engines(model, args)
+    assert args.ddp_broadcast_buffers is False
     assert args.gradient_checkpointing_kwargs == {"use_reentrant": False, "preserve_rng_state": True}
     assert {function.keywords["use_reentrant"] for function in functions(model)} == {False}
 

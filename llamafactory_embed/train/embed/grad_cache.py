@@ -1,6 +1,6 @@
 """GradCache: the gradient of a loss over a large batch in the memory of a small one (Gao et al. 2021).
 
-Every chunk but the first is embedded without a graph, the loss gives the gradient of the embeddings, and these chunks
+Every chunk but the largest is embedded without a graph, the loss gives the gradient of the embeddings, and these
 are embedded again, under the same random numbers, to carry their parts of that gradient to the parameters.
 """
 
@@ -50,22 +50,23 @@ def cached_backward(
     DeepSpeed); `no_sync` keeps DDP from averaging before the last backward. `vectors_each` is how many vectors each of
     the texts has; None: one. `agreement` is put around what takes the memory of a chunk, before the loss and after it.
     """
-    first, *others = chunks
+    # One chunk's graph fits into the memory: the largest one's is kept, whose second forward would cost most. The last
+    # one may be what little is left of the texts.
+    kept = max(range(len(chunks)), key=lambda number: len(chunks[number].token_ids))
+    others = [number for number in range(len(chunks)) if number != kept]
+    before_the_last = no_sync if others else nullcontext
     states, parts = [], []
     with agreement():
-        # One chunk's graph fits into the memory: the first one's is kept, and its forward need not run twice. The last
-        # may be what little is left of the texts. DDP's ranks agree on buffers in their first forward, on buckets in
-        # their first one with a graph: these must be the same, however many chunks each rank has.
-        with no_sync() if others else nullcontext():
-            first_part = embed([first])
-        with torch.no_grad():
-            for chunk in others:
-                states.append(RandomState(device))
+        for number, chunk in enumerate(chunks):
+            states.append(RandomState(device))
+            with before_the_last() if number == kept else torch.no_grad():
                 parts.append(embed([chunk]))
     after = RandomState(device)
     rows = [torch.tensor(places, device=device) for places in places_of_chunks(chunks, vectors_each)]
     order = torch.cat(rows).argsort()
-    embeddings = torch.cat([first_part.detach(), *parts])[order].float().requires_grad_()  # [N, d]
+    embeddings = torch.cat([part.detach() for part in parts])[order].float().requires_grad_()  # [N, d]
+    kept_part = parts[kept]
+    del parts
 
     with torch.enable_grad():
         loss = loss_function(embeddings)
@@ -76,13 +77,13 @@ def cached_backward(
         backward((part.float() * gradient[own_rows]).sum())
 
     with agreement():
-        with no_sync() if others else nullcontext():
-            carry(first_part, rows[0])
-        del first_part
-        for number, (chunk, state) in enumerate(zip(others, states, strict=True), 1):
-            state.restore()
-            with nullcontext() if number == len(others) else no_sync():
-                carry(embed([chunk]), rows[number])
+        with before_the_last():
+            carry(kept_part, rows[kept])
+        del kept_part
+        for number in others:
+            states[number].restore()
+            with nullcontext() if number == others[-1] else no_sync():
+                carry(embed([chunks[number]]), rows[number])
     after.restore()
     return loss.detach()
 

@@ -89,8 +89,8 @@ def test_accumulated_chunks_do_not_depend_on_the_chunk_size() -> None:
             torch.testing.assert_close(other[name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_one_chunk_is_embedded_once_and_not_the_one_that_is_left_over() -> None:
-    """Its forward is the first one and has a graph, as that of a rank with a single chunk."""
+def test_the_largest_chunk_is_embedded_once_and_the_others_twice() -> None:
+    """In the order of the plain step, which draws the same random numbers."""
     model = make_embedder("llama")
     objective = ContrastiveObjective(ContrastiveOptions())
     batch = ContrastiveCollator(make_tokenizer(model), max_tokens=60)(make_examples(6, 2))["batch"]
@@ -104,9 +104,11 @@ def test_one_chunk_is_embedded_once_and_not_the_one_that_is_left_over() -> None:
         embed, batch.packed, lambda each: objective(each, batch), torch.Tensor.backward, device=model.device
     )
     sizes = [len(chunk.token_ids) for chunk in batch.packed]
-    left = sizes[1:]
-    assert embedded == [(sizes[0], True), *((size, False) for size in left), *((size, True) for size in left)]
-    assert sizes[-1] < sizes[0]
+    kept = sizes.index(max(sizes))
+    assert sizes[-1] < sizes[kept]
+    once = [(size, number == kept) for number, size in enumerate(sizes)]
+    again = [(size, True) for number, size in enumerate(sizes) if number != kept]
+    assert embedded == once + again
 
 
 def test_batches_split_further_embed_the_same() -> None:

@@ -66,6 +66,10 @@ class Chunk:
 
     text_indices: list[int]
 
+    @property
+    def token_ids(self) -> list[int]:
+        return self.text_indices  # one token each
+
 
 class FakeGuide:
     def embed(self, examples: Any, device: torch.device) -> EmbeddedRows:
