@@ -27,6 +27,7 @@ DDP_RUNS: dict[str, dict[str, Any]] = {
     "full": {},
     "full-several-forwards": {"max_tokens_per_batch": 64},
     "full-cached": {"grad_cache_tokens": 64},
+    "one-chunk-beside-two": {"grad_cache_tokens": 219},  # in the second step, of 216 and 222 tokens
     "lora": {**LORA, **EVALUATED},
     "lora-several-forwards": {**LORA, "max_tokens_per_batch": 64},
     "lora-cached-accumulated": {**LORA, "grad_cache_tokens": 64, "gradient_accumulation_steps": 2},
