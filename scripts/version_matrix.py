@@ -97,7 +97,7 @@ def make_lanes() -> dict[str, Lane]:
         ),
         Lane(
             "host-main",
-            {"llamafactory": "llamafactory>=0.9.5,<1", "transformers": "transformers>=5.5"},
+            {"llamafactory": "llamafactory>=0.9.5,<1", "transformers": "transformers>=5.5.4"},
             from_source=True,
         ),
     ]
