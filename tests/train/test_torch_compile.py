@@ -17,6 +17,8 @@ from tests.compiler import needs_compiler
 from tests.e2e import contrastive_runs, ddm_runs, token_runs
 from tests.e2e.contrastive_runs import LORA, RunResult, perform
 from tests.e2e.two_ranks import largest_difference, run_on_two_ranks
+from tests.rounding import additions_in_network, rounding_of_sum
+from tests.tiny_models import tiny_model
 from tests.train.test_gradient_checkpointing import STAGES
 
 
@@ -24,6 +26,7 @@ Run = Callable[..., RunResult]
 
 # Traces and takes gradients as for the code generator, which would take minutes.
 TRACED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+ADDITIONS = additions_in_network(tiny_model("llama").config, tokens=128, backward=True)
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +57,12 @@ def run(tiny_llama: Path, data: dict[str, Path], tmp_path: Path) -> Run:
     return perform_recipe
 
 
-def assert_equal_runs(found: RunResult, plain: RunResult, bound: float) -> None:
-    assert found.losses == pytest.approx(plain.losses, rel=bound)
-    assert largest_difference(found.gradients, plain.gradients) < bound
-    assert any(bool(gradient.any()) for gradient in plain.gradients.values())
+def assert_equal_runs(found: RunResult, plain: RunResult) -> None:
+    """Up to rounding: a compiled sum is added in another order."""
+    largest = max(float(gradient.abs().max()) for gradient in plain.gradients.values())
+    assert largest > 0
+    assert found.losses == pytest.approx(plain.losses, rel=1e-5)
+    assert largest_difference(found.gradients, plain.gradients) < rounding_of_sum(ADDITIONS) * largest
 
 
 def test_cached_and_checkpointed_with_dropout(run: Run, tmp_path: Path) -> None:
@@ -69,7 +74,7 @@ def test_cached_and_checkpointed_with_dropout(run: Run, tmp_path: Path) -> None:
     counters.clear()
     found = run("contrastive", **options, **TRACED)
     assert counters["stats"]["unique_graphs"] > 0
-    assert_equal_runs(found, plain, 1e-5)
+    assert_equal_runs(found, plain)
     assert names_in(tmp_path / "run" / "checkpoint-2") == saved
     assert saved
     assert not any("_orig_mod" in name for name in saved)
@@ -85,7 +90,7 @@ def names_in(folder: Path) -> set[str]:
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage(name: str, checkpointing: bool, run: Run) -> None:
     options = {"disable_gradient_checkpointing": True, "gradient_checkpointing": checkpointing}
-    assert_equal_runs(run(name, **options, torch_compile=True), run(name, **options), 1e-5)
+    assert_equal_runs(run(name, **options, torch_compile=True), run(name, **options))
 
 
 @needs_compiler
