@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from transformers.utils.import_utils import is_torch_greater_or_equal
 
 from llamafactory_embed.train import engines
 
@@ -20,9 +19,3 @@ def test_fsdp_needs_its_second_version_and_a_torch_that_accelerate_can_call(monk
     monkeypatch.setattr(engines, "fully_shard", of_torch_2_6)
     with pytest.raises(ValueError, match="FSDP does not run with torch"):
         engines.check_fsdp(is_second_version=True)
-
-
-@pytest.mark.skipif(not is_torch_greater_or_equal("2.11"), reason="the torch that was tried")
-def test_this_torch_has_fsdp() -> None:
-    """Or all tests of FSDP would be skipped."""
-    engines.check_fsdp(is_second_version=True)
