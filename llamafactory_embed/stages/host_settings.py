@@ -85,6 +85,10 @@ REFUSED: dict[str, Refusal] = {
     "optim": Refusal(_updates_in_backward, _SEVERAL_BACKWARDS),
     "galore_layerwise": Refusal(bool, _SEVERAL_BACKWARDS),
     "apollo_layerwise": Refusal(bool, _SEVERAL_BACKWARDS),
+    # ---- ranks that run different numbers of forwards ----
+    "ddp_broadcast_buffers": Refusal(
+        bool, "it sends buffers in every forward, and one rank may run more of them than another: leave it out"
+    ),
     # ---- batches, which the stages plan for all ranks before the training ----
     "auto_find_batch_size": Refusal(
         bool, "batches are planned before the training: lower `per_device_train_batch_size` or `max_tokens_per_batch`"

@@ -56,10 +56,9 @@ def prepare_for_engines(model: Any, args: TrainingArguments) -> None:
         model.register_load_state_dict_post_hook(allow_missing_frozen_parameters)
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # every parameter that learns is used in every forward
-    if args.ddp_broadcast_buffers is None:
-        # They are constants of rotary positions. And ranks may differ in which of their forwards has a graph: what DDP
-        # exchanges in the first one with a graph must not meet what it exchanges in the first one.
-        args.ddp_broadcast_buffers = False
+    # Buffers are constants of rotary positions. DDP sends them in a rank's first forward and agrees on buckets in the
+    # first with a graph, and with GradCache that is another forward on each rank: the two would meet.
+    args.ddp_broadcast_buffers = False
     if dist.is_initialized():
         # A step may run several forwards. Under reentrant checkpointing every layer of each of them runs a backward
         # by itself, and DDP averages a gradient when only the first of them has reached it.

@@ -39,6 +39,7 @@ REFUSED_VALUES: dict[str, Any] = {
     "optim": "galore_adamw_layerwise",
     "galore_layerwise": True,
     "apollo_layerwise": True,
+    "ddp_broadcast_buffers": True,
     "auto_find_batch_size": True,
     "train_sampling_strategy": "group_by_length",
     "sortish_sampler": True,

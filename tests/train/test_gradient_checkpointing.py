@@ -108,7 +108,7 @@ def test_several_processes_never_checkpoint_reentrantly(monkeypatch: pytest.Monk
     model = AroundDecoder(tiny_model("llama"))
     model.gradient_checkpointing_enable({"use_reentrant": True})
     args: Any = type("Arguments", (), {})()
-    args.ddp_find_unused_parameters = args.ddp_broadcast_buffers = None
+    args.ddp_find_unused_parameters = None
     args.gradient_checkpointing = True
     args.gradient_checkpointing_kwargs = {"use_reentrant": True, "preserve_rng_state": True}
     prepare_for_engines(model, args)
