@@ -27,7 +27,10 @@ DDP_RUNS: dict[str, dict[str, Any]] = {
     "full": {},
     "full-several-forwards": {"max_tokens_per_batch": 64},
     "full-cached": {"grad_cache_tokens": 64},
-    "one-chunk-beside-two": {"grad_cache_tokens": 219},  # in the second step, of 216 and 222 tokens
+    # In the second step, when DDP agrees on its buckets, one rank has [216] tokens and the other one [217, 5] …
+    "one-chunk-beside-two": {"grad_cache_tokens": 219},
+    # … and [96, 93, 27] and [96, 97, 29], whose largest chunks are the first and the second one.
+    "largest-chunk-elsewhere": {"grad_cache_tokens": 98},
     "lora": {**LORA, **EVALUATED},
     "lora-several-forwards": {**LORA, "max_tokens_per_batch": 64},
     "lora-cached-accumulated": {**LORA, "grad_cache_tokens": 64, "gradient_accumulation_steps": 2},
