@@ -1,11 +1,14 @@
-"""How much of what this machine can multiply at all reaches the model during a training step."""
+"""How much of what this machine can multiply at all reaches the model during a training step, and how much could: the
+products of a step, alone and in their own shapes, are slower than large square ones."""
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +28,14 @@ SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}  # 
 class Settings:
     model: ModelSize = field(default_factory=ModelSize)
     rows: int = 16
-    steps: int = 6  # the first one warms up
+    steps: int = 10  # the first one warms up
     mean_length: int = 90
     fill: float = 1 / 3
     matmul_size: int = 2048
 
 
 def measure(settings: Settings, repeats: int, folder: Path) -> Result:
-    """The peak is measured before and after the steps, in the same process."""
+    """The peak is measured between the steps, in the same process."""
     from transformers import AutoTokenizer
 
     model = save_model(folder / "model", settings.model)
@@ -42,9 +45,14 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
     # Every batch has the same lengths, so any of them has the work of all.
     lengths = [len(tokenizer(text)["input_ids"]) for row in triplets[: settings.rows] for text in row.values()]
     data = write_dataset(folder / "data", triplets)
-    work = {"operations": count_operations(settings.model, lengths), "matmul_size": settings.matmul_size}
+    work = {
+        "operations": count_operations(settings.model, lengths),
+        "matmul_size": settings.matmul_size,
+        "projections": projections(settings.model),
+    }
 
     def step(environment: Mapping[str, str], **options: Any) -> Variant:
+        options = {"optim": "adamw_torch_fused", **options}  # as recipes have it by default
         ours = variant("ours", model, data, settings.rows, settings.steps, options=options, **work)
         return dataclasses.replace(ours, function="benchmarks.matmul_share:run", environment=environment)
 
@@ -59,12 +67,14 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
         repeats,
     )
     shares = {name: [100 * run["share"] for run in runs if run["variant"] == name] for name in (PLAIN, COMPILED)}
+    ceilings = [100 * run["products_alone"] for run in runs]
     return Result(
         settings=dataclasses.asdict(settings),
         runs=runs,
         figures=[
             spread("share of the matmul peak", shares[PLAIN], unit="%", at_least=65.0),
             spread("share of the matmul peak, torch_compile", shares[COMPILED], unit="%", at_least=65.0),
+            spread("share of the matmul peak, nothing but products in the shapes of the step", ceilings, unit="%"),
             ratio("time without torch_compile, to that with", runs, CASE, PLAIN, COMPILED, "seconds"),
             ratio("time where threads sleep, to that where they turn", runs, CASE, PLAIN, TURNING, "seconds"),
         ],
@@ -85,25 +95,85 @@ def count_operations(size: ModelSize, lengths: Sequence[int]) -> int:
     """Floating-point operations of a forward and a backward that any implementation must do: those of the projections
     and of the two products of attention. A backward has two products for each of the forward's. Norms, activations,
     the softmax, the optimizer and what a kernel computes twice to save memory do not count."""
-    head_size = size.hidden_size // size.heads
-    projections = size.hidden_size * head_size * (2 * size.heads + 2 * size.key_value_heads)  # q, o, k, v
-    projections += 3 * size.hidden_size * size.intermediate_size
+    weights = sum(inputs * outputs for inputs, outputs in projections(size))
     attention = 2 * size.hidden_size * sum(length**2 for length in lengths)  # scores, and their product with v
-    return 3 * 2 * size.layers * (sum(lengths) * projections + attention)
+    return 3 * 2 * size.layers * (sum(lengths) * weights + attention)
+
+
+def projections(size: ModelSize) -> list[tuple[int, int]]:
+    """Inputs and outputs of each linear map of a layer."""
+    keys = size.key_value_heads * (size.hidden_size // size.heads)
+    query, key, value, out = ((size.hidden_size, width) for width in (size.hidden_size, keys, keys, size.hidden_size))
+    gate = up = (size.hidden_size, size.intermediate_size)
+    return [query, key, value, out, gate, up, (size.intermediate_size, size.hidden_size)]
+
+
+class StepsBetweenProducts(StepClock):
+    """Times large products before the first step and after each one, outside of the steps: a shared machine is faster
+    and slower within seconds, so that a step is compared with the products on both its sides."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.peaks: list[float] = []
+        self.starts: list[float] = []
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        super().on_train_begin(*args, **kwargs)
+        self._measure_products()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        super().on_step_end(*args, **kwargs)
+        self._measure_products()
+
+    def _measure_products(self) -> None:
+        self.peaks.append(matmul_peak(self.size))
+        self.starts.append(time.perf_counter())
+
+    def report(self, rows: int, operations: int) -> dict[str, Any]:
+        """Medians over the steps but the first, which warms up."""
+        seconds = [end - start for start, end in zip(self.starts, self.step_ends, strict=False)][1:]
+        peaks = [(before + after) / 2 for before, after in pairwise(self.peaks)][1:]
+        shares = [operations / took / peak for took, peak in zip(seconds, peaks, strict=True)]
+        measured = {
+            "seconds": seconds,
+            "samples_per_second": [rows / took for took in seconds],
+            "peak": peaks,
+            "share": shares,
+        }
+        medians = {name: statistics.median(values) for name, values in measured.items()}
+        return super().report(rows) | medians | {"operations": operations}
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """One process: matmuls, training steps, matmuls."""
-    clock = StepClock()
-    before = matmul_peak(request["matmul_size"])
+    """One process: matmuls and training steps in turns."""
+    clock = StepsBetweenProducts(request["matmul_size"])
     train_by_recipe(request, clock)
-    peak = max(before, matmul_peak(request["matmul_size"]))
-    report = clock.report(request["rows"])
-    share = request["operations"] / report["seconds"] / peak
-    return report | {"operations": request["operations"], "peak": peak, "share": share}
+    alone = products_alone(request["projections"])
+    share = alone / ((clock.peaks[-1] + matmul_peak(request["matmul_size"])) / 2)
+    return clock.report(request["rows"], request["operations"]) | {"products_alone": share}
 
 
-def matmul_peak(size: int, trials: int = 15) -> float:
+def products_alone(projections: Sequence[Sequence[int]], tokens: int = 4096, trials: int = 5) -> float:
+    """Operations a second of the products of a layer, forward and backward, in the fastest of several rounds."""
+    import torch
+
+    maps = [
+        (torch.randn(tokens, inputs), torch.randn(outputs, inputs), torch.randn(tokens, outputs))
+        for inputs, outputs in projections
+    ]
+    fastest = float("inf")
+    for _ in range(trials):
+        start = time.perf_counter()
+        for x, weight, gradient in maps:
+            torch.matmul(x, weight.T)
+            torch.matmul(gradient, weight)
+            torch.matmul(gradient.T, x)
+        fastest = min(fastest, time.perf_counter() - start)
+    return 3 * 2 * tokens * sum(inputs * outputs for inputs, outputs in projections) / fastest
+
+
+def matmul_peak(size: int, trials: int = 5) -> float:
     """Operations a second of the fastest of several large fp32 products."""
     import torch
 

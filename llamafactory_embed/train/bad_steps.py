@@ -85,8 +85,9 @@ def has_bad_gradient(model: nn.Module) -> bool:
     """Whether a gradient holds NaN or infinity."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     parts = [each.to_local() if hasattr(each, "to_local") else each for each in gradients]  # of FSDP2's shards
-    if not parts:
-        return False
+    if not parts or bool(torch.nn.utils.get_total_norm(parts).isfinite()):
+        return False  # one pass over them; looking at each number takes several
+    # Numbers beyond 1e19 have a norm of infinity, too.
     return not bool(torch.stack([part.isfinite().all().to(parts[0].device) for part in parts]).all())
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from benchmarks import encode, grad_cache_4096, packed_forward, report, start_cost, training
 from benchmarks.__main__ import ALL_BENCHMARKS
 from benchmarks.inputs import ModelSize, TripletSizes, log_normal_lengths, make_triplets, save_model, texts_of_lengths
-from benchmarks.matmul_share import count_operations
+from benchmarks.matmul_share import StepsBetweenProducts, count_operations, products_alone, projections
 from benchmarks.processes import Variant, run_fresh
 from benchmarks.results_file import Figure, Result, check_equal, ratio, save, table_of
 
@@ -174,6 +174,26 @@ def test_counted_operations_are_those_of_the_model(model: Path) -> None:
         states.sum().backward()
     rotary = 2 * length * (SIZE.hidden_size // SIZE.heads // 2)  # the product that gives the angles
     assert counter.get_total_flops() == count_operations(SIZE, [length]) + rotary
+
+
+def test_a_step_is_compared_with_the_products_beside_it() -> None:
+    clock = StepsBetweenProducts(size=8)
+    clock.starts = [0.0, 10.0, 20.0, 30.0, 40.0]  # products lie between the end of a step and the start of the next
+    clock.step_ends = [9.0, 12.0, 24.0, 32.0]
+    clock.peaks = [1.0, 100.0, 200.0, 300.0, 100.0]
+    clock.losses = [0.5]
+    report = clock.report(rows=4, operations=150)
+    # The first step warms up; 150 operations in 2, 4 and 2 seconds beside products of 150, 250 and 200 a second.
+    assert report["share"] == pytest.approx(150 / 2 / 200)  # the middle of 0.5, 0.15 and 0.375
+    assert (report["seconds"], report["samples_per_second"], report["peak"]) == (2.0, 2.0, 200.0)
+
+
+def test_products_alone_multiply_what_a_layer_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 2.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(moments))
+    with FlopCounterMode(display=False) as counter:
+        speed = products_alone(projections(SIZE), tokens=8, trials=1)
+    assert counter.get_total_flops() == 2 * speed
 
 
 def test_a_ratio_is_the_median_over_pairs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing
 import os
 import signal
@@ -13,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from llamafactory_embed.host.same_data import PIECE, PIECES, digest_of, require_same_data
 from llamafactory_embed.loading.whole_checkpoints import CONTENTS_NAME, UNFINISHED_NAME, write_contents
+from llamafactory_embed.train.bad_steps import has_bad_gradient
 from llamafactory_embed.train.interruption import SaveAtSignal, signals_of
 from llamafactory_embed.train.saving import WholeCheckpointTrainer
 from tests.e2e.contrastive_runs import Recorder, RunResult, recipe, write_data
@@ -156,6 +160,26 @@ def test_a_bad_gradient_stops_the_run_with_the_state_before(train: Train, whole:
         train("run", At(3, poison))
     assert checkpoints(tmp_path / "run") == ["checkpoint-2"]
     assert_same(whole, train("run"))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "bad"),
+    [
+        (1.0, torch.float32, False),
+        (math.nan, torch.float32, True),
+        (math.inf, torch.bfloat16, True),
+        (-math.inf, torch.float32, True),
+        (1e30, torch.float32, False),  # the sum of its squares is infinity
+        (1e30, torch.bfloat16, False),
+    ],
+)
+def test_a_gradient_is_bad_where_a_number_is_none(value: float, dtype: torch.dtype, bad: bool) -> None:
+    model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(2, 2, dtype=dtype), nn.Linear(1, 1)])  # the last has no gradient
+    assert not has_bad_gradient(model)
+    for parameter in [*model[0].parameters(), *model[1].parameters()]:
+        parameter.grad = torch.ones_like(parameter)
+    model[1].weight.grad[1, 0] = value
+    assert has_bad_gradient(model) is bad
 
 
 def test_bad_steps_are_skipped_up_to_a_limit(train: Train, tmp_path: Path) -> None:
