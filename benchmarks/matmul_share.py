@@ -1,5 +1,5 @@
-"""How much of what this machine can multiply at all reaches the model during a training step, and how much could: the
-products of a step, alone and in their own shapes, are slower than large square ones."""
+"""How much of what this machine can multiply at all reaches the model during a training step, and how much would
+if a step were nothing but its products, in their own shapes."""
 
 from __future__ import annotations
 
