@@ -17,17 +17,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from functools import partial
 from itertools import groupby
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, flash_attention_mask, sdpa_mask
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils import is_flash_attn_2_available, logging
 from transformers.utils.import_utils import is_torch_greater_or_equal
@@ -43,6 +47,20 @@ BACKENDS = ("eager", "sdpa", "flash_attention_2")
 _PREFIX = "patched_"  # of the implementations registered below
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"  # the name under which every architecture imports it
 _MASK_BUILDERS = "transformers.masking_utils"
+
+# Model types whose layers also mix tokens by recurrence or convolution, and are told the lengths of a packed row. They
+# read forward only. (Nemotron-H is not among them: without kernels, transformers 5.5 looks ahead beyond a chunk.)
+HYBRIDS = (
+    "bamba",
+    "granitemoehybrid",
+    "jamba",
+    "lfm2",
+    "lfm2_moe",
+    "olmo_hybrid",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+)
 
 
 # ------------------------------ what a forward is given: packed rows and masks ------------------------------
@@ -457,6 +475,68 @@ for _name, _mask_function in (_DENSE_MASKS | dict.fromkeys(FLASH_KERNELS, flash_
     AttentionMaskInterface.register(_PREFIX + _name, _mask_function)
 
 
+# ------------------------- recurrent and convolutional layers of hybrids: text by text -------------------------
+
+_ends_of_row: ContextVar[torch.Tensor | None] = ContextVar("ends_of_row", default=None)  # of the layer that is running
+_SHORT = 64  # tokens; gated delta rules pad to as many
+
+
+@torch.compiler.disable
+def _note_row(layer: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Layers are told the lengths of their row and mixers are not. Checkpointed layers are told again in backward."""
+    _ends_of_row.set(options.get("cu_seq_lens_q"))
+
+
+@torch.compiler.disable
+def _refuse_unannounced_texts(model: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+    if options.get("cu_seq_lens_q") is None:
+        _refuse_unannounced_packing(model, options.get("position_ids"))
+
+
+@torch.compiler.disable
+def _mix_per_text(
+    own: Callable[..., torch.Tensor],
+    hidden_states: torch.Tensor,  # [1, T, size]
+    *inputs: Any,
+    attention_mask: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """The mixer's own forward for each text of a packed row, padded on the right, where it never looks."""
+    if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.shape[2] > 0:
+        raise ValueError(
+            "Recurrence and convolution know no mask of who sees whom: give a hybrid model padded batches, or packed"
+            " rows by `packed_inputs(lengths)`."
+        )
+    ends = _ends_of_row.get()
+    if ends is None:
+        return own(hidden_states, *inputs, attention_mask=attention_mask, **options)
+    lengths = _text_lengths(ends)
+    texts = hidden_states[0].split(lengths)
+    mixed = list(texts)
+    for group in _groups_of_like_length(lengths):
+        rows = own(pad_sequence([texts[index] for index in group], batch_first=True))  # [texts, longest, size]
+        for index, row in zip(group, rows, strict=True):
+            mixed[index] = row[: lengths[index]]
+    return torch.cat(mixed)[None]
+
+
+def _groups_of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Which texts share a padded batch: none becomes more than twice as long, unless it stays short."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if not groups or 2 * max(lengths[index], _SHORT) < lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def _mixers(model: nn.Module) -> list[nn.Module]:
+    """The modules of a hybrid that mix tokens otherwise than by attention: each has a convolution of its own."""
+    if getattr(getattr(model, "config", None), "model_type", None) not in HYBRIDS:
+        return []
+    return [module for module in model.modules() if any(isinstance(each, nn.Conv1d) for each in module.children())]
+
+
 # ------------------------------------- patching a model and undoing it -------------------------------------
 
 
@@ -469,11 +549,24 @@ class AttentionPatch:
         self.sliding_window = sliding_window
         self.backend = backend
         self._before: list[tuple[Any, str, bool, Any]] = []  # owner, attribute, whether it had one, its value
+        self._hooks: list[RemovableHandle] = []
 
     def _set(self, owner: Any, attribute: str, value: Any) -> None:
         had = hasattr(owner, attribute)
         self._before.append((owner, attribute, had, getattr(owner, attribute) if had else None))
         setattr(owner, attribute, value)
+
+    def _run_per_text(self, mixers: Sequence[nn.Module]) -> None:
+        """Let the mixers of a hybrid see each text of a packed row by itself."""
+        model = self.model.base_model
+        self._hooks.append(model.register_forward_pre_hook(_refuse_unannounced_texts, with_kwargs=True))
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer) and set(mixers) & set(layer.modules()):
+                self._hooks.append(layer.register_forward_pre_hook(_note_row, with_kwargs=True))
+        for mixer in mixers:
+            own = vars(mixer).get("forward")
+            self._before.append((mixer, "forward", own is not None, own))
+            setattr(mixer, "forward", partial(_mix_per_text, mixer.forward))  # noqa: B010
 
     def restore(self) -> None:
         """Undo the patch; without effect when it is undone already, or replaced by a later patch of the same model."""
@@ -483,6 +576,8 @@ class AttentionPatch:
                 setattr(owner, attribute, value)
             else:
                 delattr(owner, attribute)
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def __enter__(self) -> AttentionPatch:
         return self
@@ -521,6 +616,12 @@ def patch_attention(
     encoder = _is_encoder(inner, modules)
     if encoder and mode == "causal":
         raise ValueError(f"{type(inner).__name__} is an encoder: `mode` must be bidirectional.")
+    mixers = _mixers(inner)
+    if mixers and mode == "bidirectional":
+        raise ValueError(
+            f"{type(inner).__name__} mixes tokens by recurrence or convolution as well ({type(mixers[0]).__name__}),"
+            " which reads forward only: set its attention to causal."
+        )
     implementation = _implementation(inner, backend)
     configs = {id(owner.config): owner.config for owner in (inner, inner.base_model, *modules)}.values()
 
@@ -539,6 +640,8 @@ def patch_attention(
         patch._set(module, "is_causal", causal)
         if sliding_window == "ignore" and vars(module).get("sliding_window") is not None:
             patch._set(module, "sliding_window", None)
+    if mixers:
+        patch._run_per_text(mixers)
     return patch
 
 
@@ -594,9 +697,11 @@ def _checked_attention_modules(model: PreTrainedModel) -> list[nn.Module]:
             f"{name} computes its {what} itself instead of using transformers' shared functions, so it cannot be"
             " patched and would stay as it is."
         )
-    mixers = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if _mixers(model):
+        return modules
+    unknown = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     others = len(modules) != config.num_hidden_layers or any(isinstance(m, nn.Conv1d) for m in model.modules())
-    if mixers or others:
+    if unknown or others:
         raise ValueError(
             f"{name} mixes tokens by other means than full or sliding attention ({len(modules)} attention modules in"
             f" {config.num_hidden_layers} layers), and those would stay causal: it cannot be patched."

@@ -19,16 +19,25 @@ from .training import StepClock, train_by_recipe, variant, write_dataset
 
 
 TITLE = "Share of the matmul peak"
-CASE = "heavy-tailed lengths"
+MODELS = {  # hidden and intermediate sizes of models that people train; fewer layers, which are all alike
+    "384 wide": ModelSize(),
+    "576 wide, as SmolLM2-135M": ModelSize(
+        layers=4, hidden_size=576, intermediate_size=1536, heads=9, key_value_heads=3
+    ),
+    "1,024 wide, as Qwen3-0.6B": ModelSize(
+        layers=2, hidden_size=1024, intermediate_size=3072, heads=16, key_value_heads=8
+    ),
+}
+AIM = 65.0  # %
 PLAIN, COMPILED, TURNING = "training step", "training step, torch_compile", "training step, waiting threads turn"
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}  # as in `llamafactory-cli train`
 
 
 @dataclass(frozen=True)
 class Settings:
-    model: ModelSize = field(default_factory=ModelSize)
+    models: Mapping[str, ModelSize] = field(default_factory=MODELS.copy)
     rows: int = 16
-    steps: int = 10  # the first one warms up
+    steps: int = 6  # the first one warms up
     mean_length: int = 90
     fill: float = 1 / 3
     matmul_size: int = 2048
@@ -36,48 +45,26 @@ class Settings:
 
 def measure(settings: Settings, repeats: int, folder: Path) -> Result:
     """The peak is measured between the steps, in the same process."""
-    from transformers import AutoTokenizer
-
-    model = save_model(folder / "model", settings.model)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    sizes = TripletSizes(settings.rows, settings.steps, settings.mean_length, settings.fill)
-    triplets = make_triplets(tokenizer, sizes)
-    # Every batch has the same lengths, so any of them has the work of all.
-    lengths = [len(tokenizer(text)["input_ids"]) for row in triplets[: settings.rows] for text in row.values()]
-    data = write_dataset(folder / "data", triplets)
-    work = {
-        "operations": count_operations(settings.model, lengths),
-        "matmul_size": settings.matmul_size,
-        "projections": projections(settings.model),
+    cases = {
+        case: variants_of(size, settings, folder / str(size.hidden_size)) for case, size in settings.models.items()
     }
-
-    def step(environment: Mapping[str, str], **options: Any) -> Variant:
-        options = {"optim": "adamw_torch_fused", **options}  # as recipes have it by default
-        ours = variant("ours", model, data, settings.rows, settings.steps, options=options, **work)
-        return dataclasses.replace(ours, function="benchmarks.matmul_share:run", environment=environment)
-
-    runs = take_turns(
-        {
-            CASE: {
-                PLAIN: step(SLEEPING_THREADS),
-                COMPILED: step(SLEEPING_THREADS, torch_compile=True),
-                TURNING: step({"OMP_WAIT_POLICY": "ACTIVE"}),
-            }
-        },
-        repeats,
-    )
-    shares = {name: [100 * run["share"] for run in runs if run["variant"] == name] for name in (PLAIN, COMPILED)}
-    ceilings = [100 * run["products_alone"] for run in runs]
+    runs = take_turns(cases, repeats)
+    figures = []
+    for case in cases:
+        for name, words in ((PLAIN, ""), (COMPILED, ", torch_compile")):
+            shares = [100 * run["share"] for run in runs if (run["case"], run["variant"]) == (case, name)]
+            figures.append(spread(f"{case}: share of the matmul peak{words}", shares, unit="%", at_least=AIM))
+        alone = [100 * run["products_alone"] for run in runs if run["case"] == case]
+        figures.append(spread(f"{case}: share of the products alone, in the shapes of the step", alone, unit="%"))
+        for words, other in (
+            ("time without torch_compile, to that with", COMPILED),
+            ("time where threads sleep, to that where they turn", TURNING),
+        ):
+            figures.append(ratio(f"{case}: {words}", runs, case, PLAIN, other, "seconds"))
     return Result(
         settings=dataclasses.asdict(settings),
         runs=runs,
-        figures=[
-            spread("share of the matmul peak", shares[PLAIN], unit="%", at_least=65.0),
-            spread("share of the matmul peak, torch_compile", shares[COMPILED], unit="%", at_least=65.0),
-            spread("share of the matmul peak, nothing but products in the shapes of the step", ceilings, unit="%"),
-            ratio("time without torch_compile, to that with", runs, CASE, PLAIN, COMPILED, "seconds"),
-            ratio("time where threads sleep, to that where they turn", runs, CASE, PLAIN, TURNING, "seconds"),
-        ],
+        figures=figures,
         table=table_of(
             runs,
             {
@@ -89,6 +76,37 @@ def measure(settings: Settings, repeats: int, folder: Path) -> Result:
             },
         ),
     )
+
+
+def variants_of(size: ModelSize, settings: Settings, folder: Path) -> dict[str, Variant]:
+    """Steps of a model of this size on heavy-tailed lengths."""
+    from transformers import AutoTokenizer
+
+    folder.mkdir()
+    model = save_model(folder / "model", size)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    triplets = make_triplets(
+        tokenizer, TripletSizes(settings.rows, settings.steps, settings.mean_length, settings.fill)
+    )
+    # Every batch has the same lengths, so any of them has the work of all.
+    lengths = [len(tokenizer(text)["input_ids"]) for row in triplets[: settings.rows] for text in row.values()]
+    data = write_dataset(folder / "data", triplets)
+    work = {
+        "operations": count_operations(size, lengths),
+        "matmul_size": settings.matmul_size,
+        "projections": projections(size),
+    }
+
+    def step(environment: Mapping[str, str], **options: Any) -> Variant:
+        options = {"optim": "adamw_torch_fused", **options}  # as recipes have it by default
+        ours = variant("ours", model, data, settings.rows, settings.steps, options=options, **work)
+        return dataclasses.replace(ours, function="benchmarks.matmul_share:run", environment=environment)
+
+    return {
+        PLAIN: step(SLEEPING_THREADS),
+        COMPILED: step(SLEEPING_THREADS, torch_compile=True),
+        TURNING: step({"OMP_WAIT_POLICY": "ACTIVE"}),
+    }
 
 
 def count_operations(size: ModelSize, lengths: Sequence[int]) -> int:

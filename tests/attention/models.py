@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 import attention_patch
 from attention_patch import (
@@ -42,6 +42,28 @@ def shared_model(variant: str) -> PreTrainedModel:
     """A model that tests may patch but must leave as it was."""
     family, overrides = VARIANTS[variant]
     return tiny_model(family, **overrides)
+
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
+def model_of_type(model_type: str, **overrides: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(model_type, **SIZES | overrides))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.25)
+    return model.eval()
 
 
 def layer_window(model: PreTrainedModel, layer: int) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 
 from attention_patch import (
     packed_inputs,
@@ -17,36 +17,16 @@ from attention_patch import (
 from tests.attention.models import (
     BACKENDS,
     LENGTHS,
+    SIZES,
     apart,
     assert_close,
     hidden_states,
+    model_of_type,
     movements,
     patched,
     random_tokens,
     shared_model,
 )
-
-
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "pad_token_id": 2,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-
-
-def model_of_type(model_type: str, **overrides: Any) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModel.from_config(AutoConfig.for_model(model_type, **SIZES | overrides))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.25)
-    return model.eval()
 
 
 GEMMA3 = {"use_bidirectional_attention": True, "sliding_window": 6, "head_dim": 8, "query_pre_attn_scalar": 8,
@@ -152,7 +132,6 @@ def llama_with_a_convolution() -> PreTrainedModel:
 
 
 def refused_models() -> dict[str, tuple[Any, str]]:
-    conv = {"layer_types": ["full_attention", "conv"], "num_key_value_heads": 2}
     hybrid = {"num_key_value_heads": 2, "head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}
     vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
               "image_size": 28, "patch_size": 14}  # fmt: skip
@@ -164,7 +143,6 @@ def refused_models() -> dict[str, tuple[Any, str]]:
         "own-attention": (lambda: OwnModel(AutoConfig.for_model("llama", **SIZES)), "computes its attention itself"),
         "bloom": (lambda: model_of_type("bloom", n_layer=2, n_head=4), "computes its attention itself"),
         "deberta-v2": (lambda: model_of_type("deberta-v2"), "computes its attention itself"),
-        "conv-layers": (lambda: model_of_type("lfm2", **conv), "mixes tokens by other means"),
         "convolution": (llama_with_a_convolution, "mixes tokens by other means"),
         "state-space": (lambda: model_of_type("falcon_h1", **hybrid), "mixes tokens by other means"),
         "chunks": (
