@@ -620,7 +620,7 @@ def patch_attention(
     if mixers and mode == "bidirectional":
         raise ValueError(
             f"{type(inner).__name__} mixes tokens by recurrence or convolution as well ({type(mixers[0]).__name__}),"
-            " which reads forward only: set its attention to causal."
+            " which reads forward only: its attention (`mode`, in recipes `attention`) can only be causal."
         )
     implementation = _implementation(inner, backend)
     configs = {id(owner.config): owner.config for owner in (inner, inner.base_model, *modules)}.values()

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from ..files import write_json
 from ..foreign import read_yaml
 from ..loading.checkpoint import POOLER_NAME, load_embedding_model
-from ..loading.weights import ADAPTER_CONFIG_NAME, ADAPTER_NAME
+from ..loading.weights import ADAPTER_CONFIG_NAME, ADAPTER_NAME, text_part
 from ..model.embedding import EmbeddingModel
 from ..model.embedding_config import EmbeddingConfig
 from ..model.families import find_family
@@ -145,7 +145,7 @@ def read_model_config(checkpoint: str | Path, config: EmbeddingConfig) -> Pretra
     is_adapter = (Path(checkpoint) / ADAPTER_CONFIG_NAME).is_file()
     source = find_base(checkpoint, config) if is_adapter else str(checkpoint)
     try:
-        return AutoConfig.from_pretrained(source)
+        return text_part(AutoConfig.from_pretrained(source))
     except OSError as error:
         role = "The base model" if is_adapter else "The model"
         cause = str(error).partition("\n")[0]

@@ -1,12 +1,16 @@
-"""Seam: the model loader. It loads Dream and LLaDA with Liger's kernels, and neither `lora_target: all` nor
-`resize_vocab` takes a layer for a head of the same name."""
+"""Seam: the model loader. It loads Dream and LLaDA with Liger's kernels, neither `lora_target: all` nor `resize_vocab`
+takes a layer for a head of the same name, and our stages get the language model of a model that also reads images."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
+from ..stages.registry import load_registry
 from . import contract
 
 
@@ -20,6 +24,15 @@ def apply(loader: Any) -> None:
     contract.check_signature(
         contract.attribute(loader, "apply_liger_kernel"), "config", "model_args", "is_trainable", "require_logits"
     )
+    contract.check_signature(contract.attribute(loader, "load_config"), "model_args")
+    contract.check_signature(
+        contract.attribute(loader, "load_model"),
+        "tokenizer",
+        "model_args",
+        "finetuning_args",
+        "is_trainable",
+        "add_valuehead",
+    )
     adapter = importlib.import_module(f"{loader.__name__.rpartition('.')[0]}.adapter")
     contract.check_signature(contract.attribute(adapter, "find_all_linear_modules"), "model", "freeze_vision_tower")
     contract.check_signature(
@@ -32,9 +45,29 @@ def apply(loader: Any) -> None:
         "cast_trainable_params_to_fp32",
     )
     importlib.import_module("llamafactory_embed.model.families")
+    _apply_text_part(loader)
     _apply_liger(loader)
     _apply_linear_modules(adapter)
     _apply_vocabulary_modules(adapter)
+
+
+def _apply_text_part(loader: Any) -> None:
+    host_load_config, host_load_model = loader.load_config, loader.load_model
+
+    def load_text_config(model_args: ModelArguments) -> PretrainedConfig:
+        from ..loading.weights import text_part
+
+        return text_part(host_load_config(model_args))
+
+    @functools.wraps(host_load_model)
+    def load_model(
+        tokenizer: Any, model_args: ModelArguments, finetuning_args: FinetuningArguments, *args: Any, **kwargs: Any
+    ) -> PreTrainedModel:
+        ours = load_registry().find(finetuning_args.stage) is not None
+        with mock.patch.object(loader, "load_config", load_text_config) if ours else contextlib.nullcontext():
+            return host_load_model(tokenizer, model_args, finetuning_args, *args, **kwargs)
+
+    loader.load_model = load_model
 
 
 def _apply_liger(loader: Any) -> None:

@@ -20,7 +20,7 @@ from attention_patch import Backend
 from ..stages.host_settings import check_that_the_base_is_kept
 from . import pissa
 from .llm2vec_adapters import ModuleNames, adapter_for_causal_lm
-from .weights import weights_must_fit
+from .weights import text_part, weights_must_fit
 
 
 if TYPE_CHECKING:
@@ -72,9 +72,8 @@ def adapter_folders(model_args: ModelArguments) -> list[str]:
 
 def load_config(model_args: ModelArguments) -> PretrainedConfig:
     """The configuration of the model, before it is loaded."""
-    return AutoConfig.from_pretrained(
-        model_args.model_name_or_path, trust_remote_code=model_args.trust_remote_code, **hub_options(model_args)
-    )
+    options = {"trust_remote_code": model_args.trust_remote_code, **hub_options(model_args)}
+    return text_part(AutoConfig.from_pretrained(model_args.model_name_or_path, **options))
 
 
 def hub_options(model_args: ModelArguments) -> dict[str, Any]:

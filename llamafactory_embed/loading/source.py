@@ -275,6 +275,7 @@ def readable_length(chain: list[Repository]) -> int:
     """As many tokens as tokenizer and model allow."""
     tokenizer = next((each.read_json("tokenizer_config.json") for each in reversed(chain) if each.has_tokenizer), {})
     model = chain[0].read_json(MODEL_CONFIG_NAME)
+    model = model.get("text_config") or model  # of one that also reads images
     limits = (tokenizer.get("model_max_length"), model.get("max_position_embeddings"), model.get("n_positions"))
     known = [int(limit) for limit in limits if isinstance(limit, (int, float)) and limit > 0]
     return min(known, default=PA_MAX_LENGTH)

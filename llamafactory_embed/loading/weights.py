@@ -14,7 +14,14 @@ from unittest import mock
 import torch
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from ..foreign import is_plain_name, read_json_object
@@ -149,6 +156,17 @@ def part_of_state_dict(state_dict: dict[str, Tensor] | None, prefix: str) -> dic
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def text_part(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of the language model inside a model that also reads images, where transformers loads the one
+    from the files of the other (Qwen3.5); any other configuration as it is."""
+    text = config.get_text_config()
+    language_model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if text is config or language_model is None or language_model.config_class is not type(text):
+        return config
+    text.tie_word_embeddings = text.tie_word_embeddings or config.tie_word_embeddings
+    return text
+
+
 def load_language_model(
     folder: str | Path,
     base_model: str | None = None,
@@ -162,7 +180,9 @@ def load_language_model(
     folder = Path(folder)
     if not (folder / ADAPTER_CONFIG_NAME).is_file():
         with weights_must_fit():
-            return (AutoModelForCausalLM if with_head else AutoModel).from_pretrained(folder, dtype=dtype)
+            if with_head:
+                return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            return AutoModel.from_pretrained(folder, config=text_part(AutoConfig.from_pretrained(folder)), dtype=dtype)
 
     base = base_model or PeftConfig.from_pretrained(folder).base_model_name_or_path
     if not base:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModel
+from transformers import AttentionInterface, AutoConfig, AutoModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
+
+from attention_patch import HYBRIDS
 
 
 if TYPE_CHECKING:
@@ -70,6 +72,12 @@ class LastStates(nn.Module):
 
 def convert_decoder(folder: Path) -> Model:
     """The graph of the model whose weights and configuration a folder holds, in float32."""
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type in HYBRIDS:
+        raise ValueError(
+            f"`--layout openvino`: {type(config).__name__.removesuffix('Config')} mixes tokens by recurrence or"
+            " convolution, which a graph of one example does not follow to other lengths: use another layout."
+        )
     import numpy as np
     import openvino
 
