@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, flash_attention_mask, sdpa_mask
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
@@ -513,7 +514,9 @@ def _mix_per_text(
     lengths = _text_lengths(ends)
     texts = hidden_states[0].split(lengths)
     mixed = list(texts)
-    for group in _groups_of_like_length(lengths):
+    # ZeRO-3 gathers weights in each call, on all ranks together, and these have other lengths.
+    groups = [range(len(lengths))] if is_deepspeed_zero3_enabled() else _groups_of_like_length(lengths)
+    for group in groups:
         rows = own(pad_sequence([texts[index] for index in group], batch_first=True))  # [texts, longest, size]
         for index, row in zip(group, rows, strict=True):
             mixed[index] = row[: lengths[index]]

@@ -38,6 +38,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "dream": {"model_type": "Dream", "vocab_size": VOCABULARY_SIZE + 1, "mask_token_id": VOCABULARY_SIZE},
     "llada": {"vocab_size": VOCABULARY_SIZE + 1, "mask_token_id": VOCABULARY_SIZE},
 }  # fmt: skip
+# Those that can only be causal.
+HYBRID_FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3_5": {
+        "model_type": "qwen3_5_text",
+        "head_dim": 8,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "layer_types": ["linear_attention", "full_attention"],
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "mrope_section": [2, 1, 1],
+        },
+    }
+}  # fmt: skip
 
 
 def tiny_config(family: str, **overrides: Any) -> Any:
@@ -52,7 +67,7 @@ def tiny_config(family: str, **overrides: Any) -> Any:
             "num_key_value_heads": 2,
             "max_position_embeddings": 512,
         }
-    values |= FAMILIES[family] | overrides
+    values |= (FAMILIES | HYBRID_FAMILIES)[family] | overrides
     model_type = values.pop("model_type", family)
     return AutoConfig.for_model(model_type, **values)
 

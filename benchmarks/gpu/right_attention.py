@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_patch import annealed_inputs, mask_inputs, packed_inputs, patch_attention
+from attention_patch import HYBRIDS, annealed_inputs, mask_inputs, packed_inputs, patch_attention
 from llamafactory_embed.diffusion.blocks import block_layout, block_mask
 from llamafactory_embed.model.packed import find_decoder, forward_packed, pack_texts, split_texts
 
@@ -28,7 +28,7 @@ WINDOW = 4  # of Mistral and of every other layer of Gemma 3
 
 def measure(bench: Bench) -> None:
     """Every combination that the kernels allow."""
-    families = bench.size(("llama", "qwen3", "mistral"), ("llama",))
+    families = bench.size(("llama", "qwen3", "mistral", "qwen3_5_text"), ("llama", "qwen3_5_text"))
     backends = ("sdpa", "eager") if bench.device == "cpu" else ("flash_attention_2", "sdpa")
     for family in families:
         for backend in backends:
@@ -37,12 +37,17 @@ def measure(bench: Bench) -> None:
                 if backend == "flash_attention_2" and dtype == torch.float32:
                     bench.record.attempt(f"{name}: refused", lambda family=family: refuses_float32(bench, family))
                     continue
-                for mode in MODES:
+                for mode in modes_of(family):
                     compare_packed(bench, name, family, backend, dtype, mode)
                     leak_matrix(bench, name, family, backend, dtype, mode)
                 masks_of_training(bench, name, family, backend, dtype)
     if bench.device == "cpu":
         bench.record.skip("flash_attention_2", "no CUDA device")
+
+
+def modes_of(family: str) -> tuple[str, ...]:
+    """How its attention can be."""
+    return ("causal",) if family in HYBRIDS else MODES
 
 
 def shape_of(bench: Bench, family: str, layers: int) -> Shape:
@@ -101,7 +106,7 @@ def states_of(model: Any, text: list[int], device: str) -> Tensor:
 def refuses_float32(bench: Bench, family: str) -> None:
     """Flash kernels compute in 16 bits: a model in float32 is told so, not silently rounded."""
     model = loaded(bench, family, torch.float32, layers=1)
-    with patch_attention(model, backend="flash_attention_2"):
+    with patch_attention(model, "causal", backend="flash_attention_2"):
         try:
             states_of(model, [5, 6, 7], bench.device)
         except ValueError as error:
@@ -163,8 +168,9 @@ def check_leaks(bench: Bench, what: str, moved: Tensor, visible: Tensor) -> None
 
 
 def masks_of_training(bench: Bench, name: str, family: str, backend: Any, dtype: torch.dtype) -> None:
-    """Annealed attention and block diffusion on packed rows. A sliding window would change who sees whom."""
-    if family == "mistral":
+    """Annealed attention and block diffusion on packed rows. A sliding window would change who sees whom, and hybrids
+    are causal."""
+    if family == "mistral" or family in HYBRIDS:
         return
     length = 12
 

@@ -92,6 +92,21 @@ def config_of(shape: Shape, longest: int = 4096) -> Any:
     more: dict[str, Any] = {"head_dim": shape.head_size}
     if shape.family == "llada":
         more = {"mask_token_id": shape.vocabulary - 1}
+    if shape.family == "qwen3_5_text":  # a gated delta rule before each layer of attention
+        half = shape.head_size // 2
+        more |= {
+            "layer_types": (["linear_attention", "full_attention"] * shape.layers)[: shape.layers],
+            "linear_num_key_heads": shape.key_value_heads,
+            "linear_num_value_heads": shape.heads,
+            "linear_key_head_dim": shape.head_size,
+            "linear_value_head_dim": shape.head_size,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 1.0,
+                "mrope_section": [half - 2 * (half // 3), half // 3, half // 3],
+            },
+        }
     config = AutoConfig.for_model(
         shape.family,
         vocab_size=shape.vocabulary,

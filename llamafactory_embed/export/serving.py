@@ -8,6 +8,8 @@ from typing import get_args
 
 from transformers import PretrainedConfig
 
+from attention_patch import HYBRIDS
+
 from ..data.prompts import parse_template
 from ..hparams.suggestion import suggest
 from ..model.embedding_config import EmbeddingConfig
@@ -139,6 +141,12 @@ def describe_servers(config: EmbeddingConfig, serving: Serving, model: Pretraine
             f"The files have the original layout of {model.model_type}: sentence-transformers loads them in a process "
             "that has imported `llamafactory_embed`, and vLLM and text-embeddings-inference do not know the model."
         )
+    if model.model_type in HYBRIDS:
+        remarks.append(
+            f"{model.model_type} mixes tokens by recurrence or convolution as well: text-embeddings-inference does "
+            "not know it, and whether vLLM embeds with it was not tried (`llamafactory-embed verify` compares a "
+            "server with this folder)."
+        )
     if serving.needs_code:
         remarks.append(
             "The pooling is a module of this folder (`embedder_modules.py`): sentence-transformers loads it with "
@@ -165,7 +173,8 @@ def describe_servers(config: EmbeddingConfig, serving: Serving, model: Pretraine
 
 def list_commands(config: EmbeddingConfig, serving: Serving, model: PretrainedConfig) -> dict[str, str]:
     """The command of each server that reads the layout, has the pooling and knows the architecture."""
-    if config.multi_vector or serving.needs_code or config.pooling == "weighted_mean" or is_diffusion(model):
+    has_unread_pooling = config.multi_vector or serving.needs_code or config.pooling == "weighted_mean"
+    if has_unread_pooling or is_diffusion(model) or model.model_type in HYBRIDS:
         return {}
     commands = {"vLLM": VLLM_COMMAND}
     dense_modules = len(config.dense) + (serving.dimensions is not None)

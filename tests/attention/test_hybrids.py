@@ -28,6 +28,7 @@ from tests.attention.models import (
 )
 from tests.attention.test_leaks import assert_moves
 from tests.rounding import additions_in_network, assert_equal_up_to_rounding
+from tests.tiny_models import HYBRID_FAMILIES
 
 
 DELTA_RULE = {
@@ -69,8 +70,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     | {"num_dense_layers": 1, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "olmo_hybrid": DELTA_RULE,
     "qwen3_5_moe_text": DELTA_RULE | EXPERTS,
-    "qwen3_5_text": DELTA_RULE | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
-                                                      "partial_rotary_factor": 1.0, "mrope_section": [2, 1, 1]}},
+    "qwen3_5_text": DELTA_RULE | {"rope_parameters": HYBRID_FAMILIES["qwen3_5"]["rope_parameters"]},
     "qwen3_next": DELTA_RULE | EXPERTS,
 }  # fmt: skip
 LENGTHS = [7, 2, 2, 1, 9, 150, 67]  # beyond what a gated delta rule takes at once
@@ -227,6 +227,25 @@ def test_threads_keep_their_rows_apart() -> None:
 def test_short_texts_share_a_batch_and_no_text_becomes_much_longer() -> None:
     groups = attention_patch._groups_of_like_length([1, 500, 60, 300, 128, 90])
     assert groups == [[1, 3], [4, 5, 2, 0]]
+
+
+@hybrids
+def test_one_call_a_layer_under_zero_3(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks with other lengths must gather weights equally often, or they wait for each other for ever."""
+    model, row = shared_hybrid(model_type), random_tokens(1, sum(LENGTHS))
+    calls: list[int] = []
+    with patch_attention(model, "causal"), torch.no_grad():
+        mixer = attention_patch._mixers(model)[0]
+        first_layer = next(module for module in mixer.modules() if isinstance(module, torch.nn.Linear))
+        hook = first_layer.register_forward_hook(lambda *_: calls.append(1))
+        in_groups = hidden_states(model, row, **packed_inputs(LENGTHS))
+        assert len(calls) > 1
+        calls.clear()
+        monkeypatch.setattr(attention_patch, "is_deepspeed_zero3_enabled", lambda: True)
+        at_once = hidden_states(model, row, **packed_inputs(LENGTHS))
+        hook.remove()
+    assert len(calls) == 1
+    assert_equal_up_to_rounding(at_once, in_groups, additions_in_network(model.config, max(LENGTHS)))
 
 
 @pytest.mark.parametrize("model_type", ["lfm2", "qwen3_5_text"])

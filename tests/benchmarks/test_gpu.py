@@ -246,15 +246,15 @@ def test_rehearsal(name: str, bench: Bench) -> None:
     assert len(found["figures"]) > 10
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_who_sees_whom(family: str, bench: Bench) -> None:
+@pytest.mark.parametrize(("family", "count"), [("llama", 8), ("mistral", 6), ("qwen3_5_text", 3)])
+def test_who_sees_whom(family: str, count: int, bench: Bench) -> None:
     given: Any = (bench, "here", family, "sdpa", torch.bfloat16)
-    for mode in right_attention.MODES:
+    for mode in right_attention.modes_of(family):
         right_attention.compare_packed(*given, mode)
         right_attention.leak_matrix(*given, mode)
     right_attention.masks_of_training(*given)
     checks = content_of(bench)["checks"]
-    assert len(checks) == (6 if family == "mistral" else 8)
+    assert len(checks) == count
     assert all(check["passed"] for check in checks), checks
 
 

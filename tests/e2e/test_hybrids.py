@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from llamafactory_embed.cli import main
 from llamafactory_embed.loading.weights import text_part
 from tests.attention.models import SIZES
 from tests.attention.test_hybrids import OVERRIDES
+from tests.embedders import PROSE
 from tests.tiny_models import tiny_tokenizer
 
 from .contrastive_runs import LORA, perform, recipe, write_data
+from .two_ranks import deepspeed_config, run_on_two_ranks
 
 
 # Steps small enough for the loss to fall: where it rises, so do differences of rounding.
@@ -130,3 +133,24 @@ def test_no_openvino_graph(folders: dict[str, Path], data: Path, tmp_path: Path)
 
     with pytest.raises(ValueError, match=r"`--layout openvino`: Qwen3_5Text.* recurrence"):
         convert_decoder(folders["alone"])
+
+
+@pytest.mark.process
+def test_zero_3_trains_as_one_process(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Texts so unlike in length that the ranks would call their layers differently often (and wait for ever)."""
+    words = " ".join(PROSE).split()
+    rows = [
+        {"query": " ".join(words[n : n + 4]), "positive": " ".join(words[2 * n : 2 * n + (5 if n % 3 else 90)])}
+        for n in range(24)
+    ]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    info = {"rows": {"file_name": "rows.jsonl", "formatting": "retrieval"}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    options = CAUSAL | {"num_negatives": 0, "dataset": "rows", "cutoff_len": 256}
+    settings = {"model": str(folders["both"]), "data": str(tmp_path / "data")}
+    alone = perform(recipe(output_dir=tmp_path / "alone", **settings, **options))
+    sharded = run_on_two_ranks(tmp_path / "z3", settings, {"z3": options | {"deepspeed": deepspeed_config("z3")}})
+    assert sharded["z3"].losses == pytest.approx(alone.losses, abs=1e-4)
+    vectors = [Encoder(str(tmp_path / name)).encode(TEXTS) for name in ("alone", "z3/z3")]
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-4)

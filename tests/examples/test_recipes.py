@@ -40,6 +40,7 @@ ARCHITECTURES = {
     "qwen1.5": "qwen2",
     "qwen2-": "qwen2",
     "qwen2.5": "qwen2",
+    "qwen3.5": "qwen3_5",
     "qwen3": "qwen3",
     "mistral": "mistral",
     "llama": "llama",
