@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from llamafactory_embed.model.families import family_of
+from llamafactory_embed.model.families import find_family
 
 
 VOCABULARY_SIZE = 300
@@ -114,8 +114,8 @@ def save_tiny_model(folder: Path, family: str = "llama", seed: int = 0, **overri
     model = tiny_model(family, seed, **overrides)
     model.save_pretrained(folder)
     tokenizer = copy.deepcopy(tiny_tokenizer())
-    mask_token = family_of(model.config).mask_token
-    if mask_token is not None:
-        tokenizer.add_special_tokens({"mask_token": mask_token})
+    family_facts = find_family(model.config)
+    if family_facts is not None and family_facts.mask_token is not None:
+        tokenizer.add_special_tokens({"mask_token": family_facts.mask_token})
     tokenizer.save_pretrained(folder)
     return folder

@@ -246,9 +246,17 @@ def test_rehearsal(name: str, bench: Bench) -> None:
     assert len(found["figures"]) > 10
 
 
-@pytest.mark.parametrize(("family", "count"), [("llama", 8), ("mistral", 6), ("qwen3_5_text", 3)])
-def test_who_sees_whom(family: str, count: int, bench: Bench) -> None:
-    given: Any = (bench, "here", family, "sdpa", torch.bfloat16)
+@pytest.mark.parametrize(
+    ("family", "dtype", "count"),
+    [
+        ("llama", torch.bfloat16, 8),
+        ("mistral", torch.bfloat16, 6),
+        ("qwen3_5_text", torch.bfloat16, 2),
+        ("qwen3_5_text", torch.float32, 3),
+    ],
+)
+def test_who_sees_whom(family: str, dtype: torch.dtype, count: int, bench: Bench) -> None:
+    given: Any = (bench, "here", family, "sdpa", dtype)
     for mode in right_attention.modes_of(family):
         right_attention.compare_packed(*given, mode)
         right_attention.leak_matrix(*given, mode)
