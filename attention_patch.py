@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
 from functools import partial
 from itertools import groupby
 from typing import Any, Literal
@@ -49,8 +48,8 @@ _PREFIX = "patched_"  # of the implementations registered below
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"  # the name under which every architecture imports it
 _MASK_BUILDERS = "transformers.masking_utils"
 
-# Model types whose layers also mix tokens by recurrence or convolution, and are told the lengths of a packed row. They
-# read forward only. (Nemotron-H is not among them: without kernels, transformers 5.5 looks ahead beyond a chunk.)
+# Model types whose layers mix tokens by recurrence or convolution instead, and are told the lengths of a packed row.
+# They read forward only. (Nemotron-H is not among them: without kernels, transformers 5.5 looks ahead beyond a chunk.)
 HYBRIDS = (
     "bamba",
     "granitemoehybrid",
@@ -478,18 +477,25 @@ for _name, _mask_function in (_DENSE_MASKS | dict.fromkeys(FLASH_KERNELS, flash_
 
 # ------------------------- recurrent and convolutional layers of hybrids: text by text -------------------------
 
-_ends_of_row: ContextVar[torch.Tensor | None] = ContextVar("ends_of_row", default=None)  # of the layer that is running
 _SHORT = 64  # tokens; gated delta rules pad to as many
 
 
-@torch.compiler.disable
-def _note_row(layer: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Layers are told the lengths of their row and mixers are not. Checkpointed layers are told again in backward."""
-    _ends_of_row.set(options.get("cu_seq_lens_q"))
+def _ends_as_mask(layer: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any] | None:
+    """A layer hands its mask to its mixer, also when it runs again under gradient checkpointing, but not its row's
+    lengths. A packed row has no mask, so where its texts end [texts + 1] travels in the mask's place."""
+    ends = options.get("cu_seq_lens_q")
+    return None if ends is None else (inputs, options | {"attention_mask": ends})
 
 
 @torch.compiler.disable
-def _refuse_unannounced_texts(model: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+def _refuse_what_mixers_ignore(model: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """A mask of who sees whom, and texts that only positions tell apart."""
+    mask = options.get("attention_mask", inputs[1] if len(inputs) > 1 else None)
+    if isinstance(mask, torch.Tensor) and mask.dim() == 4 and mask.shape[2] > 0:
+        raise ValueError(
+            f"{type(model).__name__}: recurrence and convolution know no mask of who sees whom: give a hybrid model"
+            " padded batches, or packed rows by `packed_inputs(lengths)`."
+        )
     if options.get("cu_seq_lens_q") is None:
         _refuse_unannounced_packing(model, options.get("position_ids"))
 
@@ -499,19 +505,13 @@ def _mix_per_text(
     own: Callable[..., torch.Tensor],
     hidden_states: torch.Tensor,  # [1, T, size]
     *inputs: Any,
-    attention_mask: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,  # [B, L], or where the texts of a packed row end
     **options: Any,
 ) -> torch.Tensor:
     """The mixer's own forward for each text of a packed row, padded on the right, where it never looks."""
-    if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.shape[2] > 0:
-        raise ValueError(
-            "Recurrence and convolution know no mask of who sees whom: give a hybrid model padded batches, or packed"
-            " rows by `packed_inputs(lengths)`."
-        )
-    ends = _ends_of_row.get()
-    if ends is None:
+    if attention_mask is None or attention_mask.dim() != 1:
         return own(hidden_states, *inputs, attention_mask=attention_mask, **options)
-    lengths = _text_lengths(ends)
+    lengths = _text_lengths(attention_mask)
     texts = hidden_states[0].split(lengths)
     mixed = list(texts)
     # ZeRO-3 gathers weights in each call, on all ranks together, and these have other lengths.
@@ -562,10 +562,10 @@ class AttentionPatch:
     def _run_per_text(self, mixers: Sequence[nn.Module]) -> None:
         """Let the mixers of a hybrid see each text of a packed row by itself."""
         model = self.model.base_model
-        self._hooks.append(model.register_forward_pre_hook(_refuse_unannounced_texts, with_kwargs=True))
+        self._hooks.append(model.register_forward_pre_hook(_refuse_what_mixers_ignore, with_kwargs=True))
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer) and set(mixers) & set(layer.modules()):
-                self._hooks.append(layer.register_forward_pre_hook(_note_row, with_kwargs=True))
+                self._hooks.append(layer.register_forward_pre_hook(_ends_as_mask, with_kwargs=True))
         for mixer in mixers:
             own = vars(mixer).get("forward")
             self._before.append((mixer, "forward", own is not None, own))

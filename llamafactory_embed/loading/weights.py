@@ -159,10 +159,10 @@ def part_of_state_dict(state_dict: dict[str, Tensor] | None, prefix: str) -> dic
 def text_part(config: PretrainedConfig) -> PretrainedConfig:
     """The configuration of the language model inside a model that also reads images, where transformers loads the one
     from the files of the other (Qwen3.5); any other configuration as it is."""
-    text = config.get_text_config()
     language_model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if text is config or language_model is None or language_model.config_class is not type(text):
+    if getattr(language_model, "config_class", None) is not config.sub_configs.get("text_config", object):
         return config
+    text = config.get_text_config()
     text.tie_word_embeddings = text.tie_word_embeddings or config.tie_word_embeddings
     return text
 
