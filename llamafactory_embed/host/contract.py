@@ -54,3 +54,9 @@ def report_mismatch(mismatch: HostMismatchError) -> None:
     """Say it once a run, from the first process."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"llamafactory-embed: {mismatch}", file=sys.stderr)
+
+
+def check_load_model(holder: Any) -> None:
+    """The host's function that loads a model must still be called as our replacements of it are."""
+    parameters = ("tokenizer", "model_args", "finetuning_args", "is_trainable", "add_valuehead")
+    check_signature(attribute(holder, "load_model"), *parameters)

@@ -25,14 +25,7 @@ def apply(loader: Any) -> None:
         contract.attribute(loader, "apply_liger_kernel"), "config", "model_args", "is_trainable", "require_logits"
     )
     contract.check_signature(contract.attribute(loader, "load_config"), "model_args")
-    contract.check_signature(
-        contract.attribute(loader, "load_model"),
-        "tokenizer",
-        "model_args",
-        "finetuning_args",
-        "is_trainable",
-        "add_valuehead",
-    )
+    contract.check_load_model(loader)
     adapter = importlib.import_module(f"{loader.__name__.rpartition('.')[0]}.adapter")
     contract.check_signature(contract.attribute(adapter, "find_all_linear_modules"), "model", "freeze_vision_tower")
     contract.check_signature(

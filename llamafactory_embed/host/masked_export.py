@@ -29,14 +29,7 @@ if TYPE_CHECKING:
 def check(tuner: Any) -> None:
     """The host's export must still load tokenizer and model by these two functions."""
     contract.check_signature(contract.attribute(tuner, "load_tokenizer"), "model_args")
-    contract.check_signature(
-        contract.attribute(tuner, "load_model"),
-        "tokenizer",
-        "model_args",
-        "finetuning_args",
-        "is_trainable",
-        "add_valuehead",
-    )
+    contract.check_load_model(tuner)
 
 
 @contextlib.contextmanager

@@ -31,15 +31,9 @@ from tests.rounding import additions_in_network, assert_equal_up_to_rounding
 from tests.tiny_models import HYBRID_FAMILIES
 
 
-DELTA_RULE = {
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "layer_types": ["linear_attention", "full_attention"],
-}
+QWEN3_5 = HYBRID_FAMILIES["qwen3_5"]
+DELTA_RULE = {name: QWEN3_5[name] for name in QWEN3_5 if name not in ("model_type", "rope_parameters")}
+DELTA_RULE["num_key_value_heads"] = 2
 EXPERTS = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
@@ -70,7 +64,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     | {"num_dense_layers": 1, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "olmo_hybrid": DELTA_RULE,
     "qwen3_5_moe_text": DELTA_RULE | EXPERTS,
-    "qwen3_5_text": DELTA_RULE | {"rope_parameters": HYBRID_FAMILIES["qwen3_5"]["rope_parameters"]},
+    "qwen3_5_text": DELTA_RULE | {"rope_parameters": QWEN3_5["rope_parameters"]},
     "qwen3_next": DELTA_RULE | EXPERTS,
 }  # fmt: skip
 LENGTHS = [7, 2, 2, 1, 9, 150, 67]  # beyond what a gated delta rule takes at once
