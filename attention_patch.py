@@ -10,6 +10,7 @@ One file that needs only torch and transformers:
 
 Every architecture whose attention goes through transformers' `AttentionInterface` and whose masks come from the shared
 mask functions is served, on eager, sdpa and flash_attention_2; any other is refused, never left silently causal.
+Hybrids, which mix tokens by recurrence or convolution as well, are served causally.
 How it works, what each family does and the limits: docs/attention.md.
 """
 
@@ -533,9 +534,9 @@ def _groups_of_like_length(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _mixers(model: nn.Module) -> list[nn.Module]:
+def _mixers(model: PreTrainedModel) -> list[nn.Module]:
     """The modules of a hybrid that mix tokens otherwise than by attention: each has a convolution of its own."""
-    if getattr(getattr(model, "config", None), "model_type", None) not in HYBRIDS:
+    if model.config.model_type not in HYBRIDS:
         return []
     return [module for module in model.modules() if any(isinstance(each, nn.Conv1d) for each in module.children())]
 
@@ -569,7 +570,7 @@ class AttentionPatch:
         for mixer in mixers:
             own = vars(mixer).get("forward")
             self._before.append((mixer, "forward", own is not None, own))
-            setattr(mixer, "forward", partial(_mix_per_text, mixer.forward))  # noqa: B010
+            vars(mixer)["forward"] = partial(_mix_per_text, mixer.forward)
 
     def restore(self) -> None:
         """Undo the patch; without effect when it is undone already, or replaced by a later patch of the same model."""

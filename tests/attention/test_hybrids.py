@@ -162,7 +162,7 @@ def test_masks_and_unannounced_texts_are_refused(model_type: str) -> None:
     allowed[..., 3:, :3] = False
     again = torch.tensor([[0, 1, 2, 0, 1, 2]])
     for backend in ("eager", "sdpa"):
-        with patch_attention(model, "causal", backend=backend), torch.no_grad():  # type: ignore[arg-type]
+        with patched(model, "causal", backend), torch.no_grad():
             with pytest.raises(ValueError, match="know no mask of who sees whom"):
                 hidden_states(model, row, **mask_inputs(model, allowed))
             with pytest.raises(ValueError, match="`position_ids` start again"):
